@@ -1,0 +1,164 @@
+"""The artifact: one ONNX file whose metadata property `kaem.manifest` says what it is.
+
+The graph maps `uniform` float32 (N, D) to `image` (N, C, H, W) and `latent` float32 (N, Q); any program that
+runs ONNX can run it with no kaem code. This module knows the manifest only: it neither loads nor builds graphs.
+
+Format versions, newest first (bump for a change that an older reader would misread):
+    1   first version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from kaem.errors import ArtifactError
+
+FORMAT_VERSION = 1
+MANIFEST_KEY = "kaem.manifest"
+
+Family = Literal["kaem", "vae", "latent_ebm", "ddpm", "ddim"]
+ImageType = Literal["float32", "uint8"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured property of an artifact and the bound it must stay under (both in the property's unit)."""
+
+    name: str
+    value: float
+    bound: float
+    meaning: str = ""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the measured value is finite and within its bound."""
+        return math.isfinite(self.value) and self.value <= self.bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What an artifact is, as its exporter wrote it.
+
+    Attributes:
+        family: Kind of model; `kaem` is an energy model, the others are baselines under the same contract.
+        name: Human name of the model, by default the training preset.
+        noise_dim: D, uniforms per sample.
+        latent_dim: Q, length of the latent vector the generator sees.
+        image_shape: (C, H, W).
+        image_type: Element type of the output `image`.
+        prior: Description of the prior (variant, reference, domain, quadrature) in plain containers.
+        densities: Coordinates and values of each latent density, for plotting only.
+        certificate: Figures measured on this very graph when it was exported.
+        config: The whole training configuration.
+        checkpoint_fingerprint: `sha256:` digest of the weights that were compiled.
+        graph_fingerprint: `sha256:` digest of the graph without its metadata.
+        tools: Versions of the programs that made the file.
+        format_version: Version of this manifest.
+    """
+
+    family: Family
+    name: str
+    noise_dim: int
+    latent_dim: int
+    image_shape: tuple[int, int, int]
+    image_type: ImageType = "float32"
+    prior: Mapping[str, Any] = field(default_factory=dict)
+    densities: Mapping[str, Any] = field(default_factory=dict)
+    certificate: tuple[Figure, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint_fingerprint: str = ""
+    graph_fingerprint: str = ""
+    tools: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of one image in bytes, in the artifact's own element type."""
+        return math.prod(self.image_shape) * (4 if self.image_type == "float32" else 1)
+
+
+def write_manifest(manifest: Manifest) -> str:
+    """Serialise a manifest to the JSON text stored under `MANIFEST_KEY`; the same manifest gives the same text."""
+    return json.dumps(asdict(manifest), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def read_manifest(metadata: Mapping[str, str], *, source: str) -> Manifest:
+    """Read and validate the manifest among an ONNX file's metadata properties.
+
+    Args:
+        metadata: All metadata properties of the file.
+        source: Name of the file, for messages.
+
+    Raises:
+        ArtifactError: There is no manifest, it is not valid, or a newer kaem wrote it.
+    """
+    text = metadata.get(MANIFEST_KEY)
+    if text is None:
+        raise ArtifactError(
+            f"{source} is an ONNX file but not a kaem artifact (no {MANIFEST_KEY!r} metadata)",
+            hint="make one with: kaem export ckpt.pt",
+        )
+    try:
+        content = json.loads(text)
+        version = content["format_version"]
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise TypeError(f"format_version is {version!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"the manifest of {source} is damaged: {error}", hint="export it again") from None
+    if version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"{source} has artifact format {version}; this kaem reads up to {FORMAT_VERSION}",
+            hint="upgrade with: pip install --upgrade kaem",
+        )
+    try:
+        return _manifest(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"the manifest of {source} is damaged: {error}", hint="export it again") from None
+
+
+def fingerprint(content: bytes) -> str:
+    """Return `sha256:<hex>` of some bytes."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def fingerprint_file(path: Path) -> str:
+    """Return `sha256:<hex>` of a file, read in blocks."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest(content: dict[str, Any]) -> Manifest:
+    shape = content["image_shape"]
+    if not (isinstance(shape, list) and len(shape) == 3 and all(_is_size(side) for side in shape)):
+        raise ValueError(f"image_shape is {shape!r}")
+    for key in ("noise_dim", "latent_dim"):
+        if not _is_size(content[key]):
+            raise ValueError(f"{key} is {content[key]!r}")
+    if content["family"] not in get_args(Family):
+        raise ValueError(f"family is {content['family']!r}")
+    if content["image_type"] not in get_args(ImageType):
+        raise ValueError(f"image_type is {content['image_type']!r}")
+    for key in ("prior", "densities", "config", "tools"):
+        if not isinstance(content[key], dict):
+            raise TypeError(f"{key} is not a table")
+    figures = tuple(
+        Figure(
+            name=str(item["name"]),
+            value=float(item["value"]),
+            bound=float(item["bound"]),
+            meaning=str(item["meaning"]),
+        )
+        for item in content["certificate"]
+    )
+    return Manifest(**{**content, "image_shape": tuple(shape), "certificate": figures})
+
+
+def _is_size(value: object) -> bool:
+    """Whether `value` is a whole number that can be a dimension (the upper limit keeps products far from 2^63)."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 20
