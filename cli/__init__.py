@@ -1,0 +1,1 @@
+"""The `kaem` command: one file per command, no logic of its own."""

@@ -1,0 +1,112 @@
+"""Which ONNX Runtime is installed, and a session on exactly the provider that was asked for.
+
+`onnxruntime` and `onnxruntime-gpu` are two distributions of the same files: with both installed whichever
+was unpacked last wins and nothing says so. And a GPU provider that fails to load silently becomes a CPU
+session. Both are turned into errors here, before a model is touched.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kaem.errors import ArtifactError, BackendError, ConfigError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+
+class Runtime(NamedTuple):
+    """The one ONNX Runtime of this environment."""
+
+    distribution: str
+    version: str
+
+
+def installed_runtime() -> Runtime:
+    """Return the installed ONNX Runtime distribution.
+
+    Raises:
+        BackendError: None is installed, or two are; the hint is the command that repairs it.
+    """
+    found: list[Runtime] = []
+    for name in _DISTRIBUTIONS:
+        try:
+            found.append(Runtime(name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            continue
+    if not found:
+        raise BackendError(
+            "no ONNX Runtime is installed",
+            hint="run: pip install 'kaem[cpu]'   (or 'kaem[gpu]' on a machine with an NVIDIA GPU)",
+        )
+    if len(found) > 1:
+        raise BackendError(
+            "onnxruntime and onnxruntime-gpu are both installed and have overwritten each other's files",
+            hint="run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'kaem[cpu]'   (or 'kaem[gpu]')",
+        )
+    return found[0]
+
+
+def open_session(path: Path, provider: str) -> Any:
+    """Open an ONNX file on exactly one provider.
+
+    The session is single-threaded: work is split by rows over one worker per core instead, which scales
+    linearly and keeps a row's bits independent of the number of threads.
+
+    Args:
+        path: The ONNX file.
+        provider: A key of `PROVIDERS`.
+
+    Returns:
+        An `onnxruntime.InferenceSession`.
+
+    Raises:
+        ConfigError: The provider's name is unknown.
+        ArtifactError: The file is missing or is not a valid ONNX model.
+        BackendError: The runtime is unusable, or would run anywhere else than asked.
+    """
+    if provider not in PROVIDERS:
+        raise ConfigError(f"unknown provider {provider!r}", hint=f"choose one of: {', '.join(PROVIDERS)}")
+    if not path.exists():
+        raise ArtifactError(f"no model file at {path}", hint="make one with: kaem export ckpt.pt -o model.onnx")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is not a file")
+    runtime = installed_runtime()
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            f"{runtime.distribution} {runtime.version} is installed but cannot be imported: {error}",
+            hint=f"run: pip install --force-reinstall {runtime.distribution}",
+        ) from None
+    wanted = PROVIDERS[provider]
+    if wanted not in onnxruntime.get_available_providers():
+        raise BackendError(
+            f"{runtime.distribution} {runtime.version} has no {wanted}",
+            hint="run: pip uninstall -y onnxruntime && pip install 'kaem[gpu]'",
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # failures become exceptions; the log would only repeat them
+    options.enable_mem_pattern = False  # the batch dimension is free; patterns per shape only grow memory
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if provider != "cpu":
+        # Without this a provider that fails to load, or a node it lacks, silently runs on the CPU.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        onnxruntime.preload_dlls()
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+    except Exception as error:  # onnxruntime's own exception classes share no public base
+        reason = " ".join(str(error).split())
+        if provider == "cpu":
+            raise ArtifactError(f"{path} is not a usable ONNX model: {reason}", hint="export it again") from None
+        raise BackendError(f"{wanted} cannot run {path}: {reason}") from None
+    if session.get_providers()[0] != wanted:
+        raise BackendError(
+            f"asked for {wanted}, but ONNX Runtime fell back to {session.get_providers()[0]}",
+            hint="check the GPU driver with nvidia-smi, and that 'kaem[gpu]' is installed",
+        )
+    return session

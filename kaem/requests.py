@@ -1,0 +1,60 @@
+"""What may be asked of a sampler: the ranges of seed, index and count, and the shape of uniforms."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kaem.errors import RequestError
+
+NUM_INDICES = 1 << 64
+"""Seeds and sample indices are unsigned 64-bit integers."""
+
+
+def check_range(num: int, seed: int, start: int) -> None:
+    """Check that samples `start .. start + num - 1` of `seed` exist.
+
+    Raises:
+        RequestError: `num` is below 1, `seed` or `start` is not in [0, 2^64), or the range passes 2^64.
+    """
+    num, seed, start = (_whole(name, value) for name, value in (("num", num), ("seed", seed), ("start", start)))
+    if num < 1:
+        raise RequestError(f"num is {num}; ask for at least 1 sample")
+    for name, value in (("seed", seed), ("start", start)):
+        if not 0 <= value < NUM_INDICES:
+            raise RequestError(f"{name} is {value}, outside 0 .. 2^64 - 1")
+    if start + num > NUM_INDICES:
+        raise RequestError(f"start {start} + num {num} passes 2^64, the last sample index")
+
+
+def check_uniforms(uniform: NDArray[np.float32], noise_dim: int) -> NDArray[np.float32]:
+    """Check rows of uniforms for a model and return them contiguous, as float32.
+
+    Args:
+        uniform: Shape (N, D), N at least 1, each value in [-1/2, 1): signed (see `kaem.noise`) or plain.
+        noise_dim: D, what the model expects.
+
+    Raises:
+        RequestError: Wrong shape, an element type other than a float, a value that is not finite or not in range.
+    """
+    rows = np.asarray(uniform)
+    if rows.ndim != 2 or rows.shape[1] != noise_dim or rows.shape[0] < 1:
+        raise RequestError(f"uniforms have shape {rows.shape}; this model takes (N, {noise_dim}) with N >= 1")
+    if rows.dtype.kind != "f":
+        raise RequestError(f"uniforms are {rows.dtype}; give float32")
+    if not (np.min(rows) >= -0.5 and np.max(rows) < 1.0):  # also false for NaN
+        bad = rows[~((rows >= -0.5) & (rows < 1.0))][0]
+        raise RequestError(f"a uniform is {bad}; values must be in [-0.5, 0.5] (signed) or [0, 1)")
+    # Rounding float64 to float32 may reach 1.0, which names no quantile; the largest float32 below it does.
+    return np.minimum(np.ascontiguousarray(rows, np.float32), np.float32(1 - 2**-24))
+
+
+def _whole(name: str, value: int) -> int:
+    if isinstance(value, bool):
+        raise RequestError(f"{name} is {value!r}; give a whole number")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise RequestError(f"{name} is {value!r}; give a whole number") from None

@@ -1,0 +1,195 @@
+"""A compiled sampler in this process: noise in, images out, on exactly the provider that was asked for.
+
+The way of a sample: (seed, index) -> `noise.uniforms` -> ONNX Runtime session -> image. A batch is split by
+rows over one worker thread per core, each calling the same single-threaded session, so a row's bits depend on
+nothing but its own uniforms.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kaem import noise
+from kaem.artifact import Manifest, fingerprint, fingerprint_file, read_manifest
+from kaem.backend import installed_runtime, open_session
+from kaem.errors import ArtifactError, BackendError, RequestError
+from kaem.requests import check_range, check_uniforms
+from kaem.sampler import Chunk, Images, Uniforms
+
+MAX_ROWS = 256
+"""Rows of one session call: large enough to amortise its overhead, small enough to stay near the cache."""
+
+_MIN_ROWS_PER_WORKER = 4
+_CHUNK_BYTES = 1 << 20
+
+
+class LocalSampler:
+    """A sampler on a local ONNX Runtime session; see `kaem.sampler.Sampler` for the contract.
+
+    Thread-safe: any number of threads may call its methods at once.
+
+    Args:
+        path: An ONNX file made by `kaem export`.
+        provider: "cpu" or "cuda".
+        workers: Threads sharing each batch by rows; by default one per core this process may use. A GPU
+            session takes one.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or not a kaem artifact.
+        BackendError: The provider is unusable.
+        RequestError: `workers` is below 1.
+    """
+
+    def __init__(self, path: Path, *, provider: str = "cpu", workers: int | None = None) -> None:
+        if workers is None:
+            workers = len(os.sched_getaffinity(0)) if provider == "cpu" else 1
+        if workers < 1:
+            raise RequestError(f"workers is {workers}; at least 1 is needed")
+        self._session = open_session(path, provider)
+        self._manifest = read_manifest(self._session.get_modelmeta().custom_metadata_map, source=str(path))
+        _check_graph(self._session, self._manifest, path)
+        runtime = installed_runtime()
+        self.provider = provider
+        self.workers = workers
+        self.artifact_fingerprint = fingerprint_file(path)
+        self._numerics_id = fingerprint(
+            "\n".join((self.artifact_fingerprint, provider, runtime.distribution, runtime.version)).encode()
+        )
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kaem-rows")
+        self._is_closed = False
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the artifact says about itself."""
+        return self._manifest
+
+    @property
+    def numerics_id(self) -> str:
+        """Digest of artifact, provider and runtime version: equal ids give equal bits."""
+        return self._numerics_id
+
+    def sample(self, num: int, seed: int, start: int = 0) -> Images:
+        """Return samples `start .. start + num - 1` of `seed`.
+
+        Args:
+            num: Number of samples, at least 1; all are held in memory (use `stream` for more than fit).
+            seed: In [0, 2^64).
+            start: Index of the first sample; start + num must not pass 2^64.
+
+        Returns:
+            Shape (num, C, H, W), float32 in [0, 1] or uint8 as the manifest states.
+
+        Raises:
+            RequestError: A value is out of range, or the images would not fit in this machine's memory.
+        """
+        check_range(num, seed, start)
+        check_memory(num * self._manifest.image_bytes)
+        images = np.empty((num, *self._manifest.image_shape), self._manifest.image_type)
+        for first in range(0, num, MAX_ROWS * self.workers):
+            rows = min(MAX_ROWS * self.workers, num - first)
+            uniform = noise.uniforms(seed, start + first, rows, self._manifest.noise_dim)
+            images[first : first + rows] = self._run("image", uniform)
+        return images
+
+    def stream(self, num: int, seed: int, start: int = 0) -> Iterator[Chunk]:
+        """Yield the same samples in order, in chunks of about 1 MiB, computing each when it is asked for.
+
+        Raises:
+            RequestError: A value is out of range (raised at the call, not at the first chunk).
+        """
+        check_range(num, seed, start)
+        rows_per_chunk = max(1, min(MAX_ROWS * self.workers, _CHUNK_BYTES // self._manifest.image_bytes))
+        return (
+            Chunk(start=first, images=self.sample(min(rows_per_chunk, start + num - first), seed, first))
+            for first in range(start, start + num, rows_per_chunk)
+        )
+
+    def decode(self, uniform: Uniforms) -> Images:
+        """Map rows of uniforms to images.
+
+        Args:
+            uniform: Shape (N, D), signed in [-1/2, 1/2] or plain in [0, 1).
+
+        Returns:
+            Shape (N, C, H, W).
+
+        Raises:
+            RequestError: Wrong shape or a value out of range.
+        """
+        return self._run("image", check_uniforms(uniform, self._manifest.noise_dim))
+
+    def latents(self, uniform: Uniforms) -> NDArray[np.float32]:
+        """Map rows of uniforms, shape (N, D), to the latent vectors the generator sees, shape (N, Q)."""
+        return self._run("latent", check_uniforms(uniform, self._manifest.noise_dim))
+
+    def close(self) -> None:
+        """Stop the worker threads and drop the session."""
+        self._is_closed = True
+        self._pool.shutdown(wait=True)
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, output: str, uniform: Uniforms) -> NDArray[Any]:
+        """Evaluate one output for any number of rows, split between the workers."""
+        if self._is_closed:
+            raise RequestError("this sampler is closed")
+        num = len(uniform)
+        parts = max(1, min(self.workers, num // _MIN_ROWS_PER_WORKER))
+        rows = min(MAX_ROWS, -(-num // parts))
+        pieces = [uniform[first : first + rows] for first in range(0, num, rows)]
+        if len(pieces) == 1:
+            return self._call(output, pieces[0])
+        return np.concatenate(list(self._pool.map(lambda piece: self._call(output, piece), pieces)))
+
+    def _call(self, output: str, uniform: Uniforms) -> NDArray[Any]:
+        try:
+            return np.asarray(self._session.run([output], {"uniform": uniform})[0])
+        except Exception as error:  # onnxruntime's own exception classes share no public base
+            raise BackendError(f"ONNX Runtime failed on {len(uniform)} rows: {error}") from error
+
+
+def check_memory(num_bytes: int) -> None:
+    """Refuse an allocation larger than this machine's physical memory, before it is made.
+
+    Raises:
+        RequestError: The size does not fit.
+    """
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if num_bytes > total:
+        raise RequestError(
+            f"these samples take {num_bytes / 2**30:.1f} GiB; this machine has {total / 2**30:.1f} GiB",
+            hint="ask for fewer, or stream them",
+        )
+
+
+def _check_graph(session: Any, manifest: Manifest, path: Path) -> None:
+    """Refuse a graph whose inputs and outputs are not what its manifest says."""
+    inputs = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
+    outputs = {node.name: (node.type, node.shape[1:]) for node in session.get_outputs()}
+    image_type = "tensor(float)" if manifest.image_type == "float32" else "tensor(uint8)"
+    expected_inputs = [("uniform", "tensor(float)", [manifest.noise_dim])]
+    expected_outputs = {
+        "image": (image_type, list(manifest.image_shape)),
+        "latent": ("tensor(float)", [manifest.latent_dim]),
+    }
+    if inputs != expected_inputs or outputs != expected_outputs:
+        raise ArtifactError(
+            f"the graph of {path} has inputs {inputs} and outputs {outputs}, but its manifest says "
+            f"{expected_inputs} and {expected_outputs}",
+            hint="export it again",
+        )

@@ -1,0 +1,1 @@
+"""The compiler: checkpoint -> one density per latent coordinate -> quantile tables -> ONNX graph -> certificate."""

@@ -1,0 +1,157 @@
+"""Proof of an artifact: what it promises, measured on the very graph that will be run.
+
+Every figure is recomputed from the artifact and the checkpoint alone, so anyone can repeat it with
+`kaem verify`; the exporter measures the same figures before it lets a file appear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from kaem.artifact import Figure, Manifest, fingerprint
+from kaem.errors import ArtifactError, VerificationError
+from kaem.noise import uniforms
+from kaem.runtime import LocalSampler
+from kaem_export.graph import graph_fingerprint
+from kaem_export.oracle import LatentOracle
+from kaem_export.quantile import TABLE_CELLS
+from kaem_train.checkpoint import load_model
+from kaem_train.model.kaem import Kaem
+from kaem_train.settings import Config
+
+U_ERROR_BOUND = 1.05 / TABLE_CELLS
+"""What linear interpolation between exact quantiles can be off at most, and 5 % for float32 latents."""
+
+PARITY_BOUND = 1e-5
+"""Largest difference of an intensity in [0, 1] between ONNX Runtime and torch, both in float32."""
+
+_SEED = 2506_14167
+_BATCHES = (1, 2, 3, 5, 7, 8, 15, 16, 31, 33, 64, 100, 127)
+_PARITY_ROWS = 256
+
+
+def verify(artifact: Path, checkpoint: Path) -> tuple[Manifest, tuple[Figure, ...]]:
+    """Measure every figure of an artifact again.
+
+    Args:
+        artifact: An exported ONNX file.
+        checkpoint: The checkpoint it claims to come from.
+
+    Returns:
+        The artifact's manifest and the figures as measured now, with the bounds of this version of kaem.
+
+    Raises:
+        ArtifactError: A file is missing or unreadable.
+        VerificationError: The artifact was not made from this checkpoint, or its graph was changed.
+    """
+    config, model = load_model(checkpoint)
+    with LocalSampler(artifact, workers=1) as sampler:
+        manifest = sampler.manifest
+        _check_identity(artifact, manifest, fingerprint_weights(model.state_dict()), checkpoint)
+        return manifest, measure(sampler, config, model)
+
+
+def measure(sampler: LocalSampler, config: Config, model: Kaem) -> tuple[Figure, ...]:
+    """Measure the figures of a loaded artifact against the model it was compiled from."""
+    model = model.float().eval()
+    return (
+        _u_error(
+            sampler,
+            LatentOracle(model.state_dict(), config.prior),
+            is_sum=config.prior.variant == "independent",
+        ),
+        _parity(sampler, model),
+        _row_difference(sampler),
+    )
+
+
+def fingerprint_weights(state: Mapping[str, torch.Tensor]) -> str:
+    """Digest of a model's tensors: names, shapes, types and values, whatever file they came from."""
+    parts = []
+    for name in sorted(state):
+        array = state[name].detach().cpu().numpy()
+        parts.append(f"{name} {array.dtype} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
+    return fingerprint(b"".join(parts))
+
+
+def _u_error(sampler: LocalSampler, oracle: LatentOracle, *, is_sum: bool) -> Figure:
+    """sup over u of |F(F^-1(u)) - u|: the graph's float32 latents against the oracle's float64 CDF."""
+    dim = sampler.manifest.noise_dim
+    uniform = _probe_uniforms(dim, 2_000 if is_sum else 20_000)
+    latent = sampler.latents(uniform).astype(np.float64)
+    expected = np.mod(uniform.astype(np.float64), 1.0)
+    worst = max(np.abs(oracle.cdf(q, latent[:, q]) - expected[:, q]).max() for q in range(dim))
+    return Figure(
+        name="u_error",
+        value=float(worst),
+        bound=U_ERROR_BOUND,
+        meaning="max |F(F^-1(u)) - u|: baked quantiles against independent float64 quadrature",
+    )
+
+
+def _probe_uniforms(dim: int, num: int) -> NDArray[np.float32]:
+    """Signed uniforms, shape (2 num, D): half of them random, half spread evenly over log |v| in both tails."""
+    depth = np.geomspace(2.0**-33, 0.5, num // 2)[:, None] * np.ones(dim)
+    tails = np.concatenate([depth, -depth]).astype(np.float32)
+    return np.concatenate([uniforms(_SEED, 0, num, dim), tails])
+
+
+def _parity(sampler: LocalSampler, model: Kaem) -> Figure:
+    """max |onnx - torch| of the images decoded from the same latents."""
+    uniform = uniforms(_SEED, 1 << 32, _PARITY_ROWS, sampler.manifest.noise_dim)
+    with torch.no_grad():
+        expected = model.generator(torch.from_numpy(sampler.latents(uniform))).numpy()
+    images = sampler.decode(uniform)
+    bound = PARITY_BOUND
+    if sampler.manifest.image_type == "uint8":
+        images, bound = images / np.float32(255), bound + 0.5 / 255  # rounding to 8 bits is part of the graph
+    return Figure(
+        name="image_parity",
+        value=float(np.abs(images - expected).max()),
+        bound=bound,
+        meaning="max |onnx - torch| over images of the same latents, intensities in [0, 1]",
+    )
+
+
+def _row_difference(sampler: LocalSampler) -> Figure:
+    """Largest difference between a sample alone in its batch and the same sample in other batches."""
+    uniform = uniforms(_SEED, 1 << 33, max(_BATCHES), sampler.manifest.noise_dim)
+    alone = np.concatenate([sampler.decode(row[None]) for row in uniform]).astype(np.float32)
+    worst = 0.0
+    for size in _BATCHES:
+        for first in {0, (len(uniform) - size) // 2, len(uniform) - size}:
+            batch = sampler.decode(uniform[first : first + size]).astype(np.float32)
+            worst = max(worst, float(np.abs(batch - alone[first : first + size]).max()))
+    return Figure(
+        name="row_difference",
+        value=worst,
+        bound=0.0,
+        meaning="max difference of one sample between batch sizes and positions; 0 means equal bits",
+    )
+
+
+def _check_identity(artifact: Path, manifest: Manifest, weights: str, checkpoint: Path) -> None:
+    if manifest.checkpoint_fingerprint != weights:
+        raise VerificationError(
+            f"{artifact} was not exported from {checkpoint}: it names the weights "
+            f"{manifest.checkpoint_fingerprint[:19]}, the checkpoint holds {weights[:19]}",
+            hint="give the checkpoint it was exported from, or export this one",
+        )
+    try:
+        model: Any = onnx.load(artifact)
+    except Exception as error:  # onnx raises protobuf's own exceptions
+        raise ArtifactError(f"{artifact} cannot be parsed as ONNX: {error}") from None
+    found = graph_fingerprint(model)
+    if found != manifest.graph_fingerprint:
+        raise VerificationError(
+            f"the graph of {artifact} was changed after its export: its digest is {found[:19]}, "
+            f"its manifest says {manifest.graph_fingerprint[:19]}",
+            hint="export it again",
+        )

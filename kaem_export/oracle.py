@@ -1,0 +1,136 @@
+"""What the latents should follow, computed a second time by other means.
+
+An exporter that checks itself with its own quadrature proves little. This module shares no code with the
+model or the table baker: it reads tensors out of a checkpoint by name, evaluates the energies in numpy, integrates
+by piecewise Chebyshev interpolation (the baker: Gauss-Legendre), and obtains the law of a sum from
+characteristic functions (the baker: convolution).
+
+    f_qp(z)  = w_b,qp b(z) + w_s,qp sum_g c_qpg exp(-((z - g) / (h tau))^2 / 2)
+    p_qp(z)  = exp(f_qp(z)) pi0(z) / Z_qp                                      (method of the paper, eqs. 9 and 20)
+    mixture:      F_q(x) = sum_p alpha_qp int_low^x p_qp
+    independent:  F_q    = law of sum_p z_qp, by its Fourier series on the sum's support
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.polynomial import chebyshev
+from numpy.typing import NDArray
+
+from kaem_train.settings import PriorConfig
+
+Float64 = NDArray[np.float64]
+
+_PIECES = 96
+_DEGREE = 24
+_FREQUENCIES_AT_ONCE = 512
+_MAX_FREQUENCIES = 8192
+_NEGLIGIBLE = 1e-14
+_TAU_RANGE = (0.25, 4.0)
+
+
+class LatentOracle:
+    """Distribution functions of the generator's Q inputs, in float64.
+
+    Args:
+        state: A checkpoint's model tensors, by name.
+        config: The prior's section of the checkpoint's configuration.
+    """
+
+    def __init__(self, state: Mapping[str, Any], config: PriorConfig) -> None:
+        tensors = {name: np.asarray(state[f"prior.{name}"], np.float64) for name in _names(config)}
+        self._is_sum = config.variant == "independent" and config.num_components > 1
+        self._terms, self._low, self._high = config.num_components, config.low, config.high
+        centers = tensors["bank.centers"]
+        inside = centers[(centers > config.low) & (centers < config.high)]
+        breaks = np.append(inside, 0.0) if config.low < 0 < config.high else inside
+        self._edges = np.union1d(np.linspace(config.low, config.high, _PIECES + 1), breaks)
+        points = chebyshev.chebpts1(_DEGREE + 1)
+        self._half = np.diff(self._edges) / 2
+        self._nodes = self._edges[:-1, None] + self._half[:, None] * (points + 1)  # (pieces, nodes)
+        self._to_coefficients = np.linalg.inv(chebyshev.chebvander(points, _DEGREE)).T  # (nodes, degree + 1)
+        log_density = _log_density(tensors, config)(self._nodes.reshape(-1))
+        density = np.exp(log_density - log_density.max(axis=-1, keepdims=True))
+        density = density.reshape(*density.shape[:2], *self._nodes.shape)  # (Q, P, pieces, nodes)
+        density /= self._integrals(density).sum(axis=-1)[:, :, None, None]
+        if self._is_sum:
+            self._components = density
+        else:
+            weights = _softmax(tensors["logits"]) if config.variant == "mixture" else np.ones(density.shape[:2])
+            marginal = np.einsum("qp,qpen->qen", weights, density)
+            self._antiderivatives = np.stack([self._antiderivative(row) for row in marginal])
+            self._below = np.cumsum(np.pad(self._integrals(marginal), ((0, 0), (1, 0))), axis=1)
+
+    def cdf(self, q: int, z: Float64) -> Float64:
+        """Return P(Z_q <= z) for the q-th generator input; shape of `z`."""
+        if self._is_sum:
+            return self._cdf_of_sum(q, z)
+        piece = np.clip(np.searchsorted(self._edges, z, side="right") - 1, 0, len(self._half) - 1)
+        local = (z - self._edges[piece]) / self._half[piece] - 1
+        within = chebyshev.chebval(local, self._antiderivatives[q][piece].T, tensor=False)
+        return np.clip(self._below[q][piece] + within, 0.0, 1.0)
+
+    def _integrals(self, density: Float64) -> Float64:
+        """Integrate the interpolant over each piece: (..., pieces, nodes) -> (..., pieces)."""
+        ends = chebyshev.chebval(1.0, chebyshev.chebint(self._to_coefficients, lbnd=-1, axis=1).T)
+        return np.asarray(density @ ends * self._half)
+
+    def _antiderivative(self, density: Float64) -> Float64:
+        """Coefficients of the integral from each piece's left end: (pieces, nodes) -> (pieces, degree + 2)."""
+        coefficients = density @ self._to_coefficients
+        return np.asarray(chebyshev.chebint(coefficients, lbnd=-1, axis=1) * self._half[:, None])
+
+    def _cdf_of_sum(self, q: int, z: Float64) -> Float64:
+        """F(x) = x/L + (2/L) sum_k Re[conj phi(t_k) (e^{i t_k x} - 1) / (i t_k)], t_k = 2 pi k / L, x from the low end.
+
+        phi is the characteristic function of sum_p (z_p - low), supported on [0, L] with L = P (high - low).
+        """
+        length = self._terms * (self._high - self._low)
+        x = z - self._terms * self._low
+        shifted = (self._nodes - self._low).reshape(-1)
+        ends = chebyshev.chebval(1.0, chebyshev.chebint(self._to_coefficients, lbnd=-1, axis=1).T)
+        masses = (self._components[q] * ends * self._half[:, None]).reshape(self._terms, -1)
+        total = x / length
+        for first in range(1, _MAX_FREQUENCIES, _FREQUENCIES_AT_ONCE):
+            t = 2 * np.pi * np.arange(first, first + _FREQUENCIES_AT_ONCE) / length
+            phi = (masses @ np.exp(1j * np.outer(shifted, t))).prod(axis=0)
+            total = total + 2 / length * ((np.exp(1j * np.outer(x, t)) - 1) @ (phi.conj() / (1j * t))).real
+            if np.abs(phi[-8:]).max() < _NEGLIGIBLE:
+                break
+        return np.clip(total, 0.0, 1.0)
+
+
+def _names(config: PriorConfig) -> list[str]:
+    names = ["bank.coefficients", "bank.spline_weight", "bank.log_tau", "bank.centers"]
+    if config.base != "none":
+        names.append("bank.base_weight")
+    return [*names, "logits"] if config.variant == "mixture" else names
+
+
+def _log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callable[[Float64], Float64]:
+    """Return z (M,) -> f_qp(z) + log pi0(z) up to a constant, shape (Q, P, M)."""
+
+    def evaluate(z: Float64) -> Float64:
+        centers = tensors["bank.centers"]
+        tau = np.clip(np.exp(tensors["bank.log_tau"]), *_TAU_RANGE)
+        width = (centers[-1] - centers[0]) / (len(centers) - 1) * tau
+        basis = np.exp(-(((z[:, None] - centers) / width) ** 2) / 2)
+        value = np.einsum("qpg,mg->qpm", tensors["bank.coefficients"], basis, optimize=True)
+        value *= tensors["bank.spline_weight"][:, :, None]
+        if config.base != "none":
+            base = np.maximum(z, 0) if config.base == "relu" else z / (1 + np.exp(-z))
+            value += tensors["bank.base_weight"][:, :, None] * base
+        if config.reference == "gaussian":
+            value += -(z**2) / 2 - math.log(2 * math.pi) / 2
+        return value
+
+    return evaluate
+
+
+def _softmax(logits: Float64) -> Float64:
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
