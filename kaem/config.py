@@ -104,9 +104,7 @@ def from_mapping(cls: type[Config], mapping: Mapping[str, Any], *, path: str = "
 
 def to_mapping(config: Any) -> dict[str, Any]:
     """Return a configuration dataclass as nested plain containers (tuples become lists); inverse of `from_mapping`."""
-    return {
-        field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init
-    }
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
 
 
 def _plain(value: Any) -> Any:

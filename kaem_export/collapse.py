@@ -92,7 +92,7 @@ def component_masses(prior: Prior, edges: Float64) -> Float64:
     peak = log_mass.max(axis=-1, keepdims=True)
     _require(np.isfinite(peak), "the density of latent {q}, component {p} has no mass on its domain")
     masses = np.exp(log_mass - peak)
-    return masses / masses.sum(axis=-1, keepdims=True)
+    return np.asarray(masses / masses.sum(axis=-1, keepdims=True))
 
 
 def _require(is_good: NDArray[np.bool_], message: str) -> None:
@@ -128,9 +128,8 @@ def _sums_of_components(prior: Prior) -> LatentDistributions:
     # Exact cell masses need cells aligned with the knots; the lattice is not, so it is merged with them first.
     edges = np.union1d(lattice, _cell_edges(prior, 1))
     owner = np.clip(np.searchsorted(lattice, (edges[:-1] + edges[1:]) / 2) - 1, 0, CONVOLUTION_CELLS - 1)
-    fine = component_masses(prior, edges)
-    masses = np.zeros((*fine.shape[:2], CONVOLUTION_CELLS))
-    np.add.at(masses, (slice(None), slice(None), owner), fine)
+    first_of_owner = np.searchsorted(owner, np.arange(CONVOLUTION_CELLS))
+    masses = np.add.reduceat(component_masses(prior, edges), first_of_owner, axis=-1)
     total = masses[:, 0]
     for p in range(1, terms):
         total = np.maximum(scipy.signal.fftconvolve(total, masses[:, p], axes=-1), 0.0)

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from artifacts import write_small_artifact  # noqa: E402  (the path above makes it importable)
+from artifacts import write_small_artifact
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,67 @@
+"""The `kaem` command: registers the commands and turns errors into one line and an exit code.
+
+Nothing heavy is imported here or at the top of a command's file, so that help and shell completion are quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import kaem
+from cli.bench import bench
+from cli.export import export
+from cli.info import info
+from cli.sample import sample
+from cli.serve import serve
+from cli.train import train
+from cli.verify import verify
+from kaem.errors import KaemError
+
+app = typer.Typer(
+    name="kaem",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="A first round: `kaem train digits`, `kaem export runs/digits/ckpt.pt`, "
+    "`kaem sample runs/digits/model.onnx -n 64 -o grid.png`.",
+)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"kaem {kaem.__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _kaem(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Images now: train a Kolmogorov-Arnold Energy Model, compile it to one ONNX graph, stream samples from it."""
+
+
+for command in (train, export, verify, serve, sample, bench, info):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; exit 2 for a user's mistake, 1 for a failure, 130 when interrupted."""
+    try:
+        app()
+    except KaemError as error:
+        # One line whatever the message holds, so that logs and scripts can rely on it.
+        print(f"error: {' '.join(error.message.split())}", file=sys.stderr)  # noqa: T201
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

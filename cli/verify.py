@@ -1,0 +1,37 @@
+"""`kaem verify`: measure an artifact's certificate again, from the file and the checkpoint alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An exported model.onnx.")],
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", "-c", help="The checkpoint it was exported from.")],
+) -> None:
+    """Prove that an artifact is what its manifest says: exit 0 when every figure is kept, 1 when one is not.
+
+    The latents are compared with a float64 quadrature that shares no code with the exporter, the images with
+    torch on the same latents, and every sample with itself in other batches.
+
+    **Example**
+
+    `kaem verify runs/digits/model.onnx --checkpoint runs/digits/ckpt.pt`
+    """
+    from rich.console import Console
+
+    from cli.tables import certificate_table
+    from kaem_export.certificate import verify as verify_artifact
+
+    words = Console(stderr=True)
+    with words.status(f"measuring {artifact}"):
+        manifest, figures = verify_artifact(artifact, checkpoint)
+    Console().print(certificate_table(figures, earlier=manifest.certificate))
+    broken = [figure.name for figure in figures if not figure.is_kept]
+    if broken:
+        words.print(f"[bold red]broken[/]: {', '.join(broken)}")
+        raise typer.Exit(1)
+    words.print(f"{artifact} keeps its certificate")

@@ -1,0 +1,47 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kaem.errors import RequestError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it there when the block succeeds, remove it when it does not.
+
+    The name keeps its suffix, so that libraries which look at it behave the same.
+
+    Raises:
+        RequestError: The folder does not exist, `path` is a folder, or writing fails.
+    """
+    if not path.parent.is_dir():
+        raise RequestError(f"no folder {path.parent} to write {path.name} into", hint="create it first")
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder", hint="give a file name")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    except OSError as error:
+        raise RequestError(f"cannot write {path}: {error.strerror}") from None
+    os.close(handle)
+    draft = Path(name)
+    try:
+        yield draft
+        # mkstemp makes the file private; what replaces `path` gets what an ordinary new file would.
+        draft.chmod(0o666 & ~_umask())
+        draft.replace(path)
+    except OSError as error:
+        raise RequestError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

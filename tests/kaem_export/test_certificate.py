@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import scipy.stats
+from models import VARIANTS, write_random_checkpoint
+from onnx import helper, numpy_helper
+
+import kaem
+from kaem.artifact import MANIFEST_KEY
+from kaem.errors import ArtifactError, RequestError, VerificationError
+from kaem.noise import uniforms
+from kaem_export.certificate import verify
+from kaem_export.compile import export
+from kaem_export.graph import graph_fingerprint
+from kaem_export.oracle import LatentOracle
+from kaem_train.checkpoint import load_model
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    checkpoint = write_random_checkpoint(folder / "ckpt.pt")
+    artifact = folder / "model.onnx"
+    export(checkpoint, artifact)
+    return checkpoint, artifact
+
+
+def _rewrite(artifact, target, change):
+    """Copy an artifact with its graph changed and its manifest's digest made to fit again."""
+    model = onnx.load(artifact)
+    change(model)
+    manifest = json.loads(model.metadata_props[0].value)
+    manifest["graph_fingerprint"] = graph_fingerprint(model)
+    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(manifest)})
+    target.write_bytes(model.SerializeToString())
+    return target
+
+
+def _initializer(model, name):
+    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_exports_with_a_kept_certificate(variant, tmp_path):
+    checkpoint = write_random_checkpoint(tmp_path / "ckpt.pt", *VARIANTS[variant])
+    manifest = export(checkpoint, tmp_path / "model.onnx")
+    figures = {figure.name: figure for figure in manifest.certificate}
+    assert set(figures) == {"u_error", "image_parity", "row_difference"}
+    assert all(figure.is_kept for figure in figures.values())
+    assert figures["u_error"].value < 5e-5
+    assert (
+        list(tmp_path.iterdir()) == [tmp_path / "model.onnx", tmp_path / "ckpt.pt"]
+        or len(list(tmp_path.iterdir())) == 2
+    )
+
+
+def test_a_million_latents_pass_a_kolmogorov_smirnov_test_against_the_oracle(exported):
+    checkpoint, artifact = exported
+    config, model = load_model(checkpoint)
+    oracle = LatentOracle(model.state_dict(), config.prior)
+    with kaem.load(artifact) as sampler:
+        latents = sampler.latents(uniforms(5, 0, 1_000_000, sampler.manifest.noise_dim))
+    for q in range(latents.shape[1]):
+        assert scipy.stats.kstest(latents[:, q].astype(np.float64), lambda z, q=q: oracle.cdf(q, z)).pvalue > 1e-3
+
+
+def test_verify_measures_what_the_manifest_says(exported):
+    manifest, figures = verify(exported[1], exported[0])
+    assert figures == manifest.certificate
+
+
+def test_exporting_twice_gives_equal_bytes(exported, tmp_path):
+    export(exported[0], tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == exported[1].read_bytes()
+
+
+def test_a_bent_quantile_table_breaks_the_u_error(exported, tmp_path):
+    def bend(model):
+        table = _initializer(model, "table")
+        table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table) * np.float32(1.01), "table"))
+
+    _, figures = verify(_rewrite(exported[1], tmp_path / "bent.onnx", bend), exported[0])
+    assert not {figure.name: figure for figure in figures}["u_error"].is_kept
+
+
+def test_a_changed_generator_weight_breaks_the_parity(exported, tmp_path):
+    def change(model):
+        weights = next(t for t in model.graph.initializer if t.name.startswith("generator_") and len(t.dims) == 4)
+        weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) + np.float32(0.01), weights.name))
+
+    _, figures = verify(_rewrite(exported[1], tmp_path / "changed.onnx", change), exported[0])
+    assert not {figure.name: figure for figure in figures}["image_parity"].is_kept
+
+
+def test_a_graph_that_mixes_rows_breaks_the_row_difference(exported, tmp_path):
+    def mix(model):
+        # Every image gets a trace of its batch's mean.
+        for node in model.graph.node:
+            node.output[:] = ["image_pure" if name == "image" else name for name in node.output]
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(1e-3), "trace"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "batch_axis"))
+        model.graph.node.append(helper.make_node("ReduceMean", ["image_pure", "batch_axis"], ["mean"]))
+        model.graph.node.append(helper.make_node("Mul", ["mean", "trace"], ["share"]))
+        model.graph.node.append(helper.make_node("Add", ["image_pure", "share"], ["image"]))
+
+    _, figures = verify(_rewrite(exported[1], tmp_path / "mixed.onnx", mix), exported[0])
+    assert not {figure.name: figure for figure in figures}["row_difference"].is_kept
+
+
+def test_a_graph_changed_behind_its_manifest_is_refused(exported, tmp_path):
+    model = onnx.load(exported[1])
+    _initializer(model, "half").CopyFrom(numpy_helper.from_array(np.float32(0.4), "half"))
+    (tmp_path / "tampered.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(VerificationError, match="changed after its export"):
+        verify(tmp_path / "tampered.onnx", exported[0])
+
+
+def test_another_checkpoint_is_refused(exported, tmp_path):
+    other = write_random_checkpoint(tmp_path / "other.pt", seed=1)
+    with pytest.raises(VerificationError, match="was not exported from"):
+        verify(exported[1], other)
+
+
+def test_a_truncated_artifact_is_refused(exported, tmp_path):
+    (tmp_path / "cut.onnx").write_bytes(exported[1].read_bytes()[:-1000])
+    with pytest.raises(ArtifactError):
+        verify(tmp_path / "cut.onnx", exported[0])
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing(exported, tmp_path):
+    with pytest.raises(RequestError, match="no folder"):
+        export(exported[0], tmp_path / "missing" / "model.onnx")
+    with pytest.raises(RequestError, match="is a folder"):
+        export(exported[0], tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+import torch
+from models import VARIANTS, random_model
+
+from kaem.errors import ArtifactError
+from kaem_export.collapse import collapse
+from kaem_export.oracle import LatentOracle
+
+
+def _density_by_hand(model, q, p):
+    """exp(f) pi0 of one component of a gaussian-reference model, straight from the tensors."""
+    state = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
+    centers = state["prior.bank.centers"]
+    width = (centers[-1] - centers[0]) / (len(centers) - 1) * np.exp(state["prior.bank.log_tau"])
+
+    def density(z):
+        basis = np.exp(-0.5 * ((z - centers) / width) ** 2)
+        energy = state["prior.bank.spline_weight"][q, p] * (state["prior.bank.coefficients"][q, p] @ basis)
+        return np.exp(energy - z * z / 2)
+
+    return density, centers
+
+
+def test_a_mixture_collapses_to_its_marginal_as_adaptive_quadrature_finds_it():
+    config, model = random_model()
+    distributions = collapse(model.prior)
+    weights = torch.softmax(model.prior.logits, -1).double().detach().numpy()
+    for q in range(config.prior.num_latents):
+        x = 0.37
+        expected = 0.0
+        for p in range(config.prior.num_components):
+            density, centers = _density_by_hand(model, q, p)
+            below, _ = scipy.integrate.quad(density, -6, x, points=list(centers[centers < x]), epsabs=1e-13, limit=500)
+            total, _ = scipy.integrate.quad(density, -6, 6, points=list(centers), epsabs=1e-13, limit=500)
+            expected += weights[q, p] * below / total
+        assert np.interp(x, distributions.edges[q], distributions.cdf[q]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_flat_energies_of_the_uniform_reference_sum_to_the_irwin_hall_law():
+    config, model = random_model(*VARIANTS["uniform sum of three"], amplitude=0.0)
+    distributions = collapse(model.prior)
+    assert config.prior.num_components == 3
+    x = np.linspace(0, 3, 501)
+    found = np.interp(x, distributions.edges[0], distributions.cdf[0])
+    assert np.abs(found - scipy.stats.irwinhall(3).cdf(x)).max() < 1e-6
+
+
+def test_flat_energies_of_the_gaussian_reference_sum_to_a_wider_gaussian():
+    _, model = random_model(*VARIANTS["gaussian independent"], amplitude=0.0)
+    distributions = collapse(model.prior)
+    x = np.linspace(-8, 8, 501)
+    found = np.interp(x, distributions.edges[1], distributions.cdf[1])
+    assert np.abs(found - scipy.stats.norm(0, 2).cdf(x)).max() < 1e-6
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_collapsed_cdf_agrees_with_the_independent_oracle(variant):
+    config, model = random_model(*VARIANTS[variant])
+    oracle = LatentOracle(model.state_dict(), config.prior)
+    distributions = collapse(model.prior)
+    for q in range(config.prior.num_latents):
+        edges, cdf = distributions.edges[q], distributions.cdf[q]
+        assert cdf[0] == 0
+        assert cdf[-1] == 1
+        assert np.all(np.diff(cdf) >= 0)
+        probes = np.linspace(0, len(edges) - 1, 400).astype(int)
+        assert np.abs(oracle.cdf(q, edges[probes]) - cdf[probes]).max() < 5e-6
+
+
+def test_an_energy_that_is_not_finite_is_named():
+    _, model = random_model()
+    with torch.no_grad():
+        model.prior.bank.coefficients[1, 2, 5] = torch.nan
+    with pytest.raises(ArtifactError, match="latent 1, component 2"):
+        collapse(model.prior)

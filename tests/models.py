@@ -1,0 +1,72 @@
+"""Checkpoints with wild random energies and random generators: exporting needs a model, not a good one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from kaem_train.checkpoint import Checkpoint, write_checkpoint
+from kaem_train.model.kaem import Kaem
+from kaem_train.settings import Config, load_config
+
+_INDEPENDENT = ("prior.variant=independent",)
+_UNIFORM = (
+    "prior.reference=uniform",
+    "prior.low=0",
+    "prior.high=1",
+    "prior.grid_low=0",
+    "prior.grid_high=1",
+    "posterior.kind=importance",
+)
+_NO_REFERENCE = (
+    "prior.reference=none",
+    "prior.low=-1.2",
+    "prior.high=1.2",
+    "prior.grid_low=-1.2",
+    "prior.grid_high=1.2",
+    "posterior.kind=importance",
+)
+_KAN = ("generator.kind=kan", "generator.channels=[]", "generator.hidden=[12]")
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "gaussian mixture": (),
+    "gaussian independent": _INDEPENDENT,
+    "one component": (*_INDEPENDENT, "prior.num_components=1"),
+    "uniform mixture with a kink": (*_UNIFORM, "prior.base=relu"),
+    "uniform sum of three": (*_INDEPENDENT, *_UNIFORM, "prior.num_components=3"),
+    "no reference, silu": (*_NO_REFERENCE, "prior.base=silu"),
+    "kan generator": (*_INDEPENDENT, *_NO_REFERENCE, *_KAN),
+}
+"""Settings laid over the `digits` preset, by what they cover."""
+
+
+def random_model(*overrides: str, amplitude: float = 1.5, seed: int = 0) -> tuple[Config, Kaem]:
+    """A small model whose energies have coefficients N(0, amplitude^2), far from its smooth initialisation."""
+    config = load_config("digits", ["prior.num_latents=3", "prior.num_components=4", *overrides])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Kaem(config).eval()
+        with torch.no_grad():
+            model.prior.bank.coefficients.normal_(0.0, amplitude)
+            if config.prior.variant == "mixture":
+                model.prior.logits.normal_(0.0, 1.0)
+    return config, model
+
+
+def write_random_checkpoint(path: Path, *overrides: str, amplitude: float = 1.5, seed: int = 0) -> Path:
+    """Write `random_model` as a checkpoint."""
+    config, model = random_model(*overrides, amplitude=amplitude, seed=seed)
+    write_checkpoint(
+        path,
+        Checkpoint(
+            config=config,
+            model_state=model.state_dict(),
+            posterior_state={},
+            optimiser_state={},
+            step=0,
+            rng_state=torch.Generator().get_state(),
+            data_fingerprint="sha256:0",
+        ),
+    )
+    return path
