@@ -1,0 +1,55 @@
+# The one interface to this project; people, pre-commit and CI call the same targets. `make` lists them.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help setup demo test test-fast lint fix docs protocol bench clean
+
+help:                ## List the targets
+	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  *## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20 | sort -u
+
+setup: $(READY)      ## Make .venv with everything this project needs
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "kaem needs Python 3.11 or newer; name one with: make setup PYTHON=python3.12" >&2; exit 1; }
+	@echo "setting up $(VENV) (a minute or two)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,export,dev]'
+	@touch $@
+
+demo: setup          ## Train on real digits, export, verify, serve, sample and benchmark: about 4 minutes
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
+
+test: setup          ## Run all tests
+	$(BIN)/python -m pytest
+
+test-fast: setup     ## Run the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: setup          ## Check style, types, import contracts and generated files; change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/generate_protocol.sh --check
+
+fix: setup           ## Repair style where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup          ## Write the command reference, docs/cli.md, from the commands themselves
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/generate_cli_reference.sh
+
+protocol: setup      ## Regenerate the gRPC stubs from kaem/protocol/kaem.proto
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/generate_protocol.sh
+
+bench: setup         ## Measure the model that the demo made
+	@test -f demo/model.onnx || { echo "no demo/model.onnx yet; run: make demo" >&2; exit 1; }
+	$(BIN)/kaem bench demo/model.onnx --seconds 3
+
+clean:               ## Remove caches and what the demo made; keeps .venv and runs
+	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
