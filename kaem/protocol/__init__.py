@@ -1,0 +1,1 @@
+"""The wire contract: `kaem.proto`, the code generated from it, and translation to and from our own types."""

@@ -1,0 +1,1 @@
+"""The server: rows of many requests share batches, images come back as streams; no torch, no training code."""

@@ -1,0 +1,171 @@
+"""The life of a server: bind -> warm up -> serve -> drain -> stop.
+
+Draining, in this order: health says NOT_SERVING, new calls get UNAVAILABLE, the running ones complete, open
+health watches are ended, and only then gRPC stops. Stopping gRPC alone would be held for its whole grace by
+one watch, and would cancel calls that arrive meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kaem import noise
+from kaem.artifact import Manifest
+from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM, Limits
+from kaem.runtime import MAX_ROWS, LocalSampler
+from serve import health, services
+from serve.address import check_address, format_address, port_taken
+from serve.allocator import keep_large_blocks
+from serve.calls import Gate
+from serve.scheduler import Scheduler
+from serve.services import Backend, SamplerService, limits_of
+from serve.settings import ServeSettings
+
+_MAX_BATCH_BYTES = 64 << 20  # of images, where the operator names no batch size
+_STOP_GRACE_S = 1.0
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """One model on one port.
+
+    Args:
+        backend: The sampler; the caller closes it after the server has stopped.
+        settings: What the operator decided.
+    """
+
+    def __init__(self, backend: Backend, settings: ServeSettings) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._name = settings.name or backend.manifest.name
+        self._max_batch = settings.max_batch or _default_max_batch(backend.manifest, backend.workers)
+        self._health = health.Health(("", services.SERVICE, f"kaem.model/{self._name}"))
+        self.gate = Gate()
+
+    async def start(self) -> str:
+        """Bind, warm up and serve; health says NOT_SERVING until this returns.
+
+        Returns:
+            The address clients connect to, `grpc://host:port`.
+
+        Raises:
+            ConfigError: The address cannot be used.
+            ArtifactError: An image of the model does not fit in a message.
+            BackendError: The model does not run.
+        """
+        settings = self._settings
+        check_address(settings.host, settings.port, insecure=settings.insecure)
+        limits = limits_of(self._backend.manifest, settings.max_chunk_bytes)
+        largest_request = 4 * self._backend.manifest.noise_dim + MESSAGE_HEADROOM
+        self._grpc = grpc.aio.server(
+            options=(
+                ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a cluster
+                ("grpc.max_receive_message_length", max(MAX_MESSAGE_BYTES, largest_request)),
+            )
+        )
+        self.scheduler = Scheduler(self._backend.decode, max_batch=self._max_batch)
+        try:
+            self._add_services(limits)
+            port = self._bind()
+            await self._grpc.start()
+            await asyncio.to_thread(self._warm_up)
+        except BaseException:
+            await self.stop()
+            raise
+        self._health.set_serving(True)
+        self.gate.open()
+        _log.info(
+            "serving model %r on %s with %d workers, batches of at most %d rows",
+            self._name,
+            self._backend.provider,
+            self._backend.workers,
+            self._max_batch,
+        )
+        return f"grpc://{format_address(settings.host, port)}"
+
+    async def drain(self) -> None:
+        """Refuse new calls and let the running ones complete, for at most the grace; then stop."""
+        self._health.set_serving(False)
+        self.gate.close("is shutting down")
+        if not await self.gate.wait_empty(self._settings.drain_grace_s):
+            _log.warning("%d calls did not complete in time and are cut off", self.gate.num_inside)
+        self._health.end_watches()
+        await self._grpc.stop(_STOP_GRACE_S)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Stop at once; running calls are cancelled. May be called again."""
+        await self._grpc.stop(0)
+        await self.scheduler.close()
+
+    def _add_services(self, limits: Limits) -> None:
+        service = SamplerService(self._backend, self.scheduler, name=self._name, limits=limits)
+        self._grpc.add_generic_rpc_handlers((service.handler(self.gate),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        names = (services.SERVICE, health.SERVICE, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._grpc)
+
+    def _bind(self) -> int:
+        host, port = self._settings.host, self._settings.port
+        try:
+            return self._grpc.add_insecure_port(format_address(host, port))
+        except RuntimeError:  # taken since `check_address` looked
+            raise port_taken(host, port) from None
+
+    def _warm_up(self) -> None:
+        """Run every power of two and the largest batch once, so that no request pays for a first time."""
+        dim = self._backend.manifest.noise_dim
+        sizes = {1 << power for power in range(self._max_batch.bit_length())} | {self._max_batch}
+        for rows in sorted(sizes):
+            self._backend.decode(noise.uniforms(0, 0, rows, dim))
+
+
+def run(path: Path, settings: ServeSettings, *, on_serving: Callable[[str], None]) -> None:
+    """Serve an artifact until SIGTERM or SIGINT, then drain; a second signal stops at once.
+
+    Args:
+        path: The artifact.
+        settings: What the operator decided.
+        on_serving: Called with the address once requests are answered.
+
+    Raises:
+        KaemError: The server could not start; see `LocalSampler` and `Server.start`.
+    """
+    keep_large_blocks()
+    with LocalSampler(path, provider=settings.provider, workers=settings.workers) as sampler:
+        asyncio.run(_run_until_signal(sampler, settings, on_serving))
+
+
+async def _run_until_signal(backend: Backend, settings: ServeSettings, on_serving: Callable[[str], None]) -> None:
+    server = Server(backend, settings)
+    address = await server.start()  # until here a signal ends the process as usual: there is nothing to drain
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    try:
+        on_serving(address)
+        await signals.get()
+        _log.info("draining; a second signal stops at once")
+        draining, second = asyncio.create_task(server.drain()), asyncio.create_task(signals.get())
+        await asyncio.wait((draining, second), return_when=asyncio.FIRST_COMPLETED)
+        second.cancel()
+        if draining.done():
+            draining.result()
+        else:
+            draining.cancel()
+            await asyncio.wait((draining,))
+    finally:
+        await server.stop()
+
+
+def _default_max_batch(manifest: Manifest, workers: int) -> int:
+    """Return a full session call for every worker, or fewer rows where images are large."""
+    return max(1, min(MAX_ROWS * workers, _MAX_BATCH_BYTES // manifest.image_bytes))

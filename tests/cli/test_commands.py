@@ -1,0 +1,208 @@
+"""The installed command, as a user runs it: real files, a real server, exit codes and streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from live_server import free_port, server_process
+from models import write_random_checkpoint
+from PIL import Image
+
+KAEM = str(Path(sys.executable).with_name("kaem"))
+
+
+def _run(*words, cwd=None):
+    done = subprocess.run([KAEM, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def _mistake(*words, cwd=None):
+    """Run what must be refused; return the one line that says why."""
+    done = _run(*words, cwd=cwd)
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint exported with the command line."""
+    folder = tmp_path_factory.mktemp("models")
+    write_random_checkpoint(folder / "ckpt.pt")
+    done = _run("export", folder / "ckpt.pt")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{folder / 'model.onnx'}\n"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with server_process(folder / "model.onnx", "--port", "0") as process:
+        yield process.target
+
+
+def test_export_shows_the_certificate_in_words_and_the_path_in_data(folder, tmp_path):
+    done = _run("export", folder / "ckpt.pt", "-o", tmp_path / "m.onnx", "--image-type", "uint8")
+    assert done.stdout == f"{tmp_path / 'm.onnx'}\n"
+    assert "u_error" in done.stderr
+    assert "uint8" in done.stderr
+
+
+def test_verify_prints_a_table_and_exits_0(folder):
+    done = _run("verify", folder / "model.onnx", "--checkpoint", folder / "ckpt.pt")
+    assert done.returncode == 0
+    for name in ("u_error", "image_parity", "row_difference", "kept"):
+        assert name in done.stdout
+
+
+def test_verify_exits_1_for_another_models_checkpoint(folder, tmp_path):
+    other = write_random_checkpoint(tmp_path / "other.pt", seed=5)
+    done = _run("verify", folder / "model.onnx", "--checkpoint", other)
+    assert done.returncode == 1
+    assert "was not exported from" in done.stderr
+
+
+def test_a_file_and_a_server_give_byte_equal_outputs(folder, server, tmp_path):
+    for name, source in (("local", folder / "model.onnx"), ("remote", server)):
+        outputs = [word for suffix in ("png", "npy") for word in ("-o", tmp_path / f"{name}.{suffix}")]
+        done = _run("sample", source, "-n", 300, "--seed", 7, "--start", 11, *outputs)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [str(tmp_path / f"{name}.png"), str(tmp_path / f"{name}.npy")]
+    for suffix in ("png", "npy"):
+        assert (tmp_path / f"local.{suffix}").read_bytes() == (tmp_path / f"remote.{suffix}").read_bytes()
+    images = np.load(tmp_path / "local.npy")
+    assert images.shape == (300, 1, 8, 8)
+    assert images.dtype == np.float32
+    with Image.open(tmp_path / "local.png") as sheet:
+        assert sheet.size == (16 * 33 + 1, 16 * 33 + 1)
+
+
+def test_the_default_output_is_samples_png_here(folder, tmp_path):
+    assert _run("sample", folder / "model.onnx", "-n", 4, cwd=tmp_path).stdout == "samples.png\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
+
+
+def test_bench_prints_percentiles_for_every_batch_size(folder, server):
+    done = _run("bench", folder / "model.onnx", server, "--batch", "1,5", "--seconds", "0.05")
+    assert done.returncode == 0, done.stderr
+    for word in ("p50", "p90", "p99", "images/s", "2 workers" if (os.cpu_count() or 1) == 2 else "worker", "server"):
+        assert word in done.stdout
+
+
+def test_bench_as_json_holds_machine_versions_threads_and_every_figure(folder):
+    done = _run("bench", folder / "model.onnx", "--batch", "1,5", "--seconds", "0.05", "--workers", 1, "--json")
+    report = json.loads(done.stdout)
+    assert {"processor", "cores", "python", "onnxruntime", "date"} <= set(report["machine"])
+    assert [row["batch"] for row in report["results"]] == [1, 5]
+    for row in report["results"]:
+        assert row["ran on"] == "cpu, 1 worker"
+        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert row["images_per_s"] > 0
+
+
+def test_info_shows_the_manifest_of_a_file_and_of_a_server(folder, server):
+    local, remote = _run("info", folder / "model.onnx", "--json"), _run("info", server, "--json")
+    assert json.loads(local.stdout) == json.loads(remote.stdout)
+    assert json.loads(local.stdout)["image_shape"] == [1, 8, 8]
+    said = _run("info", folder / "model.onnx").stdout
+    assert "certificate" in said
+    assert "latent  0" in said
+
+
+def test_info_without_a_model_describes_the_installation():
+    assert "runtime: onnxruntime" in _run("info").stdout
+
+
+def test_version():
+    assert _run("--version").stdout == "kaem 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sample", "none.onnx"], "no model file at none.onnx"),
+        (["sample", "MODEL", "-n", "0"], "num is 0"),
+        (["sample", "MODEL", "-n", "-3"], "num is -3"),
+        (["sample", "MODEL", "--seed", "-1"], "seed is -1"),
+        (["sample", "MODEL", "--seed", str(2**64)], "seed is 18446744073709551616"),
+        (["sample", "MODEL", "--start", str(2**64 - 1)], "passes 2^64"),
+        (["sample", "MODEL", "-o", "a.gif"], "unknown suffix '.gif'"),
+        (["sample", "MODEL", "-o", "none/a.png"], "no folder none"),
+        (["sample", "MODEL", "--columns", "0"], "columns is 0"),
+        (["sample", "MODEL", "--workers", "0"], "workers is 0"),
+        (["sample", "MODEL", "--provider", "tpu"], "unknown provider 'tpu'"),
+        (["sample", "grpc://nonsense"], "grpc://nonsense"),
+        (["sample", "rubbish.onnx"], "rubbish.onnx is not a usable ONNX model"),
+        (["sample", "foreign.onnx"], "not a kaem artifact"),
+        (["sample", "ckpt.pt"], "ckpt.pt"),
+        (["info", "rubbish.onnx"], "rubbish.onnx"),
+        (["bench", "MODEL", "--batch", "1,x"], "cannot read batch sizes"),
+        (["bench", "MODEL", "--batch", "0"], "batch sizes"),
+        (["bench", "MODEL", "MODEL"], "named twice"),
+        (["export", "none.pt"], "no checkpoint at none.pt"),
+        (["export", "rubbish.onnx"], "rubbish.onnx is not a kaem checkpoint"),
+        (["export", "ckpt.pt", "-o", "none/m.onnx"], "no folder none"),
+        (["verify", "rubbish.onnx", "--checkpoint", "ckpt.pt"], "rubbish.onnx"),
+        (["verify", "MODEL", "--checkpoint", "none.pt"], "no checkpoint at none.pt"),
+        (["serve", "none.onnx"], "no model file at none.onnx"),
+        (["serve", "MODEL", "--port", "70000"], "70000"),
+        (["serve", "MODEL", "--host", "0.0.0.0"], "0.0.0.0"),
+        (["train", "digist"], "digist"),
+        (["train", "mnist"], "none are given"),
+        (["train", "digits", "--set", "prior.num_latent=3"], "prior.num_latent"),
+        (["train", "digits", "--set", "data.image_shape=[1, 28, 28]", "--set", "generator.channels=[8, 8]"], "28"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_gives_one_line_exit_2_and_leaves_nothing(folder, tmp_path, words, said):
+    (tmp_path / "rubbish.onnx").write_bytes(os.urandom(500))
+    (tmp_path / "ckpt.pt").write_bytes((folder / "ckpt.pt").read_bytes())
+    _write_foreign(tmp_path / "foreign.onnx")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    line = _mistake(*[folder / "model.onnx" if word == "MODEL" else word for word in words], cwd=tmp_path)
+    assert said in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_port_in_use_is_named(folder, server):
+    port = server.rpartition(":")[2]
+    assert port in _mistake("serve", folder / "model.onnx", "--port", port)
+
+
+def test_a_server_that_is_not_there_is_a_failure_with_a_hint():
+    done = _run("sample", f"grpc://127.0.0.1:{free_port()}", "-n", "1")
+    assert done.returncode == 1
+    assert "no kaem server answered" in done.stderr
+    assert "kaem serve" in done.stderr
+
+
+def test_a_run_that_dies_half_way_leaves_no_files(folder, tmp_path):
+    with server_process(folder / "model.onnx", "--port", "0") as process:
+        command = [KAEM, "sample", process.target, "-n", str(10**8), "-o", tmp_path / "a.npy"]
+        sampling = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not list(tmp_path.iterdir()):
+            assert sampling.poll() is None
+        sampling.send_signal(2)
+        _, words = sampling.communicate(timeout=60)
+    assert sampling.returncode != 0
+    assert "Traceback" not in words
+    assert list(tmp_path.iterdir()) == []
+
+
+def _write_foreign(path):
+    """A valid ONNX file that somebody else made."""
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path.write_bytes(model.SerializeToString())

@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+
+import grpc
+import numpy as np
+import pytest
+from live_server import Backend, LiveServer, free_port
+
+import kaem
+from kaem import noise
+from kaem.client import Patience, connect
+from kaem.errors import ArtifactError, ConfigError, RemoteError, RequestError
+from kaem.protocol import kaem_pb2, kaem_pb2_grpc
+from kaem.protocol.messages import Limits, Model, chunk_from_images, message_from_model
+
+QUICK = Patience(call_timeout_s=10, attempts=3, first_delay_s=0.001, max_delay_s=0.002)
+BACKEND = Backend(image_shape=(1, 3, 4), noise_dim=5)
+
+
+class Scripted(kaem_pb2_grpc.SamplerServicer):
+    """A server whose n-th data call does what the n-th step of its script says, and then the right thing."""
+
+    def __init__(self, *script):
+        self.script = iter(script)
+        self.requests = []
+        self.model = Model(
+            name="fake",
+            manifest=BACKEND.manifest,
+            numerics_id=BACKEND.numerics_id,
+            provider="cpu",
+            limits=Limits(max_chunk_bytes=4800, max_sample_rows=100, max_decode_rows=100),
+        )
+
+    def GetModel(self, request, context):  # noqa: N802
+        return message_from_model(self.model)
+
+    def Sample(self, request, context):  # noqa: N802
+        return next(self._answers(request, context, rows=request.count))
+
+    def Decode(self, request, context):  # noqa: N802
+        return chunk_from_images(
+            BACKEND.decode(np.frombuffer(request.uniform, "<f4").reshape(request.count, -1)),
+            start=0,
+            encoding=kaem_pb2.ENCODING_FLOAT32,
+            numerics_id=BACKEND.numerics_id,
+        )
+
+    def StreamSamples(self, request, context):  # noqa: N802
+        yield from self._answers(request, context, rows=10)
+
+    def _answers(self, request, context, *, rows):
+        self.requests.append(request)
+        step = next(self.script, None)
+        last = request.start_index + request.count
+        for number, start in enumerate(range(request.start_index, last, rows)):
+            images = BACKEND.decode(noise.uniforms(request.seed, start, min(rows, last - start), 5))
+            chunk = chunk_from_images(
+                images, start=start, encoding=kaem_pb2.ENCODING_FLOAT32, numerics_id=BACKEND.numerics_id
+            )
+            if step is not None and step(number, chunk, context) == "end":
+                return
+            yield chunk
+
+
+def fail(code, after=0):
+    def step(number, chunk, context):
+        if number == after:
+            context.abort(code, "scripted")
+
+    return step
+
+
+def spoil(**fields):
+    def step(number, chunk, context):
+        for name, value in fields.items():
+            if isinstance(value, list):
+                del getattr(chunk, name)[:]
+                getattr(chunk, name).extend(value)
+            else:
+                setattr(chunk, name, value)
+
+    return step
+
+
+def end(number, chunk, context):
+    return "end" if number == 2 else None
+
+
+class Script:
+    def __init__(self, *script, servicer=None):
+        self.servicer = servicer or Scripted(*script)
+
+    def __enter__(self):
+        self.server = grpc.server(futures.ThreadPoolExecutor(4))
+        kaem_pb2_grpc.add_SamplerServicer_to_server(self.servicer, self.server)
+        port = self.server.add_insecure_port("127.0.0.1:0")
+        self.server.start()
+        self.sampler = connect(f"127.0.0.1:{port}", patience=QUICK)
+        return self.sampler, self.servicer
+
+    def __exit__(self, *_):
+        self.sampler.close()
+        self.server.stop(0).wait()
+
+
+def right(num, seed=7, start=0):
+    return BACKEND.decode(noise.uniforms(seed, start, num, 5))
+
+
+UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize("code", [UNAVAILABLE, CANCELLED])
+def test_a_broken_stream_resumes_at_the_next_index(code):
+    with Script(fail(code, after=3), fail(code, after=0), fail(code, after=1)) as (sampler, servicer):
+        chunks = list(sampler.stream(100, 7, 5))
+    np.testing.assert_array_equal(np.concatenate([chunk.images for chunk in chunks]), right(100, start=5))
+    assert [(r.start_index, r.count) for r in servicer.requests] == [(5, 100), (35, 70), (35, 70), (45, 60)]
+    assert {r.expected_numerics_id for r in servicer.requests} == {BACKEND.numerics_id}
+
+
+def test_a_large_sample_resumes_too():
+    with Script(fail(UNAVAILABLE, after=3)) as (sampler, servicer):
+        np.testing.assert_array_equal(sampler.sample(500, 7), right(500))
+    assert [r.start_index for r in servicer.requests] == [0, 30]
+
+
+def test_a_single_call_is_repeated():
+    with Script(fail(UNAVAILABLE), fail(CANCELLED)) as (sampler, servicer):
+        np.testing.assert_array_equal(sampler.sample(50, 7), right(50))
+    assert len(servicer.requests) == 3
+
+
+@pytest.mark.parametrize("num", [50, 500])
+def test_failures_in_a_row_are_bounded(num):
+    with Script(*[fail(UNAVAILABLE)] * 9) as (sampler, servicer):
+        with pytest.raises(RemoteError, match="cannot be reached or is restarting: scripted"):
+            sampler.sample(num, 7)
+        assert len(servicer.requests) == QUICK.attempts
+
+
+def test_progress_makes_patience_new():
+    script = itertools.chain.from_iterable([fail(UNAVAILABLE), fail(UNAVAILABLE, after=1)] for _ in range(9))
+    with Script(*script) as (sampler, _):
+        np.testing.assert_array_equal(sampler.sample(500, 7), right(500))
+
+
+def test_a_deadline_ends_a_silent_call_but_not_a_long_stream():
+    released = threading.Event()
+
+    def stall(number, chunk, context):
+        if number == 2:
+            released.wait(30)
+
+    patience = Patience(call_timeout_s=0.3, attempts=3, first_delay_s=0.001)
+    with Script(stall) as (sampler, servicer):
+        sampler._patience = patience
+        np.testing.assert_array_equal(sampler.sample(500, 7), right(500))
+        assert [r.start_index for r in servicer.requests] == [0, 20]
+        servicer.script = iter([lambda *_: released.wait(30)])
+        with pytest.raises(RemoteError, match="did not answer in time"):
+            sampler.sample(500, 7)
+        released.set()
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAUTHENTICATED])
+def test_other_failures_are_not_repeated(code):
+    with Script(fail(code)) as (sampler, servicer):
+        with pytest.raises(RemoteError, match=f"failed with {code.name}"):
+            sampler.sample(500, 7)
+        assert len(servicer.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (spoil(start_index=3), "from index 3"),
+        (spoil(count=0), "sent 0 images"),
+        (spoil(count=10**15), f"sent {10**15} images"),
+        (spoil(shape=[10, 1, 4, 3]), r"shape \(10, 1, 4, 3\)"),
+        (spoil(shape=[]), r"shape \(\)"),
+        (spoil(data=b"short"), "sent 5 bytes"),
+        (spoil(encoding=kaem_pb2.ENCODING_UINT8), "encoding 2"),
+        (spoil(numerics_id="sha256:other"), "numerics id sha256:other"),
+        (spoil(numerics_id=""), r"numerics id \(none\)"),
+    ],
+)
+@pytest.mark.parametrize("num", [10, 500])
+def test_an_answer_that_is_not_what_was_asked_is_refused(step, message, num):
+    with Script(step) as (sampler, _), pytest.raises(RemoteError, match=message):
+        sampler.sample(num, 7)
+
+
+def test_a_stream_that_ends_early_is_an_error():
+    with Script(end) as (sampler, _), pytest.raises(RemoteError, match="80 images early"):
+        list(sampler.stream(100, 7))
+
+
+def test_a_server_that_sends_too_much_is_an_error():
+    class Generous(Scripted):
+        def StreamSamples(self, request, context):  # noqa: N802
+            request.count += 10
+            yield from self._answers(request, context, rows=10)
+
+    with Script(servicer=Generous()) as (sampler, _), pytest.raises(RemoteError, match="at most 0 from index 100"):
+        list(sampler.stream(100, 7))
+
+
+def test_a_model_that_changed_between_calls_is_refused(artifact_path, rgb_artifact_path):
+    port = free_port()
+    with kaem.load(artifact_path) as old, LiveServer(old, port=port) as live:
+        sampler = kaem.connect(live.target)
+    with kaem.load(rgb_artifact_path) as new, LiveServer(new, port=port, name="small"), sampler:
+        with pytest.raises(RemoteError, match="numerics id") as caught:
+            sampler.sample(3, 0)
+        assert "connect again" in caught.value.hint
+
+
+def test_leaving_a_stream_cancels_the_call():
+    backend = Backend()
+    with LiveServer(backend) as live, kaem.connect(live.target) as sampler:
+        stream = sampler.stream(10**12, 0)
+        next(stream)
+        stream.close()
+        assert live.run(live.server.gate.wait_empty(10))
+
+
+def test_threads_may_share_a_connection():
+    backend = Backend()
+    with LiveServer(backend) as live, kaem.connect(live.target) as sampler, futures.ThreadPoolExecutor(8) as pool:
+        results = pool.map(lambda seed: sampler.sample(20, seed).tobytes(), range(64))
+        expected = [backend.decode(noise.uniforms(seed, 0, 20, 3)).tobytes() for seed in range(64)]
+        assert list(results) == expected
+
+
+@pytest.mark.parametrize(
+    "target", ["", "localhost", "grpc://", "http://localhost:1", "localhost:port", "a:99999", "grpc://h:1/x", "u@h:1"]
+)
+def test_a_target_that_is_no_address_is_refused(target):
+    with pytest.raises(ConfigError, match="as the address of a server") as caught:
+        kaem.connect(target)
+    assert caught.value.hint == "write grpc://host:port"
+
+
+def test_a_server_that_is_not_there_is_said_so_in_time():
+    port, began = free_port(), time.monotonic()
+    with pytest.raises(RemoteError, match=f"no kaem server answered at 127.0.0.1:{port} within 0.4 s") as caught:
+        kaem.connect(f"grpc://127.0.0.1:{port}", timeout_s=0.4)
+    assert time.monotonic() - began < 3
+    assert "kaem serve" in caught.value.hint
+
+
+def test_a_timeout_of_zero_is_refused():
+    with pytest.raises(ConfigError, match="more than 0 seconds"):
+        kaem.connect("127.0.0.1:1", timeout_s=0)
+
+
+def test_a_server_of_another_kind_is_named():
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with pytest.raises(RemoteError, match="does not offer this call"):
+        kaem.connect(f"127.0.0.1:{port}")
+    server.stop(0).wait()
+
+
+@pytest.mark.parametrize(
+    ("change", "cls", "message"),
+    [
+        ({"manifest": "{"}, ArtifactError, "is damaged"),
+        ({"manifest": '{"format_version": 99}'}, ArtifactError, "artifact format 99"),
+        ({"numerics_id": ""}, RemoteError, "no numerics id"),
+    ],
+)
+def test_a_model_that_makes_no_sense_is_refused(change, cls, message):
+    class Odd(Scripted):
+        def GetModel(self, request, context):  # noqa: N802
+            answer = message_from_model(self.model)
+            for name, value in change.items():
+                setattr(answer, name, value)
+            return answer
+
+    with pytest.raises(cls, match=message), Script(servicer=Odd()):
+        pass  # connecting raises
+
+
+def test_decode_is_split_to_what_one_message_holds():
+    with Script() as (sampler, _):
+        uniform = noise.uniforms(1, 0, 250, 5)
+        np.testing.assert_array_equal(sampler.decode(uniform), BACKEND.decode(uniform))
+
+
+def test_closing_in_the_middle_of_a_stream_ends_it():
+    with Script() as (sampler, _):
+        stream = sampler.stream(100, 7)
+        next(stream)
+        sampler.close()
+        with pytest.raises(RequestError, match="closed"):
+            list(stream)
+
+
+def test_importing_kaem_does_not_import_grpc():
+    code = "import sys, kaem, kaem.runtime; assert not {'grpc', 'torch', 'onnxruntime'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

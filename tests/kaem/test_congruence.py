@@ -1,0 +1,140 @@
+"""One suite over both samplers: what `kaem.load` does, `kaem.connect` does, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from live_server import LiveServer
+
+import kaem
+from kaem import noise
+from kaem.errors import RequestError
+from kaem.requests import NUM_INDICES
+from kaem.sampler import Sampler
+
+SEEDS = st.integers(0, NUM_INDICES - 1)
+
+
+@pytest.fixture(scope="module", params=["small", "rgb"])
+def local(request, artifact_path, rgb_artifact_path):
+    with kaem.load({"small": artifact_path, "rgb": rgb_artifact_path}[request.param]) as sampler:
+        yield sampler
+
+
+@pytest.fixture(scope="module")
+def remote(local):
+    # Small chunks, so that ordinary requests take several messages.
+    with LiveServer(local, max_chunk_bytes=20_000) as live, kaem.connect(live.target) as sampler:
+        yield sampler
+
+
+@pytest.fixture(scope="module", params=["load", "connect"])
+def sampler(request, local, remote):
+    return {"load": local, "connect": remote}[request.param]
+
+
+def test_both_are_samplers(sampler):
+    assert isinstance(sampler, Sampler)
+
+
+def test_they_describe_the_same_model(local, remote):
+    assert remote.manifest == local.manifest
+    assert remote.numerics_id == local.numerics_id
+
+
+def test_images_have_the_manifests_shape_and_type_and_are_the_callers_own(sampler):
+    uniform = noise.uniforms(0, 0, 5, sampler.manifest.noise_dim)
+    for images in (sampler.sample(5, 0), sampler.decode(uniform), next(iter(sampler.stream(5, 0))).images):
+        assert (images.shape, images.dtype) == ((5, *sampler.manifest.image_shape), np.float32)
+        images.fill(0)  # writable
+
+
+def test_a_stream_is_in_order_and_complete(sampler):
+    chunks = list(sampler.stream(1000, 3, 17))
+    assert [chunk.start for chunk in chunks] == list(17 + np.cumsum([0] + [len(c.images) for c in chunks[:-1]]))
+    np.testing.assert_array_equal(np.concatenate([chunk.images for chunk in chunks]), sampler.sample(1000, 3, 17))
+
+
+def test_sampling_is_decoding_the_noise(sampler):
+    uniform = noise.uniforms(9, 4, 700, sampler.manifest.noise_dim)
+    np.testing.assert_array_equal(sampler.decode(uniform), sampler.sample(700, 9, 4))
+
+
+def test_decode_takes_float64_and_plain_uniforms(local, remote):
+    uniform = np.random.default_rng(0).uniform(0, 1, (50, local.manifest.noise_dim))
+    np.testing.assert_array_equal(remote.decode(uniform), local.decode(uniform))
+
+
+def test_the_last_indices_exist(local, remote):
+    arguments = (300, NUM_INDICES - 1, NUM_INDICES - 300)
+    np.testing.assert_array_equal(remote.sample(*arguments), local.sample(*arguments))
+
+
+def test_numpy_integers_are_integers(local, remote):
+    arguments = (np.int64(3), np.uint64(5), np.int32(2))
+    np.testing.assert_array_equal(remote.sample(*arguments), local.sample(3, 5, 2))
+    assert next(remote.stream(*arguments)).start == 2
+
+
+@given(seed=SEEDS, start=st.integers(0, NUM_INDICES - 1000), cuts=st.lists(st.integers(1, 120), min_size=1, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_any_split_of_a_request_gives_the_same_bits(local, remote, seed, start, cuts):
+    expected = local.sample(sum(cuts), seed, start)
+    first = start
+    for cut in cuts:
+        part = remote.sample(cut, seed, first)
+        assert part.tobytes() == expected[first - start : first - start + cut].tobytes()
+        first += cut
+    streamed = b"".join(chunk.images.tobytes() for chunk in remote.stream(sum(cuts), seed, start))
+    assert streamed == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(0, 1), (-1, 1), (1, -1), (1, NUM_INDICES), (1, 1, -1), (2, 1, NUM_INDICES - 1), (1.5, 1), (1, "x"), (True, 1)],
+    ids=str,
+)
+def test_the_same_requests_are_refused_with_the_same_words(local, remote, arguments):
+    messages = set()
+    for sampler in (local, remote):
+        for method in (sampler.sample, sampler.stream):
+            with pytest.raises(RequestError) as caught:
+                method(*arguments)
+            messages.add(str(caught.value))
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize(
+    "uniform", [np.zeros((2, 99), np.float32), np.zeros(3, np.float32), np.zeros((0, 5)), "text", [[np.nan]]], ids=str
+)
+def test_the_same_uniforms_are_refused_with_the_same_words(local, remote, uniform):
+    messages = set()
+    for sampler in (local, remote):
+        with pytest.raises(RequestError) as caught:
+            sampler.decode(uniform)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+
+
+def test_more_than_fits_in_memory_is_refused_before_anything_is_computed(sampler):
+    with pytest.raises(RequestError, match="stream them"):
+        sampler.sample(1 << 60, 0)
+
+
+def test_a_huge_stream_can_be_begun_and_left(sampler):
+    stream = sampler.stream(NUM_INDICES, 0)
+    assert next(stream).start == 0
+    stream.close()
+
+
+def test_a_closed_sampler_refuses(local, artifact_path):
+    with LiveServer(local) as live, kaem.load(artifact_path) as one, kaem.connect(live.target) as other:
+        for sampler in (one, other):
+            sampler.close()
+            sampler.close()
+            with pytest.raises(RequestError, match="closed"):
+                sampler.sample(1, 0)
+            with pytest.raises(RequestError, match="closed"):
+                sampler.decode(noise.uniforms(0, 0, 1, sampler.manifest.noise_dim))

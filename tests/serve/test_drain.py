@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from live_server import Backend, LiveServer, server_process, stub_of
+
+import kaem
+from kaem.protocol import kaem_pb2
+from serve.server import run
+from serve.settings import ServeSettings
+
+Status = health_pb2.HealthCheckResponse
+
+
+def watch_of(channel):
+    request = health_pb2.HealthCheckRequest(service="")
+    return health_pb2_grpc.HealthStub(channel).Watch(request, timeout=60, wait_for_ready=True)
+
+
+def test_draining_completes_what_runs_refuses_what_comes_and_ends_watches():
+    backend = Backend()
+    with (
+        LiveServer(backend) as live,
+        stub_of(live.address) as stub,
+        grpc.insecure_channel(live.address) as channel,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        watch = watch_of(channel)
+        assert next(watch).status == Status.SERVING
+        backend.may_run.clear()
+        stream = stub.StreamSamples(kaem_pb2.SampleRequest(count=5000, max_chunk_rows=100), timeout=60)
+        rows = pool.submit(lambda: sum(chunk.count for chunk in stream))
+        live.run(_inside(live.server.gate, 1))
+        drain = live.start(live.server.drain())
+        assert next(watch).status == Status.NOT_SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Sample(kaem_pb2.SampleRequest(count=1), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "shutting down" in caught.value.details()
+        backend.may_run.set()
+        assert rows.result(timeout=30) == 5000
+        drain.result(timeout=30)
+        assert list(watch) == []
+        assert watch.code() is grpc.StatusCode.OK
+
+
+async def _inside(gate, num):
+    async with asyncio.timeout(20):
+        while gate.num_inside < num:
+            await asyncio.sleep(0.01)
+
+
+def test_calls_that_outlast_the_grace_are_cut_off(caplog):
+    backend = Backend()
+    with LiveServer(backend, drain_grace_s=0.1) as live, stub_of(live.address) as stub:
+        stream = stub.StreamSamples(kaem_pb2.SampleRequest(count=10**9), timeout=60)
+        next(iter(stream))
+        live.run(live.server.drain())
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stream)
+        assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    assert "1 calls did not complete in time" in caplog.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_streams_complete_and_ends_the_process_despite_a_watch(artifact_path, number):
+    with (
+        server_process(artifact_path, "--port", "0", "--grace", "20") as server,
+        grpc.insecure_channel(server.target.removeprefix("grpc://")) as channel,
+        stub_of(server.target.removeprefix("grpc://")) as stub,
+    ):
+        watch = watch_of(channel)
+        assert next(watch).status == Status.SERVING
+        stream = stub.StreamSamples(kaem_pb2.SampleRequest(count=200_000), timeout=60)
+        rows = next(stream).count
+        server.process.send_signal(number)
+        began = time.monotonic()
+        rows += sum(chunk.count for chunk in stream)
+        assert rows == 200_000
+        assert server.process.wait(timeout=15) == 0
+        assert time.monotonic() - began < 15
+        assert server.process.stdout.read() == ""  # the address was the only line
+
+
+def test_a_server_whose_address_nobody_can_read_stops_itself(artifact_path):
+    def fail(address):
+        raise BrokenPipeError(address)
+
+    with pytest.raises(BrokenPipeError):
+        run(artifact_path, ServeSettings(port=0), on_serving=fail)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("kaem")]
+
+
+def _is_open(stub):
+    try:
+        stub.GetModel(kaem_pb2.GetModelRequest(), timeout=10)
+    except grpc.RpcError:
+        return False
+    return True
+
+
+def test_a_second_signal_stops_at_once(artifact_path):
+    with (
+        server_process(artifact_path, "--port", "0", "--grace", "60") as server,
+        stub_of(server.target.removeprefix("grpc://")) as stub,
+    ):
+        stream = stub.StreamSamples(kaem_pb2.SampleRequest(count=1 << 60), timeout=60)
+        next(stream)
+        server.terminate()
+        while _is_open(stub):  # until the first signal has been taken
+            pass
+        server.terminate()
+        assert server.process.wait(timeout=10) == 0
+        stream.cancel()
+
+
+def test_the_client_survives_kill_9_and_a_restart_with_equal_bytes(artifact_path):
+    num, seed = 100_000, 11
+    with kaem.load(artifact_path) as local:
+        expected = [chunk.images.tobytes() for chunk in local.stream(num, seed)]
+    with server_process(artifact_path, "--port", "0") as first, kaem.connect(first.target) as sampler:
+        stream = sampler.stream(num, seed)
+        parts = [next(stream)]
+        first.kill()
+        port = first.target.rpartition(":")[2]
+        with server_process(artifact_path, "--port", port) as second:
+            assert second.target == first.target
+            parts.extend(stream)
+    assert [part.start for part in parts] == [sum(len(p.images) for p in parts[:i]) for i in range(len(parts))]
+    assert b"".join(part.images.tobytes() for part in parts) == b"".join(expected)

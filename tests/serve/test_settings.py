@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+from live_server import Backend, LiveServer, ServerProcess, free_port
+
+import kaem
+from kaem.errors import ConfigError
+from serve.address import check_address, format_address
+from serve.settings import ServeSettings
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("host", ""),
+        ("port", -1),
+        ("port", 65536),
+        ("name", ""),
+        ("provider", "tpu"),
+        ("workers", 0),
+        ("max_batch", 0),
+        ("max_batch", 1 << 20),
+        ("max_chunk_bytes", 10),
+        ("max_chunk_bytes", 4 << 20),
+        ("drain_grace_s", -1.0),
+        ("drain_grace_s", float("inf")),
+        ("drain_grace_s", float("nan")),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(setting, value):
+    with pytest.raises(ConfigError):
+        ServeSettings(**{setting: value})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost"])
+def test_loopback_needs_no_consent(host):
+    check_address(host, 0, insecure=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "8.8.8.8"])  # noqa: S104
+def test_other_addresses_do(host):
+    with pytest.raises(ConfigError, match="reachable by other machines") as caught:
+        check_address(host, 0, insecure=False)
+    assert "--insecure" in caught.value.hint
+
+
+def test_an_insecure_server_may_listen_everywhere():
+    with LiveServer(Backend(), host="0.0.0.0", insecure=True) as live:  # noqa: S104
+        port = live.target.rpartition(":")[2]
+        assert live.target == f"grpc://0.0.0.0:{port}"
+        with kaem.connect(f"127.0.0.1:{port}") as sampler:
+            assert len(sampler.sample(2, 0)) == 2
+
+
+def test_a_host_that_does_not_exist_is_named():
+    with pytest.raises(ConfigError, match=r"cannot resolve host 'no\.such\.host\.invalid'"):
+        check_address("no.such.host.invalid", 0, insecure=False)
+
+
+def test_an_address_of_another_machine_is_named():
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:0"):
+        check_address("192.0.2.1", 0, insecure=True)
+
+
+def test_a_port_that_anything_else_holds_is_named():
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is in use") as caught:
+            LiveServer(Backend(), port=port)
+        assert "--port" in caught.value.hint
+
+
+def test_a_port_taken_at_the_last_moment_is_named_too(monkeypatch):
+    monkeypatch.setattr("serve.server.check_address", lambda *_, **__: None)
+    with LiveServer(Backend()) as live:
+        port = int(live.target.rpartition(":")[2])
+        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is in use"):
+            LiveServer(Backend(), port=port)
+
+
+def test_a_port_can_be_taken_again_right_after_its_server_stopped():
+    port = free_port()
+    for _ in range(3):
+        with LiveServer(Backend(), port=port) as live, kaem.connect(live.target) as sampler:
+            sampler.sample(1, 0)
+
+
+def test_ipv6_addresses_get_their_brackets():
+    assert format_address("::1", 5) == "[::1]:5"
+    assert format_address("localhost", 5) == "localhost:5"
+
+
+def test_the_model_may_be_given_another_name():
+    with LiveServer(Backend(), name="digits") as live, kaem.connect(live.target) as sampler:
+        assert sampler.manifest.name == "fake"
+        assert len(sampler.sample(2, 0)) == 2
+
+
+def test_the_command_reports_a_missing_model(tmp_path):
+    with pytest.raises(AssertionError, match="no model file at"):
+        ServerProcess(tmp_path / "none.onnx", "--port", "0")
