@@ -92,7 +92,8 @@ def open_session(path: Path, provider: str) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # failures become exceptions; the log would only repeat them
     options.enable_mem_pattern = False  # the batch dimension is free; patterns per shape only grow memory
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    # Never session.set_denormal_as_zero: it switches the calling thread of the first session to flush-to-zero, for
+    # good, so that the caller's own arithmetic and rows computed by other threads would no longer agree.
     if provider != "cpu":
         # Without this a provider that fails to load, or a node it lacks, silently runs on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -190,9 +190,9 @@ class Scheduler:
             error: BackendError | None = None
             try:
                 self._compute(batch)
-            except Exception as cause:  # whatever the backend raises, the jobs beside it must go on
+            except Exception:  # whatever the backend raises, the jobs beside it must go on
                 _log.exception("a batch of %d rows failed", sum(span.rows for _, span in batch))
-                error = _failed(cause)
+                error = _failed()
                 for job, _ in batch:  # before the next batch is planned: it must hold no row after the lost ones
                     self.remove(job)
             self._loop.call_soon_threadsafe(self._hand_over, [job for job, _ in batch], error)
@@ -227,11 +227,9 @@ class Scheduler:
                 job.fail(error)
 
 
-def _failed(error: Exception) -> BackendError:
-    """What the readers of a failed batch are told: our own words, never those of a foreign exception."""
-    if isinstance(error, BackendError):
-        return BackendError(error.message, hint=error.hint)
-    return BackendError("the batch with these rows could not be computed", hint="see the server's log")
+def _failed() -> BackendError:
+    """What the readers of a failed batch are told: our own words, never those of the runtime below us."""
+    return BackendError("the batch with these rows could not be computed", hint="the server's log says why")
 
 
 def _stopping() -> RemoteError:

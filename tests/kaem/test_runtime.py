@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -120,3 +122,13 @@ def test_a_provider_is_never_replaced_by_another(artifact_path):
         pytest.skip("this environment has a CUDA build of ONNX Runtime")
     with pytest.raises(BackendError, match="CUDAExecutionProvider"):
         kaem.load(artifact_path, provider="cuda")
+
+
+def test_loading_a_model_leaves_the_callers_floating_point_mode_alone(artifact_path):
+    code = (
+        "import sys, kaem, numpy as np\n"
+        "with kaem.load(sys.argv[1]) as sampler:\n    sampler.sample(3, 0)\n"
+        "print(np.float32(1e-30) * np.float32(1e-10) > 0)"  # a subnormal number, unless it is flushed to zero
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(artifact_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"

@@ -179,7 +179,7 @@ def test_a_failing_batch_fails_its_jobs_and_the_scheduler_goes_on(caplog):
 def test_a_backend_that_loses_rows_is_an_error_not_a_shift():
     async def main():
         async with running(lambda uniform: uniform[:-1].reshape(-1, 1, 1, 2)) as scheduler:
-            with pytest.raises(BackendError, match="made 4 images of 5 rows"):
+            with pytest.raises(BackendError, match="could not be computed"):
                 await read_all(submit(scheduler, 1, 5, window=5))
 
     asyncio.run(main())
