@@ -39,7 +39,7 @@ def test_loopback_needs_no_consent(host):
     check_address(host, 0, insecure=False)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "8.8.8.8"])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "8.8.8.8"])
 def test_other_addresses_do(host):
     with pytest.raises(ConfigError, match="reachable by other machines") as caught:
         check_address(host, 0, insecure=False)
@@ -47,7 +47,7 @@ def test_other_addresses_do(host):
 
 
 def test_an_insecure_server_may_listen_everywhere():
-    with LiveServer(Backend(), host="0.0.0.0", insecure=True) as live:  # noqa: S104
+    with LiveServer(Backend(), host="0.0.0.0", insecure=True) as live:
         port = live.target.rpartition(":")[2]
         assert live.target == f"grpc://0.0.0.0:{port}"
         with kaem.connect(f"127.0.0.1:{port}") as sampler:
