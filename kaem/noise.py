@@ -16,6 +16,8 @@ numbers between 1 - 2^-24 and 1. The generator is that of Salmon et al., "Parall
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,12 +26,14 @@ from kaem.requests import check_range
 Words = NDArray[np.uint32]
 
 _ROUNDS = 10
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-_LOW = np.uint64(0xFFFFFFFF)
-_SHIFT = np.uint64(32)
-_BLOCK_WORDS = 1 << 16
-"""Counter blocks worked on at a time, so that the ten rounds stay in the processor's cache."""
+_LOW_32 = 0xFFFFFFFF
+_LOW, _HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)
+"""Where the halves of a uint64 stand when it is read as two uint32."""
+
+_BLOCKS_AT_ONCE = 1 << 15
+"""Counter blocks worked on together, so that the ten rounds stay in the processor's cache."""
 
 
 def uniforms(seed: int, start: int, count: int, dim: int) -> NDArray[np.float32]:
@@ -50,48 +54,41 @@ def uniforms(seed: int, start: int, count: int, dim: int) -> NDArray[np.float32]
     check_range(count, seed, start)
     words = np.empty((count, dim), np.uint32)
     blocks_per_row = -(-dim // 4)
-    rows_per_pass = max(1, _BLOCK_WORDS // blocks_per_row)
-    key = (seed & 0xFFFFFFFF, seed >> 32)
-    block = np.arange(blocks_per_row, dtype=np.uint32)
+    rows_per_pass = max(1, _BLOCKS_AT_ONCE // blocks_per_row)
+    key = (seed & _LOW_32, seed >> 32)
     for first in range(0, count, rows_per_pass):
         rows = min(rows_per_pass, count - first)
-        # Wraps modulo 2^64 like the counter itself; check_range keeps the last index below 2^64.
         index = np.uint64(start + first) + np.arange(rows, dtype=np.uint64)
-        shape = (rows, blocks_per_row)
-        counter = (
-            np.broadcast_to(block, shape),
-            np.zeros(shape, np.uint32),
-            np.broadcast_to((index & _LOW).astype(np.uint32)[:, None], shape),
-            np.broadcast_to((index >> _SHIFT).astype(np.uint32)[:, None], shape),
-        )
-        drawn = np.stack(philox4x32(counter, key), axis=-1)  # (rows, blocks_per_row, 4)
-        words[first : first + rows] = drawn.reshape(rows, -1)[:, :dim]
+        counter = np.zeros((4, rows, blocks_per_row), np.uint32)
+        counter[0] = np.arange(blocks_per_row)
+        counter[2] = (index & np.uint64(_LOW_32))[:, None]
+        counter[3] = (index >> np.uint64(32))[:, None]
+        drawn = philox4x32(counter.reshape(4, -1), key).reshape(4, rows, blocks_per_row)
+        words[first : first + rows] = drawn.transpose(1, 2, 0).reshape(rows, -1)[:, :dim]
     return signed_uniforms(words)
 
 
-def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, ...]:
-    """Apply the ten rounds of Philox4x32 to many counters under one key.
+def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
+    """Apply the ten rounds of Philox4x32 to n counters under one key.
 
     Args:
-        counter: Four arrays of one shape, the counter's 32-bit words from least to most significant.
+        counter: Shape (4, n), each counter's 32-bit words from least to most significant.
         key: The key's two 32-bit words.
 
     Returns:
-        Four arrays of that shape: the output block's words.
+        Shape (4, n): the output blocks' words.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        product0 = c0 * _MULTIPLIERS[0]  # uint32 * uint64 -> the full 64-bit product
-        product1 = c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (product1 >> _SHIFT).astype(np.uint32) ^ c1 ^ np.uint32(k0),
-            product1.astype(np.uint32),
-            (product0 >> _SHIFT).astype(np.uint32) ^ c3 ^ np.uint32(k1),
-            product0.astype(np.uint32),
-        )
-        k0, k1 = (k0 + _KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + _KEY_STEPS[1]) & 0xFFFFFFFF
-    return c0, c1, c2, c3
+    # Words 0 and 2 are multiplied, 1 and 3 are not; each pair is handled as one array, for few calls on small n.
+    multiplied, plain = counter[0::2], counter[1::2]
+    for turn in range(_ROUNDS):
+        halves = (multiplied * _MULTIPLIERS).view(np.uint32).reshape(2, -1, 2)  # (2, n, low and high)
+        round_key = [[(word + turn * step) & _LOW_32] for word, step in zip(key, _KEY_STEPS, strict=True)]
+        multiplied = halves[::-1, :, _HIGH] ^ plain
+        multiplied ^= np.array(round_key, np.uint32)
+        plain = halves[::-1, :, _LOW]
+    drawn = np.empty_like(counter)
+    drawn[0::2], drawn[1::2] = multiplied, plain
+    return drawn
 
 
 def signed_uniforms(words: Words) -> NDArray[np.float32]:

@@ -35,8 +35,9 @@ def _philox_in_plain_integers(counter, key):
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
 def test_philox_gives_the_random123_known_answers(counter, key, expected):
-    arrays = tuple(np.full((2, 3), word, np.uint32) for word in _words(counter))
-    drawn = philox4x32(arrays, tuple(_words(key)))
+    counters = np.repeat(np.array(_words(counter), np.uint32)[:, None], 3, axis=1)
+    drawn = philox4x32(counters, tuple(_words(key)))
+    assert drawn.shape == (4, 3)
     for word, answer in zip(drawn, _words(expected), strict=True):
         assert np.all(word == answer)
 
