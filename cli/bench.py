@@ -60,7 +60,8 @@ def bench(
             source: stack.enter_context(open_source(source, provider=provider, workers=workers)) for source in sources
         }
         settings = {source: _setting(sampler) for source, sampler in samplers.items()}
-        progress = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+        words = Console(stderr=True)
+        progress = stack.enter_context(Progress(console=words, transient=True, disable=not words.is_terminal))
         task = progress.add_task("measuring", total=1.0)
         results = measure(
             samplers,
@@ -105,16 +106,19 @@ def _table(results: list[Measurement], first: str) -> Table:
 
     base = {result.batch: result.percentile_ms(50) for result in results if result.model == first}
     is_comparison = any(result.model != first for result in results)
-    table = Table()
-    for name in ("model", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"):
-        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
-    if is_comparison:
-        table.add_column(f"speed, x of {first}", justify="right")
+    table = Table(caption=f"speed: p50 of {first} over p50 of the row" if is_comparison else None)
+    table.add_column("model", overflow="fold")
+    for name in ("batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", *(["speed"] if is_comparison else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = ""
     for result in results:
-        cells = [result.model, str(result.batch)]
+        if shown and result.model != shown:
+            table.add_section()
+        cells = [result.model if result.model != shown else "", str(result.batch)]
         cells += [f"{result.percentile_ms(percent):.3f}" for percent in (50, 90, 99)]
         cells += [f"{result.images_per_s:,.0f}", f"{result.calls:,}"]
         if is_comparison:
             cells.append(f"{base[result.batch] / result.percentile_ms(50):.2f}")
         table.add_row(*cells)
+        shown = result.model
     return table

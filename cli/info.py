@@ -69,7 +69,7 @@ def _show_manifest(console: object, manifest: Manifest, numerics_id: str) -> Non
     rows = manifest.densities.get("density", [])
     for q, density in enumerate(rows[:_SHOWN_DENSITIES]):
         low, high = manifest.densities["low"][q], manifest.densities["high"][q]
-        console.print(f"latent {q:>2}  {low:8.3f} {_sparkline(density)} {high:.3f}", highlight=False)
+        console.print(f"latent {q:>2}  {low:8.3f} {_sparkline(density)} {high:.3f}", highlight=False, soft_wrap=True)
     if len(rows) > _SHOWN_DENSITIES:
         console.print(f"and {len(rows) - _SHOWN_DENSITIES} more latents (--json)")
 

@@ -52,7 +52,7 @@ def sample(
     with open_source(source, provider=provider, workers=workers) as sampler:
         begin = time.perf_counter()
         files = sample_files(paths, sampler.manifest, num, tiles=tiles, columns=columns, scale=scale)
-        with files as add, Progress(console=console, transient=True) as progress:
+        with files as add, Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("sampling", total=num)
             for chunk in sampler.stream(num, seed, start):
                 add(chunk.images)

@@ -51,7 +51,7 @@ def encode_png(image: NDArray[Any]) -> bytes:
 
 
 def contact_sheet(
-    images: NDArray[Any], *, columns: int | None = None, scale: int | None = None, gap: int = 1
+    images: NDArray[Any], *, columns: int | None = None, scale: int | None = None, gap: int = 4
 ) -> NDArray[np.uint8]:
     """Lay images out in rows, left to right and top to bottom, in the order given.
 
@@ -59,7 +59,7 @@ def contact_sheet(
         images: Shape (N, C, H, W), float in [0, 1] or uint8.
         columns: Images per row; by default about as many as make the sheet square.
         scale: Whole-number magnification (each pixel becomes a square); by default what brings the shorter
-            side of an image to at least 32 pixels.
+            side of an image to at least 40 pixels.
         gap: Grey pixels between neighbours and around the sheet.
 
     Returns:
@@ -74,7 +74,7 @@ def contact_sheet(
     if columns is None:
         columns = min(num, math.ceil(math.sqrt(num)))
     if scale is None:
-        scale = max(1, math.ceil(32 / min(height, width)))
+        scale = max(1, math.ceil(40 / min(height, width)))
     if columns < 1 or scale < 1:
         raise RequestError(f"columns ({columns}) and scale ({scale}) must be at least 1")
     rows = math.ceil(num / columns)

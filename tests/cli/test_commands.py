@@ -83,7 +83,7 @@ def test_a_file_and_a_server_give_byte_equal_outputs(folder, server, tmp_path):
     assert images.shape == (300, 1, 8, 8)
     assert images.dtype == np.float32
     with Image.open(tmp_path / "local.png") as sheet:
-        assert sheet.size == (16 * 33 + 1, 16 * 33 + 1)
+        assert sheet.size == (16 * 44 + 4, 16 * 44 + 4)
 
 
 def test_the_default_output_is_samples_png_here(folder, tmp_path):

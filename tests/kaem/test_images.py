@@ -50,7 +50,7 @@ def test_tiles_stand_in_reading_order_unflipped():
 
 def test_small_images_are_magnified_by_squares():
     sheet = contact_sheet(np.full((1, 1, 8, 8), 255, np.uint8), gap=0)
-    assert sheet.shape == (1, 32, 32)
+    assert sheet.shape == (1, 40, 40)
     assert np.all(sheet == 255)
 
 

@@ -1,0 +1,118 @@
+"""`kaem train`: a preset or TOML file to a checkpoint."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = """
+Examples:
+
+  kaem train digits
+
+  kaem train mnist --data ~/mnist -o runs/mnist
+
+  kaem train digits --set prior.num_latents=12 --updates 2000
+
+  kaem train digits --resume
+"""
+
+
+def train(
+    config: Annotated[
+        str, typer.Argument(metavar="PRESET_OR_TOML", help="digits, mnist, fashion-mnist, or a TOML file.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="An .npz, an IDX file, or a folder of MNIST-family IDX files.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of this run; default runs/NAME.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")
+    ] = None,
+    updates: Annotated[int | None, typer.Option(help="Optimiser steps of the whole run.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, bit for bit.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
+) -> None:
+    """Train a model and write its checkpoint; prints the checkpoint's path.
+
+    Ctrl-C finishes the current update, saves, and says how to go on. TensorBoard files lie beside the
+    checkpoint.
+    """
+    import json
+    import shutil
+
+    from rich.console import Console
+
+    from kaem.errors import ArtifactError, ConfigError
+    from kaem_train.checkpoint import FILE_NAME, read_checkpoint
+    from kaem_train.data import load_dataset
+    from kaem_train.progress import ProgressReport
+    from kaem_train.settings import load_config
+    from kaem_train.tensorboard import TensorBoardLog
+    from kaem_train.trainer import train as run_training
+
+    if resume and force:
+        raise ConfigError("--resume and --force contradict each other", hint="give one of them")
+    overrides = list(assignments or [])
+    if data is not None:
+        # JSON strings are TOML strings: a path with spaces, quotes or an equals sign survives.
+        overrides += ["data.source=files", f"data.path={json.dumps(str(data.expanduser()))}"]
+    if updates is not None:
+        overrides.append(f"training.updates={updates}")
+    if seed is not None:
+        overrides.append(f"training.seed={seed}")
+    settings = load_config(config, overrides)
+    folder = out if out is not None else Path("runs") / settings.name
+    path = folder / FILE_NAME
+    if path.exists() and not (resume or force):
+        raise ArtifactError(
+            f"{path} exists already", hint="continue it with --resume, replace it with --force, or choose --out"
+        )
+    done = read_checkpoint(path).step if resume else 0
+    dataset = load_dataset(settings.data)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write to {folder}: {error.strerror}", hint="choose another folder with --out"
+        ) from None
+    console = Console(stderr=True)
+    console.print(
+        f"{settings.name}: {len(dataset.train)} images to train on, {len(dataset.holdout)} held out; "
+        f"update {done} to {settings.training.updates}; folder {folder}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    logs = folder / "tensorboard"
+    if force:
+        path.unlink(missing_ok=True)
+        shutil.rmtree(logs, ignore_errors=True)
+    with (
+        ProgressReport(console, updates=settings.training.updates) as report,
+        TensorBoardLog(logs, step=done) as log,
+    ):
+        outcome = run_training(settings, dataset, folder, resume=resume, listeners=(report, log))
+    if outcome.bound is not None:
+        message = f"held-out log-likelihood at least {outcome.bound:.2f} nats per image"
+    else:
+        options = {"--data": data, "--out": out, "--updates": updates, "--seed": seed}
+        again = _resume_command(config, options, assignments or [])
+        message = f"stopped and saved at update {outcome.step}; go on with: {again}"
+    console.print(message, soft_wrap=True, highlight=False, markup=False)
+    typer.echo(outcome.checkpoint)
+    if not outcome.is_finished:
+        raise typer.Exit(130)
+
+
+def _resume_command(config: str, options: Mapping[str, object], assignments: Iterable[str]) -> str:
+    """Return the command line that continues this run, quoted for a shell."""
+    words = ["kaem", "train", config]
+    words += [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    words += [word for item in assignments for word in ("--set", item)]
+    return shlex.join([*words, "--resume"])

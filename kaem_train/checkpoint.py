@@ -1,0 +1,139 @@
+"""Checkpoints: one file of plain containers and tensors, written atomically, read without running code.
+
+Format versions, newest first (bump for a change that an older reader would misread):
+    1   first version: kaem_checkpoint, config, model_state, posterior_state, optimiser_state, step,
+        rng_state, data_fingerprint.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kaem.config import from_mapping, to_mapping
+from kaem.errors import ArtifactError, ConfigError
+from kaem_train.model.kaem import Kaem
+from kaem_train.settings import Config
+
+FORMAT_VERSION = 1
+FILE_NAME = "ckpt.pt"
+_VERSION_KEY = "format_version"
+_FIELDS = (
+    "config",
+    "model_state",
+    "posterior_state",
+    "optimiser_state",
+    "step",
+    "rng_state",
+    "data_fingerprint",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Everything a run needs to go on as if it had not stopped.
+
+    Attributes:
+        config: The whole configuration.
+        model_state: `state_dict` of `Kaem`.
+        posterior_state: `state_dict` of the posterior's network; empty for importance sampling.
+        optimiser_state: `state_dict` of Adam.
+        step: Updates done.
+        rng_state: State of the generator of all sampling noise, uint8.
+        data_fingerprint: Of the data set trained on.
+    """
+
+    config: Config
+    model_state: dict[str, Tensor]
+    posterior_state: dict[str, Tensor]
+    optimiser_state: dict[str, Any]
+    step: int
+    rng_state: Tensor
+    data_fingerprint: str
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `path` whole or not at all: beside it first, flushed to disk, then renamed over it.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    content = {name: getattr(checkpoint, name) for name in _FIELDS}
+    content["config"] = to_mapping(checkpoint.config)
+    content[_VERSION_KEY] = FORMAT_VERSION
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        with beside.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise ArtifactError(
+            f"cannot write {path}: {error.strerror}", hint="check space and permissions of the folder"
+        ) from None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; only tensors and plain containers are unpickled (`weights_only=True`).
+
+    Raises:
+        ArtifactError: The file is missing, damaged, not a kaem checkpoint, or of a newer format.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"no checkpoint at {path}", hint="train one with: kaem train digits")
+    try:
+        # torch.save writes zip archives; anything else would enter torch's reader of old pickles.
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError, OSError, KeyError):
+        raise ArtifactError(
+            f"{path} is not a kaem checkpoint, or it is damaged",
+            hint="give the ckpt.pt that kaem train wrote",
+        ) from None
+    if not isinstance(content, dict) or not isinstance(content.get(_VERSION_KEY), int):
+        raise ArtifactError(
+            f"{path} is a torch file but not a kaem checkpoint", hint="give the ckpt.pt that kaem train wrote"
+        )
+    if content[_VERSION_KEY] > FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has checkpoint format {content[_VERSION_KEY]}, this kaem reads up to {FORMAT_VERSION}",
+            hint="upgrade kaem",
+        )
+    missing = [name for name in _FIELDS if name not in content]
+    if missing:
+        raise ArtifactError(f"{path} lacks {', '.join(missing)}", hint="the file is damaged: train again")
+    try:
+        config = from_mapping(Config, content["config"])
+    except ConfigError as error:
+        raise ArtifactError(
+            f"{path} holds a configuration this kaem does not know: {error.message}",
+            hint="use the kaem version that trained it",
+        ) from None
+    return Checkpoint(config=config, **{name: content[name] for name in _FIELDS if name != "config"})
+
+
+def load_model(path: Path) -> tuple[Config, Kaem]:
+    """Return the configuration and the trained model in evaluation mode, without gradients.
+
+    Raises:
+        ArtifactError: The file cannot be read as a checkpoint, or its weights do not fit its configuration.
+    """
+    checkpoint = read_checkpoint(path)
+    model = Kaem(checkpoint.config)
+    try:
+        model.load_state_dict(checkpoint.model_state)
+    except (RuntimeError, AttributeError, TypeError):
+        raise ArtifactError(
+            f"the weights in {path} do not fit its configuration", hint="the file is damaged: train again"
+        ) from None
+    return checkpoint.config, model.eval().requires_grad_(False)

@@ -1,0 +1,116 @@
+"""Image files: NumPy `.npz` archives and the IDX files of the MNIST family, plain or gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kaem.errors import DataError
+
+_TRAIN_KEYS = ("images_train", "x_train", "images")
+_HOLDOUT_KEYS = ("images_test", "x_test")
+_IDX_UINT8 = 0x08
+_DOWNLOAD = "the file is damaged: get it again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawImages:
+    """Arrays as they were stored.
+
+    Attributes:
+        origin: The file or folder, for messages.
+        train: Any image array.
+        holdout: The test split that came with it, or None.
+    """
+
+    origin: str
+    train: NDArray[Any]
+    holdout: NDArray[Any] | None
+
+
+def read_images(path: Path) -> RawImages:
+    """Read an `.npz`, one IDX file, or a folder with the train and test IDX files.
+
+    Raises:
+        DataError: The path is missing, of an unknown kind, damaged, or lacks the images.
+    """
+    if path.is_dir():
+        return _read_idx_folder(path)
+    if not path.exists():
+        raise DataError(f"no file or folder at {path}", hint="check the path given with --data")
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    return RawImages(origin=str(path), train=read_idx(path), holdout=None)
+
+
+def _read_npz(path: Path) -> RawImages:
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is not an .npz archive", hint=_DOWNLOAD)
+    try:
+        # Pickled objects could run code: they are refused, not loaded.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            train_key = next((key for key in _TRAIN_KEYS if key in archive.files), None)
+            if train_key is None:
+                raise DataError(
+                    f"{path} holds no images; its arrays are: {', '.join(archive.files) or 'none'}",
+                    hint=f"name the array {', '.join(_TRAIN_KEYS[:-1])} or {_TRAIN_KEYS[-1]}",
+                )
+            holdout_key = next((key for key in _HOLDOUT_KEYS if key in archive.files), None)
+            holdout = archive[holdout_key] if holdout_key else None
+            return RawImages(origin=str(path), train=archive[train_key], holdout=holdout)
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
+        raise DataError(f"cannot read {path} as .npz: {error}", hint=_DOWNLOAD) from None
+
+
+def _read_idx_folder(folder: Path) -> RawImages:
+    train = _find_idx(folder, "train")
+    if train is None:
+        raise DataError(
+            f"{folder} holds no training images in IDX format",
+            hint="it must hold train-images-idx3-ubyte or train-images-idx3-ubyte.gz",
+        )
+    test = _find_idx(folder, "t10k")
+    return RawImages(origin=str(folder), train=read_idx(train), holdout=read_idx(test) if test else None)
+
+
+def _find_idx(folder: Path, split: str) -> Path | None:
+    names = (f"{split}-images{mark}idx3-ubyte{end}" for mark in "-." for end in ("", ".gz"))
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Read one IDX file of unsigned bytes: magic 00 00 08 ndim, big-endian uint32 sizes, then the bytes.
+
+    Raises:
+        DataError: The file is unreadable, no IDX file, of another element type, truncated or too long.
+    """
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: {error}", hint=_DOWNLOAD) from None
+    if len(content) < 4 or content[:2] != b"\0\0":
+        raise DataError(
+            f"{path} is neither .npz nor IDX: it begins with {content[:4].hex(' ') or 'nothing'}",
+            hint="pass an .npz, an IDX file, or a folder with IDX files",
+        )
+    element, ndim = content[2], content[3]
+    if element != _IDX_UINT8:
+        raise DataError(
+            f"{path} holds IDX elements of type 0x{element:02x}", hint="images must be unsigned bytes (0x08)"
+        )
+    header = 4 + 4 * ndim
+    sizes = [int.from_bytes(content[start : start + 4], "big") for start in range(4, header, 4)]
+    expected = header + math.prod(sizes)
+    if len(content) != expected:
+        raise DataError(f"{path} has {len(content)} bytes where its header needs {expected}", hint=_DOWNLOAD)
+    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(sizes)

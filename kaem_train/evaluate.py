@@ -1,0 +1,37 @@
+"""How well a model explains images it has not seen."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kaem_train.model.kaem import Kaem
+from kaem_train.posterior import Posterior
+
+_BATCH = 250
+_MOST_IMAGES = 1000
+
+
+def held_out_bound(
+    model: Kaem, posterior: Posterior, images: Tensor, rng: torch.Generator, *, num_samples: int
+) -> float:
+    """Return a lower bound of the mean log p(x), nats per image, the Gaussian constant included.
+
+    log p(x) >= E log (1/K) sum_k p(x, z_k) / q(z_k), with q the encoder's posterior or the prior itself. It is
+    a density of pixels on [0, 1], so it can be positive.
+
+    Args:
+        model: The trained model.
+        posterior: Where z_k come from.
+        images: Shape (N, C, H, W); of more than 1000 the first 1000 are used.
+        rng: Source of the draws.
+        num_samples: K.
+    """
+    images = images[:_MOST_IMAGES]
+    total = 0.0
+    for batch in torch.split(images, _BATCH):
+        weights = posterior.log_weights(model, batch, num_samples, rng)
+        total += float((torch.logsumexp(weights, -1) - math.log(num_samples)).sum())
+    return total / len(images)

@@ -1,0 +1,129 @@
+"""Generators: the map from the Q latents to the mean image, pixels in [0, 1] (eqs. 6, 19)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from kaem_train.model.kan import KanLayer
+from kaem_train.settings import GeneratorConfig, first_size_and_doublings
+
+_SLOPE = 0.2
+
+
+class CnnGenerator(nn.Module):
+    """Transposed convolutions with LeakyReLU(0.2) after every layer but the last, then a sigmoid.
+
+    The latent vector is a 1 x 1 image. An optional dense layer (a 1 x 1 convolution) comes first, then one
+    layer to 4 x 4 or 7 x 7, then layers of kernel 4 and stride 2 that each double the size. Weights start
+    Xavier normal. There is no batch normalisation: a row never depends on its batch.
+
+    Args:
+        num_latents: Q.
+        image_shape: (C, H, W).
+        config: Widths.
+    """
+
+    def __init__(self, num_latents: int, image_shape: tuple[int, ...], config: GeneratorConfig) -> None:
+        super().__init__()
+        first, _ = first_size_and_doublings(image_shape)
+        widths = (*config.channels, image_shape[0])
+        layers: list[nn.Module] = []
+        width = num_latents
+        if config.dense:
+            layers += [nn.ConvTranspose2d(width, config.dense, 1), nn.LeakyReLU(_SLOPE)]
+            width = config.dense
+        layers.append(nn.ConvTranspose2d(width, widths[0], first))
+        for narrow, wide in pairwise(widths):
+            layers += [nn.LeakyReLU(_SLOPE), nn.ConvTranspose2d(narrow, wide, 4, stride=2, padding=1)]
+        for layer in layers:
+            if isinstance(layer, nn.ConvTranspose2d):
+                nn.init.xavier_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.layers = nn.Sequential(*layers)
+
+    def logits(self, latent: Tensor) -> Tensor:
+        """Return the image before the sigmoid: shape (N, Q) -> (N, C, H, W)."""
+        image: Tensor = self.layers(latent[:, :, None, None])
+        return image
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Return the mean image in [0, 1]: shape (N, Q) -> (N, C, H, W)."""
+        return torch.sigmoid(self.logits(latent))
+
+
+class KanGenerator(nn.Module):
+    """Kolmogorov-Arnold layers x_o = sum_i phi_{o,i}(s_i), then a sigmoid (eqs. 30-32).
+
+    Args:
+        num_latents: Q.
+        image_shape: (C, H, W).
+        config: Hidden widths and grid size.
+    """
+
+    def __init__(self, num_latents: int, image_shape: tuple[int, ...], config: GeneratorConfig) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        channels, height, width = image_shape
+        widths = (num_latents, *config.hidden, channels * height * width)
+        pairs = pairwise(widths)
+        self.layers = nn.ModuleList(KanLayer(a, b, grid_size=config.grid_size) for a, b in pairs)
+
+    def logits(self, latent: Tensor) -> Tensor:
+        """Return the image before the sigmoid: shape (N, Q) -> (N, C, H, W)."""
+        for layer in self.layers:
+            latent = layer(latent)
+        return latent.reshape(-1, *self.image_shape)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Return the mean image in [0, 1]: shape (N, Q) -> (N, C, H, W)."""
+        return torch.sigmoid(self.logits(latent))
+
+    @torch.no_grad()
+    def refit_grids(self, latent: Tensor) -> list[nn.Parameter]:
+        """Move every layer's knots to where its inputs lie, keeping its functions, first layer first.
+
+        Args:
+            latent: Generator inputs to follow, shape (N, Q).
+
+        Returns:
+            The parameters that changed; an optimiser must forget their moments.
+        """
+        changed = []
+        for layer in cast(Iterable[KanLayer], self.layers):
+            layer.refit(latent)
+            changed.append(layer.coefficients)
+            latent = layer(latent)
+        return changed
+
+
+Generator = CnnGenerator | KanGenerator
+
+
+def build_generator(num_latents: int, image_shape: tuple[int, ...], config: GeneratorConfig) -> Generator:
+    """Return the configured generator with freshly drawn parameters."""
+    kind = CnnGenerator if config.kind == "cnn" else KanGenerator
+    return kind(num_latents, image_shape, config)
+
+
+def refit_steps(interval: int, decay: float, updates: int) -> tuple[int, ...]:
+    """Return the updates (from 1) before which KAN grids are refitted.
+
+    The first is 1: the latents start outside the initial grid. After the refit at update i the interval f
+    becomes floor(f (2 - decay)^i), so refits thin out quickly; interval 0 keeps the first only.
+    """
+    steps = [1]
+    while interval:
+        # Beyond 40 e-folds the next refit is out of any run's reach, and the power out of a float's.
+        if steps[-1] * math.log(2.0 - decay) > 40.0:
+            break
+        interval = int(interval * (2.0 - decay) ** steps[-1])
+        if steps[-1] + interval > updates:
+            break
+        steps.append(steps[-1] + interval)
+    return tuple(steps)

@@ -1,0 +1,39 @@
+"""The whole model p(x, z) = p(z) N(x; G(z), sigma^2 I) (eqs. 2, 6-8)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kaem_train.model.generator import build_generator
+from kaem_train.model.prior import build_prior
+from kaem_train.settings import Config
+
+
+class Kaem(nn.Module):
+    """Prior, generator and the deviation of the likelihood.
+
+    State: `prior.*`, `generator.*` and `sigma` (), the likelihood's standard deviation.
+
+    Attributes:
+        image_shape: (C, H, W).
+    """
+
+    sigma: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.image_shape = config.data.image_shape
+        self.prior = build_prior(config.prior)
+        self.generator = build_generator(config.prior.num_latents, self.image_shape, config.generator)
+        self.register_buffer("sigma", torch.tensor(config.training.sigma))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the mean images of latents: shape (N, *latent_shape) -> (N, C, H, W), in [0, 1]."""
+        images: Tensor = self.generator(self.prior.generator_input(z))
+        return images
+
+    @torch.no_grad()
+    def sample(self, num: int, rng: torch.Generator) -> Tensor:
+        """Draw images: exact prior samples, decoded; shape (num, C, H, W), in [0, 1]."""
+        return self.decode(self.prior.sample(num, rng))

@@ -1,0 +1,96 @@
+"""The amortised posterior: an encoder gives q(z|x) = N(m, s^2), and the evidence bound is maximised.
+
+    log p(x) >= E_q log p(x|z) + E_q log p(z) + H(q)
+
+with one reparametrised z in the first term. Until `prior_from` of the updates, p(z) is the reference N(0, I);
+then the energies are started from encoded images and trained along, with their exact normaliser.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kaem_train.model.encoder import Encoder
+from kaem_train.model.kaem import Kaem
+from kaem_train.model.reference import log_reference
+from kaem_train.objective import gaussian_entropy, log_likelihood, standard_normal_divergence
+from kaem_train.posterior.start import start_prior_from_latents
+from kaem_train.posterior.terms import Terms
+from kaem_train.settings import PosteriorConfig
+
+_START_IMAGES = 8192
+
+
+class AmortizedPosterior:
+    """A diagonal Gaussian q(z|x) whose moments an encoder computes.
+
+    Args:
+        config: Encoder widths and when the prior is switched on.
+        image_shape: (C, H, W).
+        latent_shape: (Q,) or (Q, P).
+        updates: Length of the run.
+    """
+
+    num_bound_samples = 32
+
+    def __init__(
+        self,
+        config: PosteriorConfig,
+        image_shape: tuple[int, ...],
+        latent_shape: tuple[int, ...],
+        *,
+        updates: int,
+    ) -> None:
+        self.network: nn.Module = Encoder(image_shape, latent_shape, config.encoder_channels, config.encoder_dense)
+        self.prior_start = round(config.prior_from * updates)
+
+    def prepare(self, model: Kaem, train: Tensor, step: int, rng: torch.Generator) -> None:
+        """Start the prior from encoded training images when its turn comes."""
+        if step == self.prior_start:
+            start_prior_from_latents(model.prior, self.latents(model, train[:_START_IMAGES], rng))
+
+    def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
+        """Return the negative evidence bound."""
+        mean, log_std = self.network(images)
+        z = _draw(mean, log_std, rng)
+        errors = (images - model.decode(z)).square().flatten(1).sum(1)
+        reconstruction = -log_likelihood(errors, images[0].numel(), model.sigma)
+        if step < self.prior_start:
+            divergence = standard_normal_divergence(mean, log_std)
+        else:
+            divergence = -gaussian_entropy(log_std) - self._log_prior(model, mean, log_std, z)
+        loss = (reconstruction + divergence).mean()
+        metrics = {"reconstruction": reconstruction.detach().mean(), "kl": divergence.detach().mean()}
+        return Terms(loss=loss, squared_error=errors.detach().mean(), metrics=metrics)
+
+    @torch.no_grad()
+    def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Return one draw of q(z|x) per image: shape (B, *latent_shape)."""
+        mean, log_std = self.network(images)
+        return _draw(mean, log_std, rng)
+
+    @torch.no_grad()
+    def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
+        """Return log p(x|z) p(z) / q(z|x) of `num` draws per image: shape (B, num)."""
+        mean, log_std = self.network(images)
+        columns = []
+        for _ in range(num):
+            noise = torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+            z = mean + log_std.exp() * noise
+            errors = (images - model.decode(z)).square().flatten(1).sum(1)
+            log_joint = log_likelihood(errors, images[0].numel(), model.sigma) + model.prior.log_prob(z)
+            log_q = (log_reference("gaussian", noise) - log_std).flatten(1).sum(1)
+            columns.append(log_joint - log_q)
+        return torch.stack(columns, -1)
+
+    @staticmethod
+    def _log_prior(model: Kaem, mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
+        # The closed form has no sampling noise; a base activation has none, so its z is sampled.
+        if model.prior.bank.has_closed_expectation:
+            return model.prior.expected_log_prob(mean, log_std.exp())
+        return model.prior.log_density(z)
+
+
+def _draw(mean: Tensor, log_std: Tensor, rng: torch.Generator) -> Tensor:
+    return mean + log_std.exp() * torch.randn(mean.shape, generator=rng, dtype=mean.dtype)

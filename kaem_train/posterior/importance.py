@@ -1,0 +1,74 @@
+"""Importance sampling with the prior as proposal (Algorithm 2; eqs. 33-39).
+
+One set of N prior samples serves the whole batch. Works for small images; where the best of N proposals is
+far from every image, the weights collapse onto it (watch the effective sample size).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kaem_train.model.kaem import Kaem
+from kaem_train.objective import (
+    effective_sample_size,
+    importance_loss,
+    importance_weights,
+    log_likelihood,
+    pairwise_squared_error,
+    residual_resample,
+)
+from kaem_train.posterior.terms import Terms
+from kaem_train.settings import PosteriorConfig
+
+_DECODED_TOGETHER = 500
+
+
+class ImportancePosterior:
+    """Self-normalised importance sampling, with residual resampling where the weights degenerate.
+
+    Args:
+        config: N = `num_proposals`; gamma = `resample_below`.
+    """
+
+    num_bound_samples = 2000
+
+    def __init__(self, config: PosteriorConfig) -> None:
+        self.config = config
+        self.network: nn.Module = nn.Identity()
+
+    def prepare(self, model: Kaem, train: Tensor, step: int, rng: torch.Generator) -> None:
+        """Nothing is due: the proposals follow the prior from the first update."""
+
+    def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
+        """Return the loss whose gradient estimates that of -log p(x) (eq. 4)."""
+        proposals = model.prior.sample(self.config.num_proposals, rng)
+        errors = pairwise_squared_error(images, model.decode(proposals))
+        likelihoods = log_likelihood(errors, images[0].numel(), model.sigma)
+        weights = importance_weights(likelihoods)
+        effective = effective_sample_size(weights)
+        is_degenerate = effective < self.config.resample_below * self.config.num_proposals
+        if bool(is_degenerate.any()):
+            counts = residual_resample(weights[is_degenerate], rng)
+            weights[is_degenerate] = counts / self.config.num_proposals
+        log_priors = model.prior.log_prob(proposals)
+        loss = importance_loss(weights, likelihoods, log_priors)
+        squared_error = (weights * errors.detach()).sum(-1).mean()
+        metrics = {
+            "reconstruction": -(weights * likelihoods.detach()).sum(-1).mean(),
+            "prior": -(weights * log_priors.detach()).sum(-1).mean(),
+            "ess": effective.mean(),
+        }
+        return Terms(loss=loss, squared_error=squared_error, metrics=metrics)
+
+    def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Return prior samples: these are what the generator is given."""
+        return model.prior.sample(max(self.config.num_proposals, 512), rng)
+
+    @torch.no_grad()
+    def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
+        """Return log p(x|z) of `num` prior samples, one set for all images: shape (B, num)."""
+        proposals = model.prior.sample(num, rng)
+        means = torch.cat([model.decode(part) for part in torch.split(proposals, _DECODED_TOGETHER)])
+        errors = pairwise_squared_error(images, means)
+        return log_likelihood(errors, images[0].numel(), model.sigma)

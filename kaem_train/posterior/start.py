@@ -1,0 +1,70 @@
+"""Where the prior starts once latents of real images are known: at univariate Gaussian mixtures fitted to them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kaem_train.model.prior import MixturePrior, Prior
+from kaem_train.model.reference import log_reference
+
+_ITERATIONS = 30
+_LEAST_STD = 0.25
+
+
+@torch.no_grad()
+def start_prior_from_latents(prior: Prior, latents: Tensor) -> None:
+    """Set the prior's energies so that its univariate densities match those of `latents`.
+
+    A mixture coordinate gets P Gaussian components fitted by expectation maximisation; an independent
+    latent gets one Gaussian. f = log Gaussian - log pi0 is then fitted by least squares where the Gaussian
+    has its mass; training shapes it from there.
+
+    Args:
+        prior: Changed in place.
+        latents: Shape (S, *latent_shape).
+    """
+    columns = latents.double().flatten(1).T  # (functions or coordinates, S)
+    is_mixture = isinstance(prior, MixturePrior)
+    weights, means, stds = fit_gaussian_mixtures(columns, prior.num_components if is_mixture else 1)
+    shape = (prior.num_latents, prior.num_components)
+    means, stds = means.reshape(shape), stds.reshape(shape)
+    low, high = float(prior.bank.centers[0]), float(prior.bank.centers[-1])
+    nodes = torch.linspace(low, high, 8 * len(prior.bank.centers), dtype=torch.float64)
+    log_normal = log_reference("gaussian", (nodes - means.unsqueeze(-1)) / stds.unsqueeze(-1))
+    targets = log_normal - log_reference(prior.reference, nodes)
+    importance = log_normal.exp() + 1e-9
+    dtype = prior.bank.coefficients.dtype
+    prior.bank.fit(targets, importance / importance.sum(-1, keepdim=True), nodes.to(dtype))
+    if isinstance(prior, MixturePrior):
+        prior.logits.copy_(weights.log())
+
+
+def fit_gaussian_mixtures(columns: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit one univariate Gaussian mixture to every row, from quantile starts.
+
+    Args:
+        columns: Shape (F, S), float64.
+        num_components: P.
+
+    Returns:
+        Weights, means and standard deviations, each of shape (F, P); weights of a row sum to 1 and are
+        positive, deviations are at least 0.25 so that a few knots always resolve a component.
+    """
+    quantiles = (torch.arange(num_components, dtype=torch.float64) + 0.5) / num_components
+    means = torch.quantile(columns, quantiles, dim=1).T
+    stds = (columns.std(1, keepdim=True) / math.sqrt(num_components)).expand_as(means).clamp_min(_LEAST_STD)
+    weights = torch.full_like(means, 1.0 / num_components)
+    for _ in range(_ITERATIONS):
+        scaled = (columns.unsqueeze(1) - means.unsqueeze(-1)) / stds.unsqueeze(-1)
+        log_joint = log_reference("gaussian", scaled) + (weights / stds).log().unsqueeze(-1)
+        responsibility = torch.softmax(log_joint, 1)  # (F, P, S)
+        # One pseudo-observation keeps an empty component alive where it stands.
+        mass = responsibility.sum(-1) + 1.0
+        means = ((responsibility * columns.unsqueeze(1)).sum(-1) + means) / mass
+        spread = (responsibility * (columns.unsqueeze(1) - means.unsqueeze(-1)) ** 2).sum(-1)
+        stds = ((spread + stds * stds) / mass).sqrt().clamp_min(_LEAST_STD)
+        weights = mass / mass.sum(-1, keepdim=True)
+    return weights, means, stds

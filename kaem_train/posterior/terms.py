@@ -1,0 +1,23 @@
+"""The loss of one batch and what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """The loss of one batch.
+
+    Attributes:
+        loss: What to minimise, scalar, in nats per image.
+        squared_error: |x - G(z)|^2 per image under the posterior, without gradient, scalar.
+        metrics: Parts of the loss and diagnostics, for people to watch; scalars without gradient.
+    """
+
+    loss: Tensor
+    squared_error: Tensor
+    metrics: Mapping[str, Tensor]

@@ -1,0 +1,66 @@
+"""Progress for people, on stderr: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kaem_train import events
+
+_SHOWN = {"loss": "loss", "reconstruction": "rec", "kl": "kl", "prior": "prior", "ess": "ess", "sigma": "sigma"}
+_LINES = 20
+
+
+class ProgressReport:
+    """A listener that shows loss parts in nats per image, sigma, speed and the time left.
+
+    Use it as a context manager, so that the bar is closed whatever happens.
+
+    Args:
+        console: Where to write; the command gives a console on stderr.
+        updates: Updates of the whole run.
+    """
+
+    def __init__(self, console: Console, *, updates: int) -> None:
+        self._console = console
+        self._updates = updates
+        self._next_line = 0
+        self._bar = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=updates, figures="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, event: events.Event) -> None:
+        """Show one event; sample grids and checkpoints have nothing to show here."""
+        if not isinstance(event, events.Progress):
+            return
+        figures = " ".join(
+            f"{label} {event.metrics[name]:.4g}" for name, label in _SHOWN.items() if name in event.metrics
+        )
+        figures = f"{figures} {event.images_per_second:.0f} images/s"
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=event.step, figures=figures)
+        elif event.step >= self._next_line or event.step == self._updates:
+            self._console.print(f"update {event.step}/{self._updates} {figures}", soft_wrap=True, highlight=False)
+            self._next_line = event.step + max(1, self._updates // _LINES)

@@ -1,0 +1,302 @@
+"""The training configuration: frozen dataclasses, validated once, read from presets, files and overrides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from kaem.config import from_mapping, merge, parse_overrides, read_toml
+from kaem.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which images to train on.
+
+    Attributes:
+        source: `digits` is the set of real handwritten digits embedded in scikit-learn; `files` reads `path`.
+        path: An `.npz`, an IDX file or a folder of IDX files; used by `files` only.
+        image_shape: (C, H, W) of one image; data of another shape is refused.
+        num_holdout: Images held out for evaluation where the files bring no test split of their own.
+    """
+
+    source: Literal["digits", "files"]
+    path: str = ""
+    image_shape: tuple[int, ...]
+    num_holdout: int = 297
+
+    def __post_init__(self) -> None:
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise ConfigError(
+                f"image_shape = {list(self.image_shape)} is not [channels, height, width]",
+                hint="write for example image_shape = [1, 28, 28]",
+            )
+        _require_at_least("num_holdout", self.num_holdout, 1)
+        if self.source == "digits" and self.path:
+            raise ConfigError(
+                f"path = {self.path!r} is not used by source = 'digits', which is embedded",
+                hint="leave the path out, or set data.source=files",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorConfig:
+    """The latent prior p(z) proportional to exp(f(z)) pi0(z), built from Q x P univariate functions.
+
+    Attributes:
+        variant: `mixture` (eq. 17: Q latents of P components) or `independent` (eq. 15: Q x P latents).
+        num_latents: Q, length of the vector the generator sees.
+        num_components: P, components (mixture) or summands (independent) of each latent.
+        reference: pi0: `gaussian`, `uniform` (exactly on [0, 1]) or `none` (constant on the grid range).
+        low: Lower end of the domain on which the density is defined.
+        high: Upper end of that domain.
+        grid_low: First knot of the radial basis functions.
+        grid_high: Last knot.
+        grid_size: G, intervals between the knots; there are G + 1 functions.
+        base: Activation b of the term w_b b(z); `none` leaves the term at zero.
+    """
+
+    variant: Literal["mixture", "independent"] = "mixture"
+    num_latents: int
+    num_components: int
+    reference: Literal["gaussian", "uniform", "none"] = "gaussian"
+    low: float = -6.0
+    high: float = 6.0
+    grid_low: float = -4.0
+    grid_high: float = 4.0
+    grid_size: int = 20
+    base: Literal["none", "silu", "relu"] = "none"
+
+    def __post_init__(self) -> None:
+        _require_at_least("num_latents", self.num_latents, 1)
+        _require_at_least("num_components", self.num_components, 1)
+        _require_at_least("grid_size", self.grid_size, 2)
+        _require_range("low", self.low, "high", self.high)
+        _require_range("grid_low", self.grid_low, "grid_high", self.grid_high)
+        if self.reference == "uniform" and (self.low, self.high) != (0.0, 1.0):
+            raise ConfigError(
+                f"domain [{self.low}, {self.high}] does not fit the uniform reference, whose support is [0, 1]",
+                hint="set prior.low=0 and prior.high=1",
+            )
+        if self.reference == "none" and (self.low, self.high) != (self.grid_low, self.grid_high):
+            raise ConfigError(
+                f"domain [{self.low}, {self.high}] is not the grid range [{self.grid_low}, {self.grid_high}]",
+                hint="without a reference the density lives on the grid: set prior.low and prior.high to it",
+            )
+        if self.grid_low < self.low or self.grid_high > self.high:
+            raise ConfigError(
+                f"grid [{self.grid_low}, {self.grid_high}] reaches outside the domain [{self.low}, {self.high}]",
+                hint="widen prior.low and prior.high, or narrow the grid",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorConfig:
+    """The generator G that maps the Q latents to an image with pixels in [0, 1].
+
+    Attributes:
+        kind: `cnn` (transposed convolutions) or `kan` (Kolmogorov-Arnold layers, eq. 30-32).
+        dense: CNN: width of a fully connected layer before the first convolution; 0 leaves it out.
+        channels: CNN: channels after each layer but the last, one per doubling of the image size.
+        hidden: KAN: widths of the hidden layers; empty gives the single layer of eq. 30.
+        grid_size: KAN: G, intervals of each layer's grid.
+        refit_interval: KAN: updates between the first two grid refits; 0 keeps the first refit only.
+        refit_decay: KAN: the interval f grows to floor(f (2 - decay)^i) after the refit at update i.
+    """
+
+    kind: Literal["cnn", "kan"] = "cnn"
+    dense: int = 0
+    channels: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
+    grid_size: int = 20
+    refit_interval: int = 100
+    refit_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        _require_at_least("dense", self.dense, 0)
+        _require_at_least("grid_size", self.grid_size, 2)
+        _require_at_least("refit_interval", self.refit_interval, 0)
+        for name, widths in (("channels", self.channels), ("hidden", self.hidden)):
+            if any(width < 1 for width in widths):
+                raise ConfigError(f"{name} = {list(widths)} holds a width below 1")
+        if not 0.0 < self.refit_decay <= 1.0:
+            raise ConfigError(f"refit_decay = {self.refit_decay} is outside (0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PosteriorConfig:
+    """How latents of an observed image are inferred during training.
+
+    Attributes:
+        kind: `amortized` (an encoder, one reparametrised sample) or `importance` (Algorithm 2).
+        encoder_channels: Amortized: channels of the stride-2 convolutions.
+        encoder_dense: Amortized: width of the fully connected layer after them.
+        prior_from: Amortized: fraction of the updates after which the reference N(0, I) is replaced by the prior.
+        num_proposals: Importance: N, prior samples per update, shared by the batch.
+        resample_below: Importance: gamma, resample where the effective sample size is below gamma N; 0 never.
+    """
+
+    kind: Literal["amortized", "importance"] = "amortized"
+    encoder_channels: tuple[int, ...] = (32,)
+    encoder_dense: int = 128
+    prior_from: float = 0.6
+    num_proposals: int = 100
+    resample_below: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.encoder_channels or min(self.encoder_channels) < 1:
+            raise ConfigError(f"encoder_channels = {list(self.encoder_channels)} must hold positive widths")
+        _require_at_least("encoder_dense", self.encoder_dense, 1)
+        _require_at_least("num_proposals", self.num_proposals, 1)
+        for name, fraction in (("prior_from", self.prior_from), ("resample_below", self.resample_below)):
+            if not 0.0 <= fraction <= 1.0:
+                raise ConfigError(f"{name} = {fraction} is outside [0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """Optimiser, schedule and bookkeeping of one run.
+
+    Attributes:
+        updates: Optimiser steps of the whole run.
+        batch_size: Images per step.
+        learning_rate: Adam step size of generator and encoder.
+        prior_learning_rate: Adam step size of the prior.
+        decay_from: Fraction of the updates after which both rates fall linearly to zero.
+        gradient_clip: Largest global gradient norm.
+        sigma: Standard deviation of the likelihood (eq. 7), on pixels in [0, 1]; the start value if learned.
+        learn_sigma: Follow the running mean of the squared reconstruction error instead of keeping `sigma`.
+        seed: Of everything random in the run.
+        log_every: Updates between reports.
+        checkpoint_every: Updates between checkpoints; one is always written at the end.
+        samples_every: Updates between sample grids.
+    """
+
+    updates: int
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    prior_learning_rate: float = 5e-3
+    decay_from: float = 0.7
+    gradient_clip: float = 100.0
+    sigma: float = 0.1
+    learn_sigma: bool = True
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    samples_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "log_every", "checkpoint_every", "samples_every"):
+            _require_at_least(name, getattr(self, name), 1)
+        for name in ("learning_rate", "prior_learning_rate", "gradient_clip", "sigma"):
+            value = getattr(self, name)
+            if not (value > 0.0 and math.isfinite(value)):
+                raise ConfigError(f"{name} = {value} is not a positive number")
+        if not 0.0 <= self.decay_from <= 1.0:
+            raise ConfigError(f"decay_from = {self.decay_from} is outside [0, 1]")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed = {self.seed} is outside [0, 2^63)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that decides a training run; saved whole in every checkpoint.
+
+    Attributes:
+        name: Of the preset or run; names the default output folder and the exported model.
+    """
+
+    name: str
+    data: DataConfig
+    prior: PriorConfig
+    generator: GeneratorConfig
+    posterior: PosteriorConfig
+    training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ConfigError(f"name = {self.name!r} cannot name a folder", hint="use letters, digits, - and _")
+        if self.posterior.kind == "amortized" and self.prior.reference != "gaussian":
+            raise ConfigError(
+                f"the amortized posterior has unbounded support, the reference {self.prior.reference!r} has not",
+                hint="set posterior.kind=importance or prior.reference=gaussian",
+            )
+        if self.generator.kind == "cnn":
+            _, doublings = first_size_and_doublings(self.data.image_shape)
+            if len(self.generator.channels) != doublings:
+                raise ConfigError(
+                    f"generator.channels = {list(self.generator.channels)} has {len(self.generator.channels)} "
+                    f"widths, images of {list(self.data.image_shape)} need {doublings}",
+                    hint="give one width per doubling of the image size",
+                )
+
+
+def first_size_and_doublings(image_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the side of the CNN's first feature map and how often it doubles: 28 -> (7, 2), 32 -> (4, 3).
+
+    Raises:
+        ConfigError: The image is not square, or its side is not 4 or 7 times a power of two.
+    """
+    _, height, width = image_shape
+    for first in (4, 7):
+        doublings = round(math.log2(height / first))
+        if height == width and doublings >= 1 and first * 2**doublings == height:
+            return first, doublings
+    raise ConfigError(
+        f"image_shape = {list(image_shape)} does not suit the CNN generator",
+        hint="its sides must be equal and 8, 14, 16, 28, 32, 56, 64, ...; or set generator.kind=kan",
+    )
+
+
+def preset_names() -> tuple[str, ...]:
+    """Return the names of the packaged presets, sorted."""
+    folder = resources.files("kaem_train.presets")
+    return tuple(sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml")))
+
+
+def load_config(preset_or_path: str, overrides: Iterable[str] = ()) -> Config:
+    """Read a configuration: a packaged preset or a TOML file, then `section.key=value` overrides.
+
+    A file may name a preset it starts from with a top-level `preset = "..."`; then preset < file < overrides.
+
+    Raises:
+        ConfigError: No such preset or file, or a setting is unknown, missing or wrong.
+    """
+    if preset_or_path in preset_names():
+        mapping = _read_preset(preset_or_path)
+    elif preset_or_path.endswith(".toml") or Path(preset_or_path).is_file():
+        mapping = read_toml(Path(preset_or_path))
+        parent = mapping.pop("preset", None)
+        if parent is not None:
+            mapping = merge(_read_preset(str(parent)), mapping)
+    else:
+        raise _unknown_preset(preset_or_path)
+    return from_mapping(Config, merge(mapping, parse_overrides(overrides)))
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    if name not in preset_names():
+        raise _unknown_preset(name)
+    with resources.as_file(resources.files("kaem_train.presets") / f"{name}.toml") as path:
+        return read_toml(path)
+
+
+def _unknown_preset(name: str) -> ConfigError:
+    return ConfigError(
+        f"no preset or configuration file named {name!r}",
+        hint=f"presets: {', '.join(preset_names())}; a file must end in .toml",
+    )
+
+
+def _require_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} = {value} is below {least}")
+
+
+def _require_range(low_name: str, low: float, high_name: str, high: float) -> None:
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"{low_name} = {low} is not below {high_name} = {high}")

@@ -1,0 +1,42 @@
+"""What the training tests share: float64 by default, and a configuration that trains in a second."""
+
+import pytest
+import torch
+
+from kaem_train.settings import load_config
+
+TINY = (
+    "prior.num_latents=3",
+    "prior.num_components=2",
+    "generator.dense=8",
+    "generator.channels=[4]",
+    "posterior.encoder_channels=[4]",
+    "posterior.encoder_dense=8",
+    "posterior.num_proposals=20",
+    "training.updates=12",
+    "training.batch_size=16",
+    "training.log_every=5",
+    "training.checkpoint_every=100",
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    # These models are tiny: threads only wait for each other, and wait long where other work runs beside.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def float64():
+    former = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(former)
+
+
+@pytest.fixture
+def tiny():
+    def build(*overrides):
+        return load_config("digits", (*TINY, *overrides))
+
+    return build

@@ -1,0 +1,105 @@
+"""Generators are non-linear, have the shapes of the method's table, and keep their functions when grids move."""
+
+import pytest
+import torch
+
+from kaem.errors import ConfigError
+from kaem_train.model.generator import CnnGenerator, KanGenerator, refit_steps
+from kaem_train.model.kan import KanLayer
+from kaem_train.settings import GeneratorConfig, first_size_and_doublings
+
+
+def _cnn(image_shape=(1, 28, 28), channels=(16, 8), dense=0, num_latents=6):
+    torch.manual_seed(0)
+    return CnnGenerator(num_latents, image_shape, GeneratorConfig(channels=channels, dense=dense))
+
+
+@pytest.mark.parametrize("dense", [0, 12])
+def test_the_cnn_is_not_an_affine_map_before_its_sigmoid(dense):
+    generator = _cnn(dense=dense)
+    a, b = torch.randn(2, 1, 6).unbind()
+    with torch.no_grad():
+        gap = generator.logits(a) + generator.logits(b) - generator.logits(0 * a) - generator.logits(a + b)
+    assert float(gap.abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "channels", "sides"),
+    [
+        ((1, 8, 8), (16,), [4, 8]),
+        ((1, 28, 28), (16, 8), [7, 14, 28]),
+        ((3, 32, 32), (256, 128, 64), [4, 8, 16, 32]),
+        ((3, 64, 64), (32, 16, 8, 4), [4, 8, 16, 32, 64]),
+    ],
+)
+def test_the_cnn_doubles_up_to_the_image(image_shape, channels, sides):
+    generator = _cnn(image_shape, channels)
+    seen = []
+    for layer in generator.layers:
+        if isinstance(layer, torch.nn.ConvTranspose2d):
+            layer.register_forward_hook(lambda _m, _i, output: seen.append(output.shape[-1]))
+    images = generator(torch.randn(2, 6)).detach()
+    assert seen == sides
+    assert images.shape == (2, *image_shape)
+    assert 0.0 <= float(images.min()) <= float(images.max()) <= 1.0
+
+
+def test_the_svhn_generator_has_the_published_size():
+    generator = CnnGenerator(81, (3, 32, 32), GeneratorConfig(channels=(256, 128, 64)))
+    assert round(sum(p.numel() for p in generator.parameters()) / 1e6, 2) == 0.99
+
+
+@pytest.mark.parametrize("image_shape", [(1, 30, 30), (1, 28, 32), (1, 4, 4)])
+def test_an_image_the_cnn_cannot_reach_is_refused(image_shape):
+    with pytest.raises(ConfigError, match="does not suit"):
+        first_size_and_doublings(image_shape)
+
+
+def test_grid_refits_thin_out_as_in_the_reference_schedule():
+    assert refit_steps(100, 0.999, 5000) == (1, 101, 211, 346, 536, 860, 1625)
+    assert len(refit_steps(100, 0.999, 40_000)) == 8
+    assert refit_steps(0, 0.999, 5000) == (1,)
+    assert len(refit_steps(100, 0.999, 10**9)) < 12
+
+
+def _kan():
+    torch.manual_seed(0)
+    return KanGenerator(5, (1, 4, 4), GeneratorConfig(kind="kan", hidden=(10,)))
+
+
+def test_a_grid_refit_keeps_the_functions_where_the_latents_are(float64):
+    torch.manual_seed(0)
+    layer = KanLayer(5, 10, grid_size=20)
+    latent = 2.0 * torch.randn(1500, 5)
+    layer.refit(latent)
+    with torch.no_grad():
+        layer.coefficients.add_(0.3 * torch.randn_like(layer.coefficients))
+    before = layer(latent).detach()
+    layer.refit(latent + 0.02 * torch.randn_like(latent))
+    change = (layer(latent).detach() - before).abs()
+    assert float(change.mean()) < 1e-3
+    assert float(before.std()) > 0.5
+
+
+def test_after_a_refit_the_knots_cover_the_latents(float64):
+    generator = _kan()
+    latent = 20.0 + 2.0 * torch.randn(500, 5)
+    generator.refit_grids(latent)
+    centers = generator.layers[0].centers
+    assert torch.allclose(centers[:, 0], latent.min(0).values)
+    assert torch.allclose(centers[:, -1], latent.max(0).values)
+    assert bool((centers.diff(dim=1) >= 0).all())
+
+
+@pytest.mark.parametrize("generator", [_cnn((1, 8, 8), (8,)), _kan()], ids=["cnn", "kan"])
+def test_a_row_does_not_depend_on_its_batch(generator):
+    num = 5 if isinstance(generator, KanGenerator) else 6
+    latent = torch.randn(7, num)
+    with torch.no_grad():
+        assert torch.allclose(generator(latent)[3:4], generator(latent[3:4]), atol=1e-6)
+
+
+def test_every_parameter_learns_from_the_first_update():
+    for generator, num in ((_cnn(dense=9), 6), (_kan(), 5)):
+        generator(torch.randn(4, num)).square().sum().backward()
+        assert all(float(p.grad.abs().max()) > 0 for p in generator.parameters())

@@ -1,0 +1,73 @@
+"""The configuration is strict, every refusal says what to do, and later sources win."""
+
+import pytest
+
+from kaem.config import from_mapping, to_mapping
+from kaem.errors import ConfigError
+from kaem_train.settings import Config, load_config, preset_names
+
+
+def test_the_presets_are_packaged_and_valid():
+    assert preset_names() == ("digits", "fashion-mnist", "mnist")
+    for name in preset_names():
+        config = load_config(name)
+        assert config.name == name
+        assert from_mapping(Config, to_mapping(config)) == config
+
+
+def test_a_file_wins_over_its_preset_and_an_override_over_both(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('preset = "digits"\nname = "mine"\n[training]\nseed = 5\nbatch_size = 7\n')
+    config = load_config(str(path), ["training.seed=6"])
+    assert (config.name, config.training.seed, config.training.batch_size) == ("mine", 6, 7)
+    assert config.prior == load_config("digits").prior
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rte=1", "did you mean training.learning_rate"),
+        ("trainin.seed=1", "did you mean training"),
+        ("training.seed=-1", "seed = -1"),
+        ("training.seed=1.5", "whole number"),
+        ("training.updates=0", "updates = 0"),
+        ("training.learning_rate=0", "learning_rate = 0"),
+        ("training.sigma=nan", "sigma = nan"),
+        ("training.decay_from=2", "decay_from = 2"),
+        ("prior.variant=mixtur", "did you mean 'mixture'"),
+        ("prior.reference=uniform", "prior.low=0"),
+        ("prior.reference=none", "set prior.low and prior.high"),
+        ("prior.low=-3.5", "reaches outside the domain"),
+        ("prior.grid_size=1", "grid_size = 1"),
+        ("prior.num_latents=0", "num_latents = 0"),
+        ("generator.channels=[8, 8]", r"need 1"),
+        ("generator.channels=[0]", "below 1"),
+        ("data.image_shape=[1, 30, 30]", "does not suit"),
+        ("data.image_shape=[8, 8]", "channels, height, width"),
+        ("data.path=x.npz", "data.source=files"),
+        ("posterior.resample_below=1.5", "outside"),
+        ("posterior.encoder_channels=[]", "positive widths"),
+        ("name=a/b", "cannot name a folder"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_a_way_out(override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config("digits", [override])
+    assert message in str(caught.value)
+
+
+def test_an_encoder_without_bounds_needs_a_reference_without_bounds():
+    bounded = ["prior.reference=uniform"]
+    bounded += [f"prior.{name}" for name in ("low=0", "high=1", "grid_low=0", "grid_high=1")]
+    with pytest.raises(ConfigError, match=r"posterior\.kind=importance"):
+        load_config("digits", bounded)
+    assert load_config("digits", [*bounded, "posterior.kind=importance"]).prior.high == 1.0
+
+
+def test_an_unknown_preset_lists_the_known_ones(tmp_path):
+    with pytest.raises(ConfigError, match="digits, fashion-mnist, mnist"):
+        load_config("digit")
+    path = tmp_path / "mine.toml"
+    path.write_text('preset = "digit"')
+    with pytest.raises(ConfigError, match="digits, fashion-mnist, mnist"):
+        load_config(str(path))
