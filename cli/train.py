@@ -9,18 +9,6 @@ from typing import Annotated
 
 import typer
 
-EPILOG = """
-Examples:
-
-  kaem train digits
-
-  kaem train mnist --data ~/mnist -o runs/mnist
-
-  kaem train digits --set prior.num_latents=12 --updates 2000
-
-  kaem train digits --resume
-"""
-
 
 def train(
     config: Annotated[
@@ -42,6 +30,16 @@ def train(
 
     Ctrl-C finishes the current update, saves, and says how to go on. TensorBoard files lie beside the
     checkpoint.
+
+    **Examples**
+
+    `kaem train digits`
+
+    `kaem train mnist --data path/to/mnist -o runs/mnist`
+
+    `kaem train digits --set prior.num_latents=8 --updates 2000`
+
+    `kaem train digits --resume`
     """
     import json
     import shutil

@@ -13,7 +13,7 @@ from kaem.errors import RequestError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it there when the block succeeds, remove it when it does not.
+    """Give an empty file beside `path`; rename it there when the block succeeds, remove it when it does not.
 
     The name keeps its suffix, so that libraries which look at it behave the same.
 
@@ -32,6 +32,8 @@ def replacing(path: Path) -> Iterator[Path]:
     draft = Path(name)
     try:
         yield draft
+        with draft.open("rb") as written:
+            os.fsync(written.fileno())  # on disk before the name says so, even through a power cut
         # mkstemp makes the file private; what replaces `path` gets what an ordinary new file would.
         draft.chmod(0o666 & ~_umask())
         draft.replace(path)

@@ -7,7 +7,6 @@ Format versions, newest first (bump for a change that an older reader would misr
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from kaem.config import from_mapping, to_mapping
 from kaem.errors import ArtifactError, ConfigError
+from kaem.files import replacing
 from kaem_train.model.kaem import Kaem
 from kaem_train.settings import Config
 
@@ -60,26 +60,16 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `path` whole or not at all: beside it first, flushed to disk, then renamed over it.
+    """Write `path` whole or not at all.
 
     Raises:
-        ArtifactError: The file cannot be written.
+        RequestError: The file cannot be written.
     """
     content = {name: getattr(checkpoint, name) for name in _FIELDS}
     content["config"] = to_mapping(checkpoint.config)
     content[_VERSION_KEY] = FORMAT_VERSION
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        with beside.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise ArtifactError(
-            f"cannot write {path}: {error.strerror}", hint="check space and permissions of the folder"
-        ) from None
+    with replacing(path) as draft:
+        torch.save(content, draft)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -68,7 +68,8 @@ def train(
     Raises:
         ConfigError: The checkpoint to resume was trained with another configuration.
         DataError: It was trained on other data, or there are fewer images than one batch holds.
-        ArtifactError: There is no readable checkpoint to resume, or none can be written.
+        ArtifactError: There is no readable checkpoint to resume.
+        RequestError: The checkpoint cannot be written.
         KaemError: The loss or its gradient is not finite; the last checkpoint is kept.
     """
     if len(dataset.train) < config.training.batch_size:

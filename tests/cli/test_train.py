@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli.train import EPILOG, train
+from cli.train import train
 from kaem.errors import ArtifactError, ConfigError, DataError
 from kaem_train.checkpoint import read_checkpoint
 
@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 def _run(*words):
     app = typer.Typer()
-    app.command("train", epilog=EPILOG)(train)
+    app.command("train")(train)
     return CliRunner().invoke(app, list(words))
 
 

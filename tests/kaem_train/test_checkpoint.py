@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kaem.config import to_mapping
-from kaem.errors import ArtifactError
+from kaem.errors import ArtifactError, RequestError
 from kaem_train.checkpoint import Checkpoint, load_model, read_checkpoint, write_checkpoint
 from kaem_train.model.kaem import Kaem
 
@@ -62,7 +62,7 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, checkpoint, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(ArtifactError, match="No space left"):
+    with pytest.raises(RequestError, match="No space left"):
         write_checkpoint(tmp_path / "ckpt.pt", checkpoint)
     assert (tmp_path / "ckpt.pt").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
