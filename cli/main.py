@@ -6,7 +6,7 @@ Nothing heavy is imported here or at the top of a command's file, so that help a
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -47,6 +47,16 @@ def _kaem(
     """Images now: train a Kolmogorov-Arnold Energy Model, compile it to one ONNX graph, stream samples from it."""
 
 
+_EXTRAS = {
+    "torch": "train",
+    "sklearn": "train",
+    "tensorboard": "train",
+    "scipy": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+}
+"""The extra that brings each module that a sampling or serving box does without."""
+
 for command in (train, export, verify, serve, sample, bench, info):
     app.command()(command)
 
@@ -56,11 +66,20 @@ def main() -> None:
     try:
         app()
     except KaemError as error:
-        # One line whatever the message holds, so that logs and scripts can rely on it.
-        print(f"error: {' '.join(error.message.split())}", file=sys.stderr)  # noqa: T201
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+        _fail(error.message, error.hint, error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(f"this command needs {error.name}, which is not installed", f"run: pip install 'kaem[{extra}]'", 2)
+
+
+def _fail(message: str, hint: str, exit_code: int) -> NoReturn:
+    # One line whatever the message holds, so that logs and scripts can rely on it.
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)  # noqa: T201
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

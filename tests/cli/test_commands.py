@@ -173,6 +173,27 @@ def test_a_mistake_gives_one_line_exit_2_and_leaves_nothing(folder, tmp_path, wo
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("module", "words", "extra"),
+    [
+        ("torch", ["train", "digits"], "train"),
+        ("onnx", ["export", "ckpt.pt"], "export"),
+        ("scipy", ["verify"], "export"),
+    ],
+)
+def test_a_missing_extra_is_named(folder, tmp_path, module, words, extra):
+    (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('gone', name={module!r})")
+    if words == ["verify"]:
+        words = ["verify", folder / "model.onnx", "--checkpoint", folder / "ckpt.pt"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([KAEM, *words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: this command needs {module}, which is not installed",
+        f"hint: run: pip install 'kaem[{extra}]'",
+    ]
+
+
 def test_a_port_in_use_is_named(folder, server):
     port = server.rpartition(":")[2]
     assert port in _mistake("serve", folder / "model.onnx", "--port", port)
