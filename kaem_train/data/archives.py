@@ -83,9 +83,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGED as error:
-        raise DataError(
-            f"cannot read {path}: {error or type(error).__name__}", hint="the archive is damaged: get it again"
-        ) from None
+        # tarfile lists on further lines what every decompressor said.
+        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+        raise DataError(f"cannot read {path}: {reason}", hint="the archive is damaged: get it again") from None
 
 
 def _tar_members(path: Path, *, is_read: bool) -> Iterator[tuple[str, bytes]]:

@@ -102,7 +102,7 @@ def _centre_crop(image: Image.Image, side: int, label: str) -> Image.Image:
     if side > min(image.width, image.height):
         raise DataError(
             f"{label} is {image.height} x {image.width} (height x width), smaller than the crop of {side}",
-            hint="lower data.crop",
+            hint=f"set data.crop to {min(image.width, image.height)} or less",
         )
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))

@@ -34,7 +34,7 @@ class EncodedImages(Protocol):
 def is_image_name(name: str) -> bool:
     """Return whether a file of this name is an image to train on: a known suffix, and nothing hidden above it."""
     path = PurePosixPath(name)
-    is_hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    is_hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts)
     return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden
 
 

@@ -60,16 +60,17 @@ def open_folder(path: Path) -> ImageFolder:
 def _names(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     try:
         status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
         raise _unreadable(folder, error) from None
     here = (status.st_dev, status.st_ino)
     if here in above:
         raise DataError(f"{folder} is a link that leads back to a folder above it", hint="remove the link")
     for entry in entries:
-        if not entry.name.startswith(".") and entry.is_dir():
+        if not entry.name.startswith(".") and Path(entry.path).is_dir():
             yield from _names(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
-        elif is_image_name(entry.name):
+        elif is_image_name(prefix + entry.name):
             yield prefix + entry.name
 
 

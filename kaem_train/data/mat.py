@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -51,27 +50,31 @@ def read_mat(path: Path) -> NDArray[Any]:
     Raises:
         DataError: The file is damaged, of version 7.3, or holds no X of images.
     """
-    from scipy.io import loadmat, whosmat
-    from scipy.io.matlab import MatReadError
-
     try:
         with path.open("rb") as file:
             head = file.read(_HDF5_AT[-1] + len(_HDF5))
-        if any(head[start : start + len(_HDF5)] == _HDF5 for start in _HDF5_AT):
-            raise NotImplementedError
-        shapes = {name: shape for name, shape, _ in whosmat(path)}
-        if len(shapes.get(_KEY, ())) not in (3, 4):
-            found = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
-            raise DataError(
-                f"{path} holds no array {_KEY} of images; its arrays are: {found}",
-                hint=f"store the images as {_KEY} with shape (H, W, C, N), as SVHN does",
-            )
-        images = np.asarray(loadmat(path, variable_names=[_KEY])[_KEY])
-    except NotImplementedError:
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", hint="check the path given with --data") from None
+    if any(head[start : start + len(_HDF5)] == _HDF5 for start in _HDF5_AT):
         raise DataError(
             f"{path} is a MATLAB 7.3 (HDF5) file, which kaem does not read",
             hint="save it again in MATLAB with: save(file, 'X', '-v7'), or store the images as .npz",
-        ) from None
-    except (MatReadError, OSError, ValueError, TypeError, KeyError, EOFError, zlib.error) as error:
+        )
+    return np.moveaxis(_array(path), -1, 0)
+
+
+def _array(path: Path) -> NDArray[Any]:
+    from scipy.io import loadmat, whosmat
+
+    try:
+        shapes = {name: shape for name, shape, _ in whosmat(path)}
+        if len(shapes.get(_KEY, ())) in (3, 4):
+            return np.asarray(loadmat(path, variable_names=[_KEY])[_KEY])
+    # scipy promises no error types: a damaged file gives IndexError, TypeError, zlib.error, MatReadError, ...
+    except Exception as error:
         raise DataError(f"cannot read {path} as .mat: {error}", hint="the file is damaged: get it again") from None
-    return np.moveaxis(images, -1, 0)
+    found = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+    raise DataError(
+        f"{path} holds no array {_KEY} of images; its arrays are: {found}",
+        hint=f"store the images as {_KEY} with shape (H, W, C, N), as SVHN does",
+    )

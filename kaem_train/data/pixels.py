@@ -61,5 +61,5 @@ def pixel_digest(stored: NDArray[Any]) -> str:
     """Return the SHA-256 of shape, type and pixels, in hexadecimal; reads a few thousand images at a time."""
     digest = hashlib.sha256(repr((stored.shape, stored.dtype.str)).encode())
     for start in range(0, len(stored), _ROWS_TOGETHER):
-        digest.update(np.ascontiguousarray(stored[start : start + _ROWS_TOGETHER]))
+        digest.update(np.ascontiguousarray(stored[start : start + _ROWS_TOGETHER]).data)
     return digest.hexdigest()

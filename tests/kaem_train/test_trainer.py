@@ -24,6 +24,7 @@ RUNS = {
     "sampled prior term": ("posterior.prior_from=0.0", "prior.base=silu"),
     "independent": ("prior.variant=independent", "posterior.prior_from=0.5"),
     "importance": ("posterior.kind=importance", "posterior.resample_below=0.5"),
+    "flipped": ("data.augment_flip=true",),
     "kan": ("generator.kind=kan", "generator.hidden=[6]", "generator.refit_interval=4"),
     "kan importance": ("generator.kind=kan", "posterior.kind=importance", "prior.variant=independent"),
 }
