@@ -20,7 +20,8 @@ from kaem_train.data.encoded import is_image_name, require_images
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ZIP_SUFFIXES = (".zip",)
 _MOST_BYTES = 2**28
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
+# NotImplementedError: zipfile, of a version or compression that no tool writes.
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +113,7 @@ def _zip_members(path: Path, *, is_read: bool) -> Iterator[tuple[str, bytes]]:
             _check_member(path, member.filename, member.file_size, is_regular=kind in (0, stat.S_IFREG))
             if member.flag_bits & 0x1:
                 raise DataError(f"{member.filename} in {path} is encrypted", hint="pack the archive again without")
-            try:
-                yield member.filename, archive.read(member) if is_read else b""
-            except NotImplementedError as error:
-                raise zipfile.BadZipFile(str(error)) from None
+            yield member.filename, archive.read(member) if is_read else b""
 
 
 def _check_member(path: Path, name: str, size: int, *, is_regular: bool) -> None:

@@ -56,7 +56,7 @@ def read_npz(path: Path) -> RawImages:
             holdout_key = next((key for key in _HOLDOUT_KEYS if key in archive.files), None)
             holdout = archive[holdout_key] if holdout_key else None
             return RawImages(origin=str(path), train=archive[train_key], holdout=holdout)
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError) as error:
         raise DataError(f"cannot read {path} as .npz: {error}", hint=_DOWNLOAD) from None
 
 

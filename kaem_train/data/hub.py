@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,29 @@ class HubImages:
 
     def read(self) -> Iterator[tuple[str, bytes]]:
         """Yield name and encoded content, split by split."""
-        for split, rows in self.splits.items():
-            for number, row in enumerate(rows):
-                name = _name(split, number)
-                image = row[self.column]
-                if image is None:
-                    raise DataError(f"{name} in {self.origin} holds no image", hint="remove the row")
-                try:
-                    yield name, image["bytes"] or Path(image["path"]).read_bytes()
-                except OSError as error:
-                    raise DataError(
-                        f"cannot read {name} in {self.origin}: {error.strerror}", hint="repair it, or remove the row"
-                    ) from None
+        with _named_errors(self.origin):
+            for split, rows in self.splits.items():
+                for number, row in enumerate(rows):
+                    image = row[self.column]
+                    if image is None:
+                        raise DataError(
+                            f"{_name(split, number)} in {self.origin} holds no image", hint="remove the row"
+                        )
+                    yield _name(split, number), image["bytes"] or Path(image["path"]).read_bytes()
+
+
+@contextmanager
+def _named_errors(reference: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    # The library promises no error types: it hands on those of the network, of Arrow and of its builders.
+    except Exception as error:
+        raise DataError(
+            f"cannot load the data set {reference}: {type(error).__name__}: {error}",
+            hint="check the name, the network (HF_HUB_OFFLINE) and, for a gated data set, HF_TOKEN",
+        ) from None
 
 
 def is_hub_folder(path: Path) -> bool:
@@ -84,18 +96,9 @@ def open_hub(reference: str) -> HubImages:
             f"reading {reference} needs the datasets library, which is not installed",
             hint="pip install 'kaem[hub]'",
         ) from None
-    try:
+    with _named_errors(reference):
         found = _load(datasets, reference)
-        splits = dict(found) if isinstance(found, dict) else {"train": found}
-        return _images(datasets, splits, reference)
-    except DataError:
-        raise
-    # The library promises no error types: it hands on those of the network, of Arrow and of its builders.
-    except Exception as error:
-        raise DataError(
-            f"cannot load the data set {reference}: {type(error).__name__}: {error}",
-            hint="check the name, the network (HF_HUB_OFFLINE) and, for a gated data set, HF_TOKEN",
-        ) from None
+        return _images(datasets, dict(found) if isinstance(found, dict) else {"train": found}, reference)
 
 
 def _load(datasets: Any, reference: str) -> Any:

@@ -1,5 +1,9 @@
 """Image files are decoded once; the cache is never stale, never half written, and may be deleted."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +96,21 @@ def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch
     monkeypatch.setenv("KAEM_CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"cannot keep.*KAEM_CACHE_DIR"):
         _load(write_folder(tmp_path / "images", files(pixels())))
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, cache):
+    folder = write_folder(tmp_path, files(pixels(40)))
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))\n"
+        "from kaem_train.data import load_dataset\n"
+        "from kaem_train.settings import DataConfig\n"
+        "load_dataset(DataConfig(source='files', path=sys.argv[1], image_shape=(3, 8, 6)))"
+    )
+    command = [sys.executable, "-B", "-c", code, str(folder)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert "DataError: cannot keep the decoded images" in done.stderr
+    assert "File too large" in done.stderr
+    assert not list(cache.iterdir())
 
 
 def test_the_cache_lies_in_the_users_cache_folder_unless_named(tmp_path, monkeypatch):

@@ -67,6 +67,16 @@ def test_a_damaged_image_is_named_by_split_and_number(datasets, tmp_path):
         _load(tmp_path / "saved")
 
 
+def test_a_truncated_table_is_an_error(datasets, tmp_path):
+    _table(datasets, TRAIN).save_to_disk(tmp_path / "saved")
+    (table,) = (tmp_path / "saved").glob("*.arrow")
+    content = table.read_bytes()
+    table.unlink()
+    table.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=str(tmp_path / "saved")):
+        _load(tmp_path / "saved")
+
+
 def test_what_cannot_be_loaded_is_named_with_what_to_do(datasets, tmp_path):
     datasets.Dataset.from_dict({"label": [1, 2]}).save_to_disk(tmp_path / "labels")
     write_folder(tmp_path, {"broken/state.json": b"{", "broken.parquet": b"PAR1"})

@@ -1,8 +1,12 @@
 """SVHN's MATLAB files: image number last on disk, first in memory; what is not such a file is named."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pictures import pixels
 from scipy.io import savemat
 
@@ -66,5 +70,20 @@ def test_files_that_cannot_be_read_are_named_with_what_to_do(tmp_path):
             _load(path)
         assert str(path) in caught.value.message, path.name
         assert caught.value.hint, path.name
+    with pytest.raises(DataError, match=r"X \(8, 6, 3, 4\)"):
+        _load(tmp_path / "ints.mat")
     with pytest.raises(DataError, match=r"7\.3.*'-v7'"):
         _load(tmp_path / "hdf5.mat")
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), is_compressed=st.booleans())
+def test_no_damage_gets_past_the_reader_or_ends_the_process(tmp_path, data, is_compressed):
+    path = tmp_path / "a.mat"
+    _write(path, pixels(4), do_compression=is_compressed)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(len(content) - 1, 400)))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    with contextlib.suppress(DataError):  # the header's text and the pixels may be anything
+        assert _load(path).train.shape == (2, 3, 8, 6)
