@@ -137,10 +137,10 @@ def _stored(content: mmap.mmap, start: int, variable: _Variable) -> NDArray[np.u
 
 def _inflated(content: mmap.mmap, start: int, stop: int, variable: _Variable) -> NDArray[np.uint8]:
     skipped = 8 + variable.start
-    values = zlib.decompressobj().decompress(content[start:stop], skipped + variable.size)[skipped:]
-    if len(values) != variable.size:
+    values = zlib.decompressobj().decompress(content[start:stop], skipped + variable.size)
+    if len(values) != skipped + variable.size:
         raise _DamagedError("it is cut short")
-    return np.frombuffer(values, np.uint8)
+    return np.frombuffer(values, np.uint8, offset=skipped)
 
 
 def _described(head: bytes, size: int) -> _Variable:
@@ -150,8 +150,8 @@ def _described(head: bytes, size: int) -> _Variable:
         head: First bytes of the element's data.
         size: Bytes of all of it.
     """
-    (_, start, length), position = _element(head, 0)
-    kind = head[start] if length else 0
+    (_, start, _), position = _element(head, 0)
+    kind = struct.unpack("<I", head[start : start + 4])[0] & 0xFF
     (_, start, length), position = _element(head, position)
     shape = struct.unpack(f"<{length // 4}i", head[start : start + length])
     (_, start, length), position = _element(head, position)
