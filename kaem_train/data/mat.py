@@ -156,6 +156,8 @@ def _described(head: bytes, size: int) -> _Variable:
     shape = struct.unpack(f"<{length // 4}i", head[start : start + length])
     (_, start, length), position = _element(head, position)
     name = head[start : start + length].decode("latin-1")
+    if name and not (name.isascii() and name.isidentifier()):
+        raise _DamagedError("a variable has an impossible name")
     if kind != _UINT8_CLASS:
         return _Variable(name, shape, kind, 0, 0)
     (stored_as, start, length), _ = _element(head, position)
