@@ -29,17 +29,19 @@ def export(
     `kaem export runs/mnist/ckpt.pt -o mnist.onnx --image-type uint8`
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from cli.tables import certificate_table
     from kaem_export.compile import export as compile_checkpoint
 
     console = Console(stderr=True)
     path = out or checkpoint.with_name("model.onnx")
-    with console.status(f"compiling {checkpoint}"):
+    with console.status(f"compiling {escape(str(checkpoint))}"):
         manifest = compile_checkpoint(checkpoint, path, image_type=image_type)
     console.print(certificate_table(manifest.certificate))
     console.print(
         f"{manifest.name}: {manifest.noise_dim} uniforms -> {'x'.join(map(str, manifest.image_shape))} "
-        f"{manifest.image_type} images, {path.stat().st_size / 1e6:.2f} MB"
+        f"{manifest.image_type} images, {path.stat().st_size / 1e6:.2f} MB",
+        markup=False,
     )
     typer.echo(path)

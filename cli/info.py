@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json as json_
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kaem.artifact import Manifest
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -49,29 +52,39 @@ def info(
     console.print(certificate_table(manifest.certificate))
 
 
-def _show_manifest(console: object, manifest: Manifest, numerics_id: str) -> None:
-    from rich.console import Console
+def _show_manifest(console: Console, manifest: Manifest, numerics_id: str) -> None:
     from rich.table import Table
+    from rich.text import Text
 
-    if not isinstance(console, Console):
-        raise TypeError("console must be a rich console")
     table = Table(show_header=False)
-    table.add_row("model", f"{manifest.name} ({manifest.family}, artifact format {manifest.format_version})")
-    table.add_row("input", f"uniform float32 (N, {manifest.noise_dim})")
+    table.add_row("model", Text(f"{manifest.name} ({manifest.family}, artifact format {manifest.format_version})"))
+    table.add_row("input", Text(f"uniform float32 (N, {manifest.noise_dim})"))
     shape = ", ".join(map(str, manifest.image_shape))
-    table.add_row("output", f"image {manifest.image_type} (N, {shape}), latent float32 (N, {manifest.latent_dim})")
-    table.add_row("prior", ", ".join(f"{name} {value}" for name, value in manifest.prior.items()))
-    table.add_row("checkpoint", manifest.checkpoint_fingerprint)
-    table.add_row("graph", manifest.graph_fingerprint)
-    table.add_row("numerics id", numerics_id)
-    table.add_row("made by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items()))
+    table.add_row("output", Text(f"image {manifest.image_type} (N, {shape})"))
+    table.add_row("", Text(f"latent float32 (N, {manifest.latent_dim})"))
+    table.add_row("prior", Text(", ".join(f"{name} {value}" for name, value in manifest.prior.items())))
+    table.add_row("checkpoint", Text(manifest.checkpoint_fingerprint))
+    table.add_row("graph", Text(manifest.graph_fingerprint))
+    table.add_row("numerics id", Text(numerics_id))
+    table.add_row("made by", Text(", ".join(f"{name} {version}" for name, version in manifest.tools.items())))
     console.print(table)
-    rows = manifest.densities.get("density", [])
-    for q, density in enumerate(rows[:_SHOWN_DENSITIES]):
-        low, high = manifest.densities["low"][q], manifest.densities["high"][q]
-        console.print(f"latent {q:>2}  {low:8.3f} {_sparkline(density)} {high:.3f}", highlight=False, soft_wrap=True)
+    for line in _density_lines(manifest.densities):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _density_lines(densities: Mapping[str, Any]) -> list[str]:
+    """One line with a sparkline per latent; what is there for plotting only may be missing or unreadable."""
+    try:
+        rows = list(zip(densities["low"], densities["high"], densities["density"], strict=True))
+        lines = [
+            f"latent {q:>2}  {low:8.3f} {_sparkline(density)} {high:.3f}"
+            for q, (low, high, density) in enumerate(rows[:_SHOWN_DENSITIES])
+        ]
+    except (KeyError, TypeError, ValueError):
+        return ["(no latent densities to show)"]
     if len(rows) > _SHOWN_DENSITIES:
-        console.print(f"and {len(rows) - _SHOWN_DENSITIES} more latents (--json)")
+        lines.append(f"and {len(rows) - _SHOWN_DENSITIES} more latents (--json)")
+    return lines
 
 
 def _sparkline(values: list[float]) -> str:

@@ -5,7 +5,10 @@ Nothing heavy is imported here or at the top of a command's file, so that help a
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -62,7 +65,9 @@ for command in (train, export, verify, serve, sample, bench, info):
 
 
 def main() -> None:
-    """Run the command line; exit 2 for a user's mistake, 1 for a failure, 130 when interrupted."""
+    """Run the command line; exit 2 for a user's mistake, 1 for a failure, 128 + n when signal n ends it."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     try:
         app()
     except KaemError as error:
@@ -72,13 +77,26 @@ def main() -> None:
         if extra is None:
             raise
         _fail(f"this command needs {error.name}, which is not installed", f"run: pip install 'kaem[{extra}]'", 2)
+    except MemoryError:
+        _fail("this needs more memory than there is", "ask for less at a time", 1)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        _fail(f"{name}{error.strerror or error}", "", 1)
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    # As an exception, so that files in progress are cleaned up on the way out.
+    sys.exit(128 + number)
 
 
 def _fail(message: str, hint: str, exit_code: int) -> NoReturn:
     # One line whatever the message holds, so that logs and scripts can rely on it.
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)  # noqa: T201
+    with contextlib.suppress(OSError):  # nobody may be listening any more
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+        if hint:
+            print(f"hint: {hint}", file=sys.stderr)  # noqa: T201
+    with contextlib.suppress(OSError):
+        sys.stdout.close()  # here, where a full disk is reported, rather than in the interpreter's own clean-up
     sys.exit(exit_code)
 
 

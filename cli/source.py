@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import kaem
+from kaem.errors import RequestError
 
 if TYPE_CHECKING:
     from kaem.sampler import Sampler
@@ -22,7 +24,7 @@ Workers = Annotated[
 
 def is_remote(source: str) -> bool:
     """Whether the source is a server rather than a file."""
-    return source.startswith("grpc://")
+    return source.lower().startswith("grpc://")
 
 
 def open_source(source: str, *, provider: str = "cpu", workers: int | None = None) -> Sampler:
@@ -31,4 +33,8 @@ def open_source(source: str, *, provider: str = "cpu", workers: int | None = Non
     Raises:
         KaemError: As `kaem.load` and `kaem.connect`.
     """
-    return kaem.connect(source) if is_remote(source) else kaem.load(source, provider=provider, workers=workers)
+    if is_remote(source):
+        return kaem.connect(source)
+    if re.fullmatch(r"(\w+://.*|[\w.-]+:\d+)", source):
+        raise RequestError(f"{source!r} is neither a file nor a server's address", hint="write grpc://host:port")
+    return kaem.load(source, provider=provider, workers=workers)

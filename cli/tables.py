@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 def certificate_table(figures: Sequence[Figure], *, earlier: Sequence[Figure] = ()) -> Table:
     """Show each figure with its bound, and beside it the value measured earlier where one is given."""
+    from rich.markup import escape
     from rich.table import Table
 
     before = {figure.name: f"{figure.value:.2e}" for figure in earlier}
@@ -26,7 +27,7 @@ def certificate_table(figures: Sequence[Figure], *, earlier: Sequence[Figure] = 
     table.add_column("meaning", overflow="fold")
     for figure in figures:
         verdict = "[green]kept[/]" if figure.is_kept else "[bold red]BROKEN[/]"
-        cells = [figure.name, f"{figure.value:.2e}", f"{figure.bound:.2e}", verdict, figure.meaning]
+        cells = [escape(figure.name), f"{figure.value:.2e}", f"{figure.bound:.2e}", verdict, escape(figure.meaning)]
         if before:
             cells.insert(2, before.get(figure.name, "-"))
         table.add_row(*cells)

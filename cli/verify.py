@@ -22,16 +22,17 @@ def verify(
     `kaem verify runs/digits/model.onnx --checkpoint runs/digits/ckpt.pt`
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from cli.tables import certificate_table
     from kaem_export.certificate import verify as verify_artifact
 
     words = Console(stderr=True)
-    with words.status(f"measuring {artifact}"):
+    with words.status(f"measuring {escape(str(artifact))}"):
         manifest, figures = verify_artifact(artifact, checkpoint)
     Console().print(certificate_table(figures, earlier=manifest.certificate))
     broken = [figure.name for figure in figures if not figure.is_kept]
     if broken:
         words.print(f"[bold red]broken[/]: {', '.join(broken)}")
         raise typer.Exit(1)
-    words.print(f"{artifact} keeps its certificate")
+    words.print(f"{artifact} keeps its certificate", markup=False)

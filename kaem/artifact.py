@@ -14,7 +14,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from kaem.errors import ArtifactError
@@ -107,9 +106,9 @@ def read_manifest(metadata: Mapping[str, str], *, source: str) -> Manifest:
     try:
         content = json.loads(text)
         version = content["format_version"]
-        if not isinstance(version, int) or isinstance(version, bool):
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise TypeError(f"format_version is {version!r}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"the manifest of {source} is damaged: {error}", hint="export it again") from None
     if version > FORMAT_VERSION:
         raise ArtifactError(
@@ -127,12 +126,6 @@ def fingerprint(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def fingerprint_file(path: Path) -> str:
-    """Return `sha256:<hex>` of a file, read in blocks."""
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _manifest(content: dict[str, Any]) -> Manifest:
     shape = content["image_shape"]
     if not (isinstance(shape, list) and len(shape) == 3 and all(_is_size(side) for side in shape)):
@@ -147,6 +140,9 @@ def _manifest(content: dict[str, Any]) -> Manifest:
     for key in ("prior", "densities", "config", "tools"):
         if not isinstance(content[key], dict):
             raise TypeError(f"{key} is not a table")
+    for key in ("name", "checkpoint_fingerprint", "graph_fingerprint"):
+        if not isinstance(content[key], str) or not (content[key] + "x").isprintable():
+            raise TypeError(f"{key} is {content[key]!r}")
     figures = tuple(
         Figure(
             name=str(item["name"]),

@@ -7,6 +7,8 @@ session. Both are turned into errors here, before a model is touched.
 
 from __future__ import annotations
 
+import os
+import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,30 +51,27 @@ def installed_runtime() -> Runtime:
     return found[0]
 
 
-def open_session(path: Path, provider: str) -> Any:
-    """Open an ONNX file on exactly one provider.
+def open_session(content: bytes, provider: str, *, source: str) -> Any:
+    """Open an ONNX model on exactly one provider.
 
     The session is single-threaded: work is split by rows over one worker per core instead, which scales
     linearly and keeps a row's bits independent of the number of threads.
 
     Args:
-        path: The ONNX file.
+        content: The ONNX file, whole: a model that keeps weights in further files is refused.
         provider: A key of `PROVIDERS`.
+        source: Name of the file, for messages.
 
     Returns:
         An `onnxruntime.InferenceSession`.
 
     Raises:
         ConfigError: The provider's name is unknown.
-        ArtifactError: The file is missing or is not a valid ONNX model.
+        ArtifactError: It is not a valid ONNX model in one piece.
         BackendError: The runtime is unusable, or would run anywhere else than asked.
     """
     if provider not in PROVIDERS:
         raise ConfigError(f"unknown provider {provider!r}", hint=f"choose one of: {', '.join(PROVIDERS)}")
-    if not path.exists():
-        raise ArtifactError(f"no model file at {path}", hint="make one with: kaem export ckpt.pt -o model.onnx")
-    if not path.is_file():
-        raise ArtifactError(f"{path} is not a file")
     runtime = installed_runtime()
     try:
         import onnxruntime
@@ -94,20 +93,53 @@ def open_session(path: Path, provider: str) -> Any:
     options.enable_mem_pattern = False  # the batch dimension is free; patterns per shape only grow memory
     # Never session.set_denormal_as_zero: it switches the calling thread of the first session to flush-to-zero, for
     # good, so that the caller's own arithmetic and rows computed by other threads would no longer agree.
+    # Weights in a second file could change behind the artifact's digest; nothing is found in this folder.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if provider != "cpu":
         # Without this a provider that fails to load, or a node it lacks, silently runs on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         onnxruntime.preload_dlls()
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+        session = onnxruntime.InferenceSession(content, options, providers=[wanted])
     except Exception as error:  # onnxruntime's own exception classes share no public base
         reason = " ".join(str(error).split())
         if provider == "cpu":
-            raise ArtifactError(f"{path} is not a usable ONNX model: {reason}", hint="export it again") from None
-        raise BackendError(f"{wanted} cannot run {path}: {reason}") from None
+            raise ArtifactError(f"{source} is not a usable ONNX model: {reason}", hint="export it again") from None
+        raise BackendError(f"{wanted} cannot run {source}: {reason}") from None
     if session.get_providers()[0] != wanted:
         raise BackendError(
             f"asked for {wanted}, but ONNX Runtime fell back to {session.get_providers()[0]}",
             hint="check the GPU driver with nvidia-smi, and that 'kaem[gpu]' is installed",
         )
     return session
+
+
+def hardware_id(provider: str) -> str:
+    """Name what of the hardware decides which kernels run, and so the last bits of a result.
+
+    On a CPU the architecture and its instruction sets, between which ONNX Runtime chooses; on a GPU its model.
+    """
+    if provider == "cpu":
+        return " ".join((platform.machine(), *sorted(_cpu_flags() & _INSTRUCTION_SETS)))
+    models = [_field(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    return " ".join((platform.machine(), *models))
+
+
+_X86_SETS = "sse4_1 avx avx2 fma f16c avx_vnni amx_tile amx_int8 amx_bf16"
+_X86_512_SETS = "avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni avx512_bf16"
+_ARM_SETS = "asimd asimdhp asimddp i8mm bf16 sve sve2"
+_INSTRUCTION_SETS = frozenset(f"{_X86_SETS} {_X86_512_SETS} {_ARM_SETS}".split(" "))
+
+
+def _cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    return set((_field(info, "flags") or _field(info, "Features")).split())
+
+
+def _field(path: Path, name: str) -> str:
+    """Return the first value of `name : value` lines in a file of the kernel, "" where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")

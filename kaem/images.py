@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from kaem.errors import RequestError
 
+GAP = 4
+"""Grey pixels between neighbours on a contact sheet."""
+
 
 def to_uint8(images: NDArray[Any]) -> NDArray[np.uint8]:
     """Convert images in [0, 1] to 8 bits, rounding to nearest and clipping; uint8 passes through unchanged.
@@ -50,8 +53,15 @@ def encode_png(image: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
+def sheet_bytes(num: int, image_shape: tuple[int, int, int], columns: int | None, scale: int | None) -> int:
+    """Return about how many bytes `contact_sheet` would take, so that nobody has to find out by allocating them."""
+    channels, height, width = image_shape
+    columns, scale = _layout(num, height, width, columns, scale)
+    return channels * -(-num // columns) * columns * (height * scale + GAP) * (width * scale + GAP)
+
+
 def contact_sheet(
-    images: NDArray[Any], *, columns: int | None = None, scale: int | None = None, gap: int = 4
+    images: NDArray[Any], *, columns: int | None = None, scale: int | None = None, gap: int = GAP
 ) -> NDArray[np.uint8]:
     """Lay images out in rows, left to right and top to bottom, in the order given.
 
@@ -71,12 +81,7 @@ def contact_sheet(
     num, channels, height, width = images.shape
     if num < 1:
         raise RequestError("no images to lay out")
-    if columns is None:
-        columns = min(num, math.ceil(math.sqrt(num)))
-    if scale is None:
-        scale = max(1, math.ceil(40 / min(height, width)))
-    if columns < 1 or scale < 1:
-        raise RequestError(f"columns ({columns}) and scale ({scale}) must be at least 1")
+    columns, scale = _layout(num, height, width, columns, scale)
     rows = math.ceil(num / columns)
     tiles = to_uint8(images).repeat(scale, axis=2).repeat(scale, axis=3)
     tile_height, tile_width = height * scale + gap, width * scale + gap
@@ -86,3 +91,13 @@ def contact_sheet(
         left = gap + index % columns * tile_width
         sheet[:, top : top + height * scale, left : left + width * scale] = tile
     return sheet
+
+
+def _layout(num: int, height: int, width: int, columns: int | None, scale: int | None) -> tuple[int, int]:
+    if columns is None:
+        columns = math.ceil(math.sqrt(num))
+    if scale is None:
+        scale = max(1, math.ceil(40 / min(height, width)))
+    if columns < 1 or scale < 1:
+        raise RequestError(f"columns ({columns}) and scale ({scale}) must be at least 1")
+    return min(num, columns), scale

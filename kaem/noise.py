@@ -51,7 +51,7 @@ def uniforms(seed: int, start: int, count: int, dim: int) -> NDArray[np.float32]
     Raises:
         RequestError: A value is outside its range.
     """
-    check_range(count, seed, start)
+    count, seed, start = check_range(count, seed, start)
     words = np.empty((count, dim), np.uint32)
     blocks_per_row = -(-dim // 4)
     rows_per_pass = max(1, _BLOCKS_AT_ONCE // blocks_per_row)

@@ -1,8 +1,9 @@
-"""What may be asked of a sampler: the ranges of seed, index and count, and the shape of uniforms."""
+"""What may be asked of a sampler: ranges of seed, index and count, shapes of uniforms, sizes that fit in memory."""
 
 from __future__ import annotations
 
 import operator
+import os
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,19 @@ NUM_INDICES = 1 << 64
 """Seeds and sample indices are unsigned 64-bit integers."""
 
 
-def check_range(num: int, seed: int, start: int) -> None:
+_LEAST_NEGATIVE = np.float32(-(2.0**-149))
+
+
+def check_range(num: int, seed: int, start: int) -> tuple[int, int, int]:
     """Check that samples `start .. start + num - 1` of `seed` exist.
+
+    Returns:
+        `num`, `seed` and `start` as plain integers: arithmetic on NumPy's own would wrap around at their width.
 
     Raises:
         RequestError: `num` is below 1, `seed` or `start` is not in [0, 2^64), or the range passes 2^64.
     """
-    num, seed, start = (_whole(name, value) for name, value in (("num", num), ("seed", seed), ("start", start)))
+    num, seed, start = whole("num", num), whole("seed", seed), whole("start", start)
     if num < 1:
         raise RequestError(f"num is {num}; ask for at least 1 sample")
     for name, value in (("seed", seed), ("start", start)):
@@ -27,6 +34,21 @@ def check_range(num: int, seed: int, start: int) -> None:
             raise RequestError(f"{name} is {value}, outside 0 .. 2^64 - 1")
     if start + num > NUM_INDICES:
         raise RequestError(f"start {start} + num {num} passes 2^64, the last sample index")
+    return num, seed, start
+
+
+def check_memory(num_bytes: int) -> None:
+    """Refuse an allocation larger than this machine's physical memory, before it is made.
+
+    Raises:
+        RequestError: The size does not fit.
+    """
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if num_bytes > total:
+        raise RequestError(
+            f"these samples take {num_bytes / 2**30:.1f} GiB; this machine has {total / 2**30:.1f} GiB",
+            hint="ask for fewer, or stream them",
+        )
 
 
 def check_uniforms(uniform: NDArray[np.float32], noise_dim: int) -> NDArray[np.float32]:
@@ -47,11 +69,18 @@ def check_uniforms(uniform: NDArray[np.float32], noise_dim: int) -> NDArray[np.f
     if not (np.min(rows) >= -0.5 and np.max(rows) < 1.0):  # also false for NaN
         bad = rows[~((rows >= -0.5) & (rows < 1.0))][0]
         raise RequestError(f"a uniform is {bad}; values must be in [-0.5, 0.5] (signed) or [0, 1)")
-    # Rounding float64 to float32 may reach 1.0, which names no quantile; the largest float32 below it does.
-    return np.minimum(np.ascontiguousarray(rows, np.float32), np.float32(1 - 2**-24))
+    # Rounding float64 to float32 may reach 1.0, which names no quantile, and may turn a tiny negative number (the
+    # top of the distribution) into zero (its bottom).
+    single = np.minimum(np.ascontiguousarray(rows, np.float32), np.float32(1 - 2**-24))
+    return np.where((rows < 0) & (single == 0), _LEAST_NEGATIVE, single) if rows.dtype != np.float32 else single
 
 
-def _whole(name: str, value: int) -> int:
+def whole(name: str, value: int) -> int:
+    """Return a whole number as a plain integer.
+
+    Raises:
+        RequestError: `value` is not a whole number.
+    """
     if isinstance(value, bool):
         raise RequestError(f"{name} is {value!r}; give a whole number")
     try:

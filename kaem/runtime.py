@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kaem import noise
-from kaem.artifact import Manifest, fingerprint, fingerprint_file, read_manifest
-from kaem.backend import installed_runtime, open_session
+from kaem.artifact import Manifest, fingerprint, read_manifest
+from kaem.backend import hardware_id, installed_runtime, open_session
 from kaem.errors import ArtifactError, BackendError, RequestError
-from kaem.requests import check_range, check_uniforms
+from kaem.requests import check_memory, check_range, check_uniforms, whole
 from kaem.sampler import Chunk, Images, Uniforms
 
 MAX_ROWS = 256
@@ -51,17 +51,19 @@ class LocalSampler:
     def __init__(self, path: Path, *, provider: str = "cpu", workers: int | None = None) -> None:
         if workers is None:
             workers = len(os.sched_getaffinity(0)) if provider == "cpu" else 1
+        workers = whole("workers", workers)
         if workers < 1:
             raise RequestError(f"workers is {workers}; at least 1 is needed")
-        self._session = open_session(path, provider)
+        # Read once: what is hashed, what is run and what the manifest describes are then the same bytes.
+        content = _read(path)
+        self._session = open_session(content, provider, source=str(path))
         self._manifest = read_manifest(self._session.get_modelmeta().custom_metadata_map, source=str(path))
         _check_graph(self._session, self._manifest, path)
         runtime = installed_runtime()
         self.provider = provider
         self.workers = workers
-        self.artifact_fingerprint = fingerprint_file(path)
         self._numerics_id = fingerprint(
-            "\n".join((self.artifact_fingerprint, provider, runtime.distribution, runtime.version)).encode()
+            "\n".join((fingerprint(content), provider, *runtime, hardware_id(provider))).encode()
         )
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kaem-rows")
         self._is_closed = False
@@ -73,7 +75,7 @@ class LocalSampler:
 
     @property
     def numerics_id(self) -> str:
-        """Digest of artifact, provider and runtime version: equal ids give equal bits."""
+        """Digest of artifact, provider, runtime version and hardware: equal ids give equal bits."""
         return self._numerics_id
 
     def sample(self, num: int, seed: int, start: int = 0) -> Images:
@@ -90,7 +92,7 @@ class LocalSampler:
         Raises:
             RequestError: A value is out of range, or the images would not fit in this machine's memory.
         """
-        check_range(num, seed, start)
+        num, seed, start = check_range(num, seed, start)
         check_memory(num * self._manifest.image_bytes)
         images = np.empty((num, *self._manifest.image_shape), self._manifest.image_type)
         for first in range(0, num, MAX_ROWS * self.workers):
@@ -105,7 +107,7 @@ class LocalSampler:
         Raises:
             RequestError: A value is out of range (raised at the call, not at the first chunk).
         """
-        check_range(num, seed, start)
+        num, seed, start = check_range(num, seed, start)
         rows_per_chunk = max(1, min(MAX_ROWS * self.workers, _CHUNK_BYTES // self._manifest.image_bytes))
         return (
             Chunk(start=first, images=self.sample(min(rows_per_chunk, start + num - first), seed, first))
@@ -163,18 +165,17 @@ class LocalSampler:
             raise BackendError(f"ONNX Runtime failed on {len(uniform)} rows: {error}") from error
 
 
-def check_memory(num_bytes: int) -> None:
-    """Refuse an allocation larger than this machine's physical memory, before it is made.
-
-    Raises:
-        RequestError: The size does not fit.
-    """
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if num_bytes > total:
-        raise RequestError(
-            f"these samples take {num_bytes / 2**30:.1f} GiB; this machine has {total / 2**30:.1f} GiB",
-            hint="ask for fewer, or stream them",
-        )
+def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise ArtifactError(f"{path} is not a file")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"no model file at {path}", hint="make one with: kaem export ckpt.pt -o model.onnx"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"cannot read {path}: {error}") from None
 
 
 def _check_graph(session: Any, manifest: Manifest, path: Path) -> None:

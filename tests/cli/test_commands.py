@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,8 @@ def test_version():
         (["sample", "MODEL", "-o", "a.gif"], "unknown suffix '.gif'"),
         (["sample", "MODEL", "-o", "none/a.png"], "no folder none"),
         (["sample", "MODEL", "--columns", "0"], "columns is 0"),
+        (["sample", "MODEL", "--scale", "100000"], "more than 256 MiB"),
+        (["sample", "127.0.0.1:50051"], "neither a file nor a server's address"),
         (["sample", "MODEL", "--workers", "0"], "workers is 0"),
         (["sample", "MODEL", "--provider", "tpu"], "unknown provider 'tpu'"),
         (["sample", "grpc://nonsense"], "grpc://nonsense"),
@@ -206,13 +209,31 @@ def test_a_server_that_is_not_there_is_a_failure_with_a_hint():
     assert "kaem serve" in done.stderr
 
 
-def test_a_run_that_dies_half_way_leaves_no_files(folder, tmp_path):
+def test_brackets_in_a_path_are_no_markup(folder, tmp_path):
+    odd = tmp_path / "br[/x]"
+    odd.mkdir(parents=True)
+    for name in ("ckpt.pt", "model.onnx"):
+        (odd / name).write_bytes((folder / name).read_bytes())
+    assert _run("verify", odd / "model.onnx", "--checkpoint", odd / "ckpt.pt").returncode == 0
+
+
+def test_a_full_disk_is_one_line(folder):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [KAEM, "info", folder / "model.onnx"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["error: No space left on device"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_dies_half_way_leaves_no_files(folder, tmp_path, number):
     with server_process(folder / "model.onnx", "--port", "0") as process:
-        command = [KAEM, "sample", process.target, "-n", str(10**8), "-o", tmp_path / "a.npy"]
+        command = [KAEM, "sample", process.target, "-n", str(2 * 10**6), "-o", tmp_path / "a.npy"]
         sampling = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not list(tmp_path.iterdir()):
             assert sampling.poll() is None
-        sampling.send_signal(2)
+        sampling.send_signal(number)
         _, words = sampling.communicate(timeout=60)
     assert sampling.returncode != 0
     assert "Traceback" not in words

@@ -16,7 +16,7 @@ sizes = st.integers(1, 1 << 20)
 manifests = st.builds(
     Manifest,
     family=st.sampled_from(["kaem", "vae", "latent_ebm", "ddpm", "ddim"]),
-    name=st.text(),
+    name=st.text().filter(str.isprintable),
     noise_dim=sizes,
     latent_dim=sizes,
     image_shape=st.tuples(sizes, sizes, sizes),
@@ -66,6 +66,10 @@ def test_a_newer_format_names_the_version_this_kaem_reads():
         {"prior": []},
         {"format_version": "1"},
         {"unknown": 1},
+        {"name": 7},
+        {"name": "\x1b[31mred"},
+        {"graph_fingerprint": 7},
+        {"format_version": 0},
     ],
 )
 def test_a_damaged_manifest_is_refused(change):
@@ -74,7 +78,7 @@ def test_a_damaged_manifest_is_refused(change):
         read_manifest({MANIFEST_KEY: text}, source="x")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format_version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format_version": 1}', "[" * 100_000])
 def test_text_that_is_no_manifest_is_refused(text):
     with pytest.raises(ArtifactError, match="damaged"):
         read_manifest({MANIFEST_KEY: text}, source="x")

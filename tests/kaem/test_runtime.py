@@ -106,6 +106,38 @@ def test_a_truncated_artifact_is_refused(artifact_path, tmp_path):
             kaem.load(tmp_path / "cut.onnx")
 
 
+def test_a_model_that_keeps_weights_in_another_file_is_refused(artifact_path, tmp_path, monkeypatch):
+    import onnx
+
+    model = onnx.load(artifact_path)
+    onnx.save(model, tmp_path / "split.onnx", save_as_external_data=True, location="weights.bin", size_threshold=10)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match="not a usable ONNX model"):
+        kaem.load("split.onnx")
+
+
+def test_numpys_own_integers_are_whole_numbers_like_any_other(artifact_path):
+    with kaem.load(artifact_path) as sampler:
+        expected = sampler.sample(200, 5, 100)
+        assert np.array_equal(sampler.sample(np.uint8(200), np.int64(5), np.uint8(100)), expected)
+        streamed = [chunk.images for chunk in sampler.stream(np.uint8(200), 5, np.uint8(100))]
+        assert np.array_equal(np.concatenate(streamed), expected)
+        with pytest.raises(RequestError, match="GiB"):
+            sampler.sample(np.int64(1 << 56), 0)
+
+
+def test_a_tiny_negative_uniform_stays_at_the_top_of_the_distribution(artifact_path):
+    with kaem.load(artifact_path) as sampler:
+        assert np.all(sampler.latents(np.full((1, 5), -1e-60)) < 0)
+        assert np.all(sampler.latents(np.full((1, 5), 1e-60)) == 0)
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2"])
+def test_workers_are_a_positive_whole_number(artifact_path, workers):
+    with pytest.raises(RequestError, match="workers"):
+        kaem.load(artifact_path, workers=workers)
+
+
 def test_a_manifest_that_contradicts_its_graph_is_refused(tmp_path):
     lie = Manifest(family="kaem", name="lie", noise_dim=5, latent_dim=5, image_shape=(1, 9, 9))
     path = write_small_artifact(tmp_path / "lie.onnx", manifest=lie)
