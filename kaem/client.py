@@ -7,14 +7,15 @@ numerics id it had when we connected; otherwise old and new images would not bel
 
 from __future__ import annotations
 
+import ipaddress
 import random
+import re
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
@@ -29,12 +30,15 @@ from kaem.protocol.messages import (
     model_from_message,
 )
 from kaem.protocol.status import error_from_status
-from kaem.requests import check_range, check_uniforms
-from kaem.runtime import check_memory
+from kaem.requests import check_memory, check_range, check_uniforms
 from kaem.sampler import Chunk, Images, Uniforms
 
 Answer = TypeVar("Answer")
 
+_TARGET = re.compile(
+    r"(?:grpc://)?(?P<host>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?|\[[^]]+\]):(?P<port>[0-9]{1,5})/?",
+    re.ASCII | re.IGNORECASE,
+)
 _MAX_ROWS_PER_CALL = 1 << 63  # a count of 2^64 does not fit in the request
 _CHANNEL_OPTIONS = (
     # Chunks stay below gRPC's default of 4 MiB; a manifest with many densities for plotting may not.
@@ -142,7 +146,7 @@ class RemoteSampler:
             RequestError: A value is out of range, or the images would not fit in this machine's memory.
             RemoteError: The server gave up, or its numerics id has changed.
         """
-        check_range(num, seed, start)
+        num, seed, start = check_range(num, seed, start)
         check_memory(num * self.manifest.image_bytes)
         images = np.empty((num, *self.manifest.image_shape), self.manifest.image_type)
         if num <= self._model.limits.max_sample_rows:
@@ -161,7 +165,7 @@ class RemoteSampler:
             RequestError: A value is out of range (raised at the call, not at the first chunk).
             RemoteError: The server gave up, or its numerics id has changed (raised between chunks).
         """
-        check_range(num, seed, start)
+        num, seed, start = check_range(num, seed, start)
         self._check_open()
         return self._chunks(num, seed, start)
 
@@ -260,9 +264,9 @@ class RemoteSampler:
     def _request(self, num: int, seed: int, start: int) -> kaem_pb2.SampleRequest:
         return kaem_pb2.SampleRequest(
             model=self._model.name,
-            seed=int(seed),
-            start_index=int(start),
-            count=int(num),
+            seed=seed,
+            start_index=start,
+            count=num,
             expected_numerics_id=self.numerics_id,
         )
 
@@ -285,14 +289,21 @@ class RemoteSampler:
 
 def _parse_target(target: str) -> str:
     """Return `host:port` of a target."""
-    url = urlsplit(target if "://" in target else f"grpc://{target}")
-    try:
-        port = url.port
-    except ValueError:
-        port = None
-    if url.scheme != "grpc" or not url.hostname or port is None or url.path not in ("", "/") or "@" in url.netloc:
+    parts = _TARGET.fullmatch(target) if isinstance(target, str) else None
+    if parts is None or not 1 <= int(parts["port"]) <= 65535 or not _is_host(parts["host"]):
         raise ConfigError(f"cannot read {target!r} as the address of a server", hint="write grpc://host:port")
-    return f"[{url.hostname}]:{port}" if ":" in url.hostname else f"{url.hostname}:{port}"
+    return f"{parts['host']}:{parts['port']}"
+
+
+def _is_host(text: str) -> bool:
+    """Whether the brackets of a host, if it has any, hold an IPv6 address."""
+    if not text.startswith("["):
+        return True
+    try:
+        ipaddress.IPv6Address(text[1:-1])
+    except ValueError:
+        return False
+    return True
 
 
 def _wait_for_model(stub: Any, address: str, timeout_s: float) -> kaem_pb2.Model:

@@ -240,12 +240,42 @@ def test_threads_may_share_a_connection():
 
 
 @pytest.mark.parametrize(
-    "target", ["", "localhost", "grpc://", "http://localhost:1", "localhost:port", "a:99999", "grpc://h:1/x", "u@h:1"]
+    "target",
+    [
+        "",
+        "localhost",
+        "grpc://",
+        "http://localhost:1",
+        "localhost:port",
+        "localhost:+1",
+        "a:99999",
+        "grpc://h:1/x",
+        "grpc://h:1?x",
+        "u@h:1",
+        "grpc://127.0.0.1:0",
+        "grpc://a b:1",
+        "a..b:1",
+        "a\n:1",
+        "\udcff:1",
+        "::1:1",
+        "grpc://[::1:1",
+        "grpc://[::g]:1",
+        "grpc://[]:1",
+        123,
+        None,
+        b"localhost:1",
+    ],
 )
 def test_a_target_that_is_no_address_is_refused(target):
     with pytest.raises(ConfigError, match="as the address of a server") as caught:
         kaem.connect(target)
     assert caught.value.hint == "write grpc://host:port"
+
+
+@pytest.mark.parametrize("target", ["grpc://{}", "GRPC://{}/", "{}"])
+def test_the_spelling_of_a_target_does_not_matter(target):
+    with LiveServer(Backend()) as live, kaem.connect(target.format(live.address)) as sampler:
+        assert len(sampler.sample(2, 0)) == 2
 
 
 def test_a_server_that_is_not_there_is_said_so_in_time():

@@ -78,6 +78,25 @@ def test_numpy_integers_are_integers(local, remote):
     assert next(remote.stream(*arguments)).start == 2
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (np.uint8(200), 5, np.uint8(100)),
+        (np.uint8(200), np.int8(5), np.uint64(2**63)),
+        (np.int64(200), np.uint64(2**64 - 1), np.int32(2**31 - 1)),
+        (np.array(200, np.int16), np.array(5), np.array(100, np.uint8)),
+    ],
+    ids=str,
+)
+def test_the_width_of_an_integer_does_not_matter(sampler, local, arguments):
+    num, seed, start = map(int, arguments)
+    expected = local.sample(num, seed, start)
+    chunks = list(sampler.stream(*arguments))
+    assert chunks[0].start == start
+    np.testing.assert_array_equal(np.concatenate([chunk.images for chunk in chunks]), expected)
+    np.testing.assert_array_equal(sampler.sample(*arguments), expected)
+
+
 @given(seed=SEEDS, start=st.integers(0, NUM_INDICES - 1000), cuts=st.lists(st.integers(1, 120), min_size=1, max_size=5))
 @settings(max_examples=25, deadline=None)
 def test_any_split_of_a_request_gives_the_same_bits(local, remote, seed, start, cuts):
