@@ -20,7 +20,7 @@ class Posterior(Protocol):
     """Inference of latents given images.
 
     `network` holds trainable parameters of the posterior itself (none for importance sampling); they are
-    optimised and saved with the model. `rng` is the only source of randomness.
+    optimised and saved with the model, buffers included. `rng` is the only source of randomness.
     """
 
     network: nn.Module
