@@ -24,7 +24,32 @@ RUNS = {
     "sampled prior term": ("posterior.prior_from=0.0", "prior.base=silu"),
     "independent": ("prior.variant=independent", "posterior.prior_from=0.5"),
     "importance": ("posterior.kind=importance", "posterior.resample_below=0.5"),
+    "weighted bound": ("posterior.kind=weighted_bound", "posterior.prior_from=0.5"),
+    "refined": ("posterior.kind=refined", "posterior.prior_from=0.5", "posterior.kernel=mala"),
+    "ula": ("posterior.kind=langevin", "posterior.num_steps=3"),
+    "mala, contrastive": (
+        "posterior.kind=langevin",
+        "posterior.kernel=mala",
+        "posterior.num_steps=3",
+        "prior.variant=independent",
+        "training.prior_gradient=contrastive",
+    ),
+    "tempering": ("posterior.kind=tempering", "posterior.num_steps=4", "posterior.num_temperatures=2"),
+    "tempering, steppingstone": (
+        "posterior.kind=tempering",
+        "posterior.thermodynamic=steppingstone",
+        "posterior.kernel=mala",
+        "posterior.num_steps=3",
+        "posterior.num_temperatures=3",
+    ),
     "kan": ("generator.kind=kan", "generator.hidden=[6]", "generator.refit_interval=4"),
+    "kan langevin": (
+        "generator.kind=kan",
+        "generator.hidden=[6]",
+        "generator.refit_interval=4",
+        "posterior.kind=langevin",
+        "posterior.num_steps=3",
+    ),
     "kan importance": ("generator.kind=kan", "posterior.kind=importance", "prior.variant=independent"),
 }
 
