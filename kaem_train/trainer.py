@@ -246,26 +246,26 @@ class Trainer:
 
 
 class _Window:
-    """Means of metrics, and the speed, since the last report."""
+    """Means of metrics over the updates that had them, and the speed, since the last report."""
 
     def __init__(self) -> None:
         self._reset()
 
     def add(self, metrics: dict[str, Tensor], num_images: int) -> None:
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
-        self._updates += 1
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + float(value), count + 1)
         self._images += num_images
 
     def take(self) -> tuple[dict[str, float], float]:
-        means = {name: value / self._updates for name, value in self._sums.items()}
+        means = {name: total / count for name, (total, count) in self._sums.items()}
         speed = self._images / max(time.perf_counter() - self._start, 1e-9)
         self._reset()
         return means, speed
 
     def _reset(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._updates = self._images = 0
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._images = 0
         self._start = time.perf_counter()
 
 

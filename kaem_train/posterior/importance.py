@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kaem_train.evidence import log_mean_exp
 from kaem_train.model.kaem import Kaem
 from kaem_train.objective import (
     effective_sample_size,
@@ -61,6 +62,7 @@ class ImportancePosterior:
             "reconstruction": -(weights * likelihoods.detach()).sum(-1).mean(),
             "prior": -(weights * log_priors.detach()).sum(-1).mean(),
             "ess": effective.mean(),
+            "evidence_importance": log_mean_exp(likelihoods.detach(), -1).mean(),
         }
         return Terms(loss=loss, squared_error=squared_error, metrics=metrics)
 

@@ -131,6 +131,22 @@ def test_watching_a_run_does_not_change_it(tmp_path, tiny, digits):
     assert {"loss", "reconstruction", "kl", "sigma"} <= last.metrics.keys()
 
 
+def test_a_metric_that_some_updates_lack_is_averaged_over_those_that_have_it(tiny, digits, monkeypatch):
+    seen = []
+    trained = Trainer(tiny(), digits, listeners=(seen.append,))
+    original = trained.posterior.terms
+
+    def terms(model, images, step, rng):
+        found = original(model, images, step, rng)
+        rare = {"rare": torch.tensor(3.0)} if step == 1 else {}
+        return dataclasses.replace(found, metrics={**found.metrics, **rare})
+
+    monkeypatch.setattr(trained.posterior, "terms", terms)
+    for _ in range(5):
+        trained.update(None)
+    assert seen[0].metrics["rare"] == 3.0
+
+
 def test_another_seed_gives_another_model(tmp_path, tiny, digits):
     for seed in (0, 1):
         train(tiny(f"training.seed={seed}"), digits, tmp_path / str(seed))
