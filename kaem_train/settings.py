@@ -145,12 +145,13 @@ class PosteriorConfig:
         bound_samples: Weighted bound: k, draws of the encoder per image.
         kernel: Chains: `ula` (unadjusted Langevin) or `mala` (with a Metropolis-Hastings test).
         num_steps: Langevin and tempering: T, steps per update from fresh prior samples.
-        step_size: Langevin and tempering: eta, where adaptation starts. A latent of the independent
-            variant wants it smaller by a factor P, the number of latents that move a generator input.
+        step_size: Langevin and tempering: eta: where adaptation starts, and its upper limit under `ula`. The
+            independent variant wants it smaller by P, the number of latents that move a generator input.
         refinement_steps: Refined: steps from the encoder's draw.
         refinement_step_size: Refined: eta, in units of the encoder's variance.
         adapt_step: Chains: follow `target_acceptance` from update to update instead of keeping eta.
-        target_acceptance: Chains: wanted mean acceptance probability; for `ula` that of the test it leaves out.
+        target_acceptance: Chains: wanted mean acceptance probability (`mala`); below it `ula` takes smaller
+            steps, going by the test it leaves out.
         num_temperatures: Tempering: N_t, power posteriors besides the prior itself.
         power_start: Tempering: p of t_k = (k / N_t)^p at the first update; above 1 clusters near the prior.
         power_end: Tempering: p at the end of the run.

@@ -152,6 +152,11 @@ def test_the_step_size_finds_the_wanted_acceptance():
         sizes.follow(run.acceptance.mean(0, keepdim=True))
     # 4,000 tests per update: the mean acceptance has a standard error below .01.
     assert float(run.acceptance.mean()) == pytest.approx(0.574, abs=0.05)
+    unadjusted = StepSizes(0.1, PosteriorConfig(kind="langevin"))
+    unadjusted.follow(torch.ones(1))
+    assert float(unadjusted.per_chain(1)) == pytest.approx(0.1)
+    unadjusted.follow(torch.zeros(1))
+    assert float(unadjusted.per_chain(1)) == pytest.approx(0.1 * math.exp(-0.574))
     fixed = StepSizes(1e-4, PosteriorConfig(kind="langevin", adapt_step=False))
     fixed.follow(torch.ones(1))
     assert float(fixed.per_chain(1)) == pytest.approx(1e-4)
