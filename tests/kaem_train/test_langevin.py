@@ -21,7 +21,7 @@ def _rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def _run(kernel, eta, num=10_000, steps=60):
+def _run(kernel, eta, num=6_000, steps=60):
     model, images = linear_model(), observe(num)
     target = power_posterior(model, images, torch.ones(1))
     run = run_chains(

@@ -75,9 +75,9 @@ KINDS = {
     "refined, ula": ("posterior.kind=refined",),
     "refined, mala": ("posterior.kind=refined", "posterior.kernel=mala"),
     "importance": ("posterior.kind=importance", "posterior.resample_below=0.5", "posterior.resampling=systematic"),
-    "ula": ("posterior.kind=langevin", "posterior.num_steps=5"),
-    "mala": ("posterior.kind=langevin", "posterior.num_steps=5", "posterior.kernel=mala"),
-    "tempering": ("posterior.kind=tempering", "posterior.num_steps=4", "posterior.num_temperatures=2"),
+    "ula": ("posterior.kind=langevin", "posterior.num_steps=3"),
+    "mala": ("posterior.kind=langevin", "posterior.num_steps=3", "posterior.kernel=mala"),
+    "tempering": ("posterior.kind=tempering", "posterior.num_steps=3", "posterior.num_temperatures=2"),
 }
 
 
