@@ -12,10 +12,16 @@ import typer
 
 def train(
     config: Annotated[
-        str, typer.Argument(metavar="PRESET_OR_TOML", help="digits, mnist, fashion-mnist, or a TOML file.")
+        str,
+        typer.Argument(metavar="PRESET_OR_TOML", help="digits, mnist, fashion-mnist, svhn, celeba, or a TOML file."),
     ],
     data: Annotated[
-        Path | None, typer.Option(help="An .npz, an IDX file, or a folder of MNIST-family IDX files.")
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="A file (.npz, .mat, .parquet, IDX), an archive (.tar, .tar.gz, .zip) or folder of PNG or JPEG "
+            "images, a folder of IDX, .mat or Hugging Face files, or hf:OWNER/NAME from the hub.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of this run; default runs/NAME.")] = None,
     assignments: Annotated[
@@ -37,6 +43,10 @@ def train(
 
     `kaem train mnist --data path/to/mnist -o runs/mnist`
 
+    `kaem train svhn --data path/to/train_32x32.mat`
+
+    `kaem train celeba --data img_align_celeba.zip --set data.augment_flip=true`
+
     `kaem train digits --set prior.num_latents=8 --updates 2000`
 
     `kaem train digits --resume`
@@ -49,7 +59,7 @@ def train(
     from kaem.errors import ArtifactError, ConfigError
     from kaem_train.checkpoint import FILE_NAME, read_checkpoint
     from kaem_train.data import load_dataset
-    from kaem_train.progress import ProgressReport
+    from kaem_train.progress import ProgressReport, decoding_progress
     from kaem_train.settings import load_config
     from kaem_train.tensorboard import TensorBoardLog
     from kaem_train.trainer import train as run_training
@@ -59,7 +69,7 @@ def train(
     overrides = list(assignments or [])
     if data is not None:
         # JSON strings are TOML strings: a path with spaces, quotes or an equals sign survives.
-        overrides += ["data.source=files", f"data.path={json.dumps(str(data.expanduser()))}"]
+        overrides += ["data.source=files", f"data.path={json.dumps(str(Path(data).expanduser()))}"]
     if updates is not None:
         overrides.append(f"training.updates={updates}")
     if seed is not None:
@@ -72,14 +82,15 @@ def train(
             f"{path} exists already", hint="continue it with --resume, replace it with --force, or choose --out"
         )
     done = read_checkpoint(path).step if resume else 0
-    dataset = load_dataset(settings.data)
+    console = Console(stderr=True)
+    with decoding_progress(console) as progress:
+        dataset = load_dataset(settings.data, progress=progress)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArtifactError(
             f"cannot write to {folder}: {error.strerror}", hint="choose another folder with --out"
         ) from None
-    console = Console(stderr=True)
     console.print(
         f"{settings.name}: {len(dataset.train)} images to train on, {len(dataset.holdout)} held out; "
         f"update {done} to {settings.training.updates}; folder {folder}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kaem_train.data import Images
 from kaem_train.evidence import log_mean_exp
 from kaem_train.model.kaem import Kaem
 from kaem_train.posterior import Posterior
@@ -14,7 +15,7 @@ _MOST_IMAGES = 1000
 
 
 def held_out_bound(
-    model: Kaem, posterior: Posterior, images: Tensor, rng: torch.Generator, *, num_samples: int
+    model: Kaem, posterior: Posterior, images: Images | Tensor, rng: torch.Generator, *, num_samples: int
 ) -> float:
     """Return a lower bound of the mean log p(x), nats per image, the Gaussian constant included.
 
@@ -28,9 +29,9 @@ def held_out_bound(
         rng: Source of the draws.
         num_samples: K.
     """
-    images = images[:_MOST_IMAGES]
+    some = images[:_MOST_IMAGES]
     total = 0.0
-    for batch in torch.split(images, _BATCH):
+    for batch in torch.split(some, _BATCH):
         weights = posterior.log_weights(model, batch, num_samples, rng)
         total += float(log_mean_exp(weights, -1).sum())
-    return total / len(images)
+    return total / len(some)

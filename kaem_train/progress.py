@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +22,26 @@ _SHOWN = {
     "sigma": "sigma",
 }
 _LINES = 20
+
+
+@contextmanager
+def decoding_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Give a function to be told (images decoded, images in all); nothing is shown until it is called.
+
+    Args:
+        console: Where to write; the command gives a console on stderr.
+    """
+    columns = (TextColumn("[bold]decoding"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            if not bar.tasks:
+                bar.add_task("decoding", total=total)
+            bar.update(bar.tasks[0].id, completed=done)
+            if not console.is_terminal and done * _LINES // total > (done - 1) * _LINES // total:
+                console.print(f"decoded {done}/{total} images", highlight=False)
+
+        yield show
 
 
 class ProgressReport:

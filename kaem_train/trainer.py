@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
 from kaem_train.checkpoint import FILE_NAME, Checkpoint, read_checkpoint, write_checkpoint
-from kaem_train.data import Dataset, batch_indices
+from kaem_train.data import Dataset, training_batch
 from kaem_train.evaluate import held_out_bound
 from kaem_train.events import Event, Listener, Progress, Samples, Saved
 from kaem_train.interrupt import stop_request
@@ -135,8 +135,13 @@ class Trainer:
             KaemError: The loss or its gradient is not finite; no parameter was changed.
         """
         settings = self.config.training
-        indices = batch_indices(len(self.dataset.train), settings.batch_size, seed=settings.seed, step=self.step)
-        images = self.dataset.train[indices]
+        images = training_batch(
+            self.dataset.train,
+            settings.batch_size,
+            seed=settings.seed,
+            step=self.step,
+            augment_flip=self.config.data.augment_flip,
+        )
         self.posterior.prepare(self.model, self.dataset.train, self.step, self._noise("prior start"))
         self._refit_grids()
         terms = self.posterior.terms(self.model, images, self.step, self._noise("posterior"))

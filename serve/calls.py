@@ -16,6 +16,7 @@ from kaem.protocol.status import REQUEST_KEY, details_from_error, metadata_from_
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request", bound=Message)
+Question = TypeVar("Question")  # what gRPC hands to a method: a request, or an iterator over many
 Answer = TypeVar("Answer")
 
 _PUSHBACK_MS = "500"
@@ -103,25 +104,45 @@ def tolerant(cls: type[Request]) -> Callable[[bytes], Request | Malformed]:
     return read
 
 
-def answered(
+def well_formed(request: Request | Malformed) -> Request:
+    """Return the request.
+
+    Raises:
+        RefusedError: INTERNAL, its bytes were not the message they should be.
+    """
+    if isinstance(request, Malformed):
+        raise RefusedError(grpc.StatusCode.INTERNAL, RemoteError(_MALFORMED))
+    return request
+
+
+def admitted(
     handler: Callable[[Request, Context], Awaitable[Answer]], gate: Gate
 ) -> Callable[[Request | Malformed, Context], Awaitable[Answer | None]]:
-    """Return a handler that runs `handler` as an admitted call and turns whatever it raises into a status.
+    """Return `answered(handler)` for well-formed requests that are let in by `gate`."""
+
+    async def call(request: Request | Malformed, context: Context) -> Answer:
+        gate.enter()
+        try:
+            return await handler(well_formed(request), context)
+        finally:
+            gate.leave()
+
+    return answered(call)
+
+
+def answered(
+    handler: Callable[[Question, Context], Awaitable[Answer]],
+) -> Callable[[Question, Context], Awaitable[Answer | None]]:
+    """Return a handler that runs `handler` and turns whatever it raises into a status.
 
     KaemErrors travel to the client with their class and hint. Anything else is a bug of ours: the client gets
     a fixed text and a request id, the log gets the traceback under the same id.
     """
 
-    async def call(request: Request | Malformed, context: Context) -> Answer | None:
+    async def call(question: Question, context: Context) -> Answer | None:
         request_id = secrets.token_hex(8)
         try:
-            gate.enter()
-            try:
-                if isinstance(request, Malformed):
-                    raise RefusedError(grpc.StatusCode.INTERNAL, RemoteError(_MALFORMED))
-                return await handler(request, context)
-            finally:
-                gate.leave()
+            return await handler(question, context)
         except RefusedError as refused:
             await _abort(context, refused.code, refused.error, request_id)
         except KaemError as error:

@@ -9,15 +9,16 @@ import asyncio
 from collections.abc import Iterable
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
-from serve.calls import Context
+from kaem.errors import RequestError
+from serve.calls import Context, Malformed, RefusedError, answered, tolerant, well_formed
 
 SERVICE = "grpc.health.v1.Health"
 _Response = health_pb2.HealthCheckResponse
 
 
-class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the base is untyped
+class Health:
     """One state shared by a fixed set of names; NOT_SERVING until told otherwise.
 
     Args:
@@ -40,21 +41,28 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the base 
         self._is_ended = True
         self._notify()
 
-    async def Check(  # noqa: N802  (gRPC's name)
-        self, request: health_pb2.HealthCheckRequest, context: Context
-    ) -> health_pb2.HealthCheckResponse:
-        """Answer the state of a name; NOT_FOUND for an unknown one."""
-        if request.service not in self._names:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service or model named {request.service!r}")
-        return _Response(status=self._status(request.service))
+    def handler(self) -> grpc.GenericRpcHandler[object, object]:
+        """Return the methods; built by hand so that requests are read tolerantly."""
+        read, write = tolerant(health_pb2.HealthCheckRequest), _Response.SerializeToString
+        methods = {
+            "Check": grpc.unary_unary_rpc_method_handler(answered(self.check), read, write),
+            "Watch": grpc.unary_stream_rpc_method_handler(answered(self.watch), read, write),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    async def Watch(  # noqa: N802  (gRPC's name)
-        self, request: health_pb2.HealthCheckRequest, context: Context
-    ) -> None:
+    async def check(self, request: health_pb2.HealthCheckRequest | Malformed, context: Context) -> object:
+        """Answer the state of a name; NOT_FOUND for an unknown one."""
+        name = well_formed(request).service
+        if name not in self._names:
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, RequestError(f"no service or model named {name!r}"))
+        return _Response(status=self._status(name))
+
+    async def watch(self, request: health_pb2.HealthCheckRequest | Malformed, context: Context) -> None:
         """Send the state of a name now and whenever it changes; SERVICE_UNKNOWN for an unknown one."""
+        name = well_formed(request).service
         sent = None
         while True:
-            changed, status = self._changed, self._status(request.service)
+            changed, status = self._changed, self._status(name)
             if status != sent:
                 await context.write(_Response(status=status))
                 sent = status

@@ -14,14 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from kaem import noise
 from kaem.artifact import Manifest
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM, Limits
 from kaem.runtime import MAX_ROWS, LocalSampler
-from serve import health, services
+from serve import health, reflection, services
 from serve.address import check_address, format_address, port_taken
 from serve.allocator import keep_large_blocks
 from serve.calls import Gate
@@ -108,10 +106,10 @@ class Server:
 
     def _add_services(self, limits: Limits) -> None:
         service = SamplerService(self._backend, self.scheduler, name=self._name, limits=limits)
-        self._grpc.add_generic_rpc_handlers((service.handler(self.gate),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        names = (services.SERVICE, health.SERVICE, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._grpc)
+        names = (services.SERVICE, health.SERVICE, reflection.SERVICE)
+        self._grpc.add_generic_rpc_handlers(
+            (service.handler(self.gate), self._health.handler(), reflection.handler(names))
+        )
 
     def _bind(self) -> int:
         host, port = self._settings.host, self._settings.port

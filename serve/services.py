@@ -28,7 +28,7 @@ from kaem.protocol.messages import (
 )
 from kaem.requests import NUM_INDICES, check_range, check_uniforms
 from kaem.sampler import Images, Uniforms
-from serve.calls import Context, Gate, RefusedError, answered, tolerant
+from serve.calls import Context, Gate, RefusedError, admitted, tolerant
 from serve.scheduler import Convert, Job, Scheduler, Source
 
 SERVICE = kaem_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name
@@ -106,10 +106,10 @@ class SamplerService:
             tolerant(cls) for cls in (kaem_pb2.SampleRequest, kaem_pb2.DecodeRequest, kaem_pb2.GetModelRequest)
         )
         methods = {
-            "Sample": unary(answered(self.sample, gate), sample, _write),
-            "StreamSamples": stream(answered(self.stream_samples, gate), sample, _write),
-            "Decode": unary(answered(self.decode, gate), decode, _write),
-            "GetModel": unary(answered(self.get_model, gate), model, _write),
+            "Sample": unary(admitted(self.sample, gate), sample, _write),
+            "StreamSamples": stream(admitted(self.stream_samples, gate), sample, _write),
+            "Decode": unary(admitted(self.decode, gate), decode, _write),
+            "GetModel": unary(admitted(self.get_model, gate), model, _write),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 

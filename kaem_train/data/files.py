@@ -36,22 +36,12 @@ class RawImages:
     holdout: NDArray[Any] | None
 
 
-def read_images(path: Path) -> RawImages:
-    """Read an `.npz`, one IDX file, or a folder with the train and test IDX files.
+def read_npz(path: Path) -> RawImages:
+    """Read the images of an `.npz`, and its test split where it has one.
 
     Raises:
-        DataError: The path is missing, of an unknown kind, damaged, or lacks the images.
+        DataError: The file is damaged, no archive, or lacks the images.
     """
-    if path.is_dir():
-        return _read_idx_folder(path)
-    if not path.exists():
-        raise DataError(f"no file or folder at {path}", hint="check the path given with --data")
-    if path.suffix == ".npz":
-        return _read_npz(path)
-    return RawImages(origin=str(path), train=read_idx(path), holdout=None)
-
-
-def _read_npz(path: Path) -> RawImages:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is not an .npz archive", hint=_DOWNLOAD)
     try:
@@ -66,18 +56,24 @@ def _read_npz(path: Path) -> RawImages:
             holdout_key = next((key for key in _HOLDOUT_KEYS if key in archive.files), None)
             holdout = archive[holdout_key] if holdout_key else None
             return RawImages(origin=str(path), train=archive[train_key], holdout=holdout)
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError) as error:
         raise DataError(f"cannot read {path} as .npz: {error}", hint=_DOWNLOAD) from None
 
 
-def _read_idx_folder(folder: Path) -> RawImages:
-    train = _find_idx(folder, "train")
+def is_idx_folder(folder: Path) -> bool:
+    """Return whether the folder holds IDX images to train on."""
+    return _find_idx(folder, "train") is not None
+
+
+def read_idx_folder(folder: Path) -> RawImages:
+    """Read `train-images-idx3-ubyte` and, where it exists, `t10k-images-idx3-ubyte`, plain or gzipped.
+
+    Raises:
+        DataError: One of them is unreadable, or there is none to train on.
+    """
+    train, test = _find_idx(folder, "train"), _find_idx(folder, "t10k")
     if train is None:
-        raise DataError(
-            f"{folder} holds no training images in IDX format",
-            hint="it must hold train-images-idx3-ubyte or train-images-idx3-ubyte.gz",
-        )
-    test = _find_idx(folder, "t10k")
+        raise DataError(f"{folder} holds no training images in IDX format", hint="check the path given with --data")
     return RawImages(origin=str(folder), train=read_idx(train), holdout=read_idx(test) if test else None)
 
 
@@ -100,8 +96,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         raise DataError(f"cannot read {path}: {error}", hint=_DOWNLOAD) from None
     if len(content) < 4 or content[:2] != b"\0\0":
         raise DataError(
-            f"{path} is neither .npz nor IDX: it begins with {content[:4].hex(' ') or 'nothing'}",
-            hint="pass an .npz, an IDX file, or a folder with IDX files",
+            f"{path} is of no known kind: it begins with {content[:4].hex(' ') or 'nothing'}",
+            hint="pass .npz, .mat, .parquet, .tar, .tar.gz, .zip, an IDX file, or a folder of images",
         )
     element, ndim = content[2], content[3]
     if element != _IDX_UINT8:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kaem_train.data import Images
 from kaem_train.model.encoder import Encoder
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.reference import log_reference
@@ -20,6 +21,7 @@ from kaem_train.posterior.terms import Terms
 from kaem_train.settings import PosteriorConfig
 
 _START_IMAGES = 8192
+_ENCODED_TOGETHER = 512
 
 
 class AmortizedPosterior:
@@ -45,10 +47,12 @@ class AmortizedPosterior:
         self.network: nn.Module = Encoder(image_shape, latent_shape, config.encoder_channels, config.encoder_dense)
         self.prior_start = round(config.prior_from * updates)
 
-    def prepare(self, model: Kaem, train: Tensor, step: int, rng: torch.Generator) -> None:
+    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
         """Start the prior from encoded training images when its turn comes."""
         if step == self.prior_start:
-            start_prior_from_latents(model.prior, self.latents(model, train[:_START_IMAGES], rng))
+            starts = range(0, min(len(train), _START_IMAGES), _ENCODED_TOGETHER)
+            latents = [self.latents(model, train[start : start + _ENCODED_TOGETHER], rng) for start in starts]
+            start_prior_from_latents(model.prior, torch.cat(latents))
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the negative evidence bound."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kaem_train.data import Images
 from kaem_train.evidence import log_mean_exp
 from kaem_train.model.kaem import Kaem
 from kaem_train.objective import (
@@ -41,7 +42,7 @@ class ImportancePosterior:
         self.prior_gradient = prior_gradient
         self.network: nn.Module = nn.Identity()
 
-    def prepare(self, model: Kaem, train: Tensor, step: int, rng: torch.Generator) -> None:
+    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
         """Nothing is due: the proposals follow the prior from the first update."""
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from kaem_train.data import Images
 from kaem_train.model.kaem import Kaem
 from kaem_train.posterior.amortized import AmortizedPosterior
 from kaem_train.posterior.importance import ImportancePosterior
@@ -31,7 +32,7 @@ class Posterior(Protocol):
     num_bound_samples: int
     """Latents per image that make the held-out bound worth reading."""
 
-    def prepare(self, model: Kaem, train: Tensor, step: int, rng: torch.Generator) -> None:
+    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
         """Do what is due before update `step` (from 0), for example start the prior from data."""
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from kaem_train.data import Images
 from kaem_train.model.kaem import Kaem
 from kaem_train.objective import gaussian_entropy, log_likelihood
 from kaem_train.posterior.amortized import AmortizedPosterior
@@ -40,7 +41,7 @@ class RefinedPosterior:
         self.network: nn.Module = nn.ModuleDict({"encoder": encoder.network, "steps": self.steps})
         self.num_bound_samples = encoder.num_bound_samples
 
-    def prepare(self, model: Kaem, train: Tensor, step: int, rng: torch.Generator) -> None:
+    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
         """Start the prior from encoded training images when its turn comes."""
         self.encoder.prepare(model, train, step, rng)
 

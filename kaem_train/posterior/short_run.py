@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kaem_train.data import Images
 from kaem_train.model.kaem import Kaem
 from kaem_train.objective import log_likelihood
 from kaem_train.posterior.importance import prior_log_weights
@@ -78,7 +79,7 @@ class LangevinPosterior:
         self.steps = StepSizes(config.step_size, config)
         self.network: nn.Module = self.steps
 
-    def prepare(self, model: Kaem, train: Tensor, step: int, rng: torch.Generator) -> None:
+    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
         """Nothing is due: the chains start at the prior as it is."""
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kaem_train.data import Images
 from kaem_train.evidence import corrected_evidence, steppingstone_evidence, thermodynamic_evidence
 from kaem_train.model.kaem import Kaem
 from kaem_train.objective import log_likelihood
@@ -151,7 +152,7 @@ class TemperingPosterior:
         self.steps = StepSizes(config.step_size, config, num=config.num_temperatures)
         self.network: nn.Module = self.steps
 
-    def prepare(self, model: Kaem, train: Tensor, step: int, rng: torch.Generator) -> None:
+    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
         """Nothing is due: the chains start at the prior as it is."""
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kaem_train.data import Images
 from kaem_train.evidence import log_mean_exp
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.reference import log_reference
@@ -33,7 +34,7 @@ class WeightedBoundPosterior:
         self.num_bound_samples = encoder.num_bound_samples
         self.num_samples = num_samples
 
-    def prepare(self, model: Kaem, train: Tensor, step: int, rng: torch.Generator) -> None:
+    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
         """Start the prior from encoded training images when its turn comes."""
         self.encoder.prepare(model, train, step, rng)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from pictures import files, pixels, write_folder, write_tar
 from typer.testing import CliRunner
 
 from cli.train import train
@@ -61,6 +62,36 @@ def test_files_are_given_with_data(tmp_path):
     result = _run("mnist", "--data", str(path), "--updates", "2", "--set", "training.batch_size=8")
     assert result.exit_code == 0, result.exception
     assert "40 images to train on, 5 held out" in result.stderr
+
+
+def test_an_archive_of_images_is_decoded_once_and_a_run_on_it_resumes(tmp_path, monkeypatch):
+    monkeypatch.setenv("KAEM_CACHE_DIR", str(tmp_path / "cache"))
+    path = write_tar(tmp_path / "digits.tar.gz", files(pixels(20, (28, 28, 3))), "w:gz")
+    words = ["mnist", "--data", str(path), "--set", "training.batch_size=8", "--set", "data.num_holdout=4"]
+    words += ["--set", "data.convert_colour=true", "--set", "data.augment_flip=true", "--set", "generator.dense=8"]
+    first = _run(*words, "--updates", "2")
+    assert first.exit_code == 0, first.exception
+    assert "decoded 20/20 images" in first.stderr
+    assert "16 images to train on, 4 held out" in first.stderr
+    again = _run(*words, "--updates", "2", "--resume")
+    assert again.exit_code == 0, again.exception
+    assert "decoded" not in again.stderr
+
+
+def test_a_bad_image_is_one_line_with_a_hint_and_exit_2(tmp_path):
+    folder = write_folder(tmp_path / "faces", {**files(pixels(4, (28, 28))), "cut.png": b"\x89PNG\r\n\x1a\n"})
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "cli.main", "train", "mnist", "--data", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(_root()), "KAEM_CACHE_DIR": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    error, hint = [line for line in done.stderr.splitlines() if not line.startswith("decoded")]
+    assert error.startswith(f"error: cut.png in {folder} is")
+    assert hint.startswith("hint: ")
 
 
 def test_user_mistakes_are_kaem_errors(folder):

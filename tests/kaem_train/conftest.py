@@ -26,6 +26,22 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_network_and_no_caches_at_home(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hugging-face")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """The folder of decoded images, empty."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("KAEM_CACHE_DIR", str(folder))
+    return folder
+
+
 @pytest.fixture
 def float64():
     former = torch.get_default_dtype()

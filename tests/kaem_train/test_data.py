@@ -28,8 +28,8 @@ def test_the_embedded_digits_are_real_scaled_and_split():
     data = load_dataset(DataConfig(source="digits", image_shape=(1, 8, 8), num_holdout=297))
     assert data.train.shape == (1500, 1, 8, 8)
     assert data.holdout.shape == (297, 1, 8, 8)
-    assert data.train.dtype == torch.float32
-    assert (float(data.train.min()), float(data.train.max())) == (0.0, 1.0)
+    assert data.train[:].dtype == torch.float32
+    assert (float(data.train[:].min()), float(data.train[:].max())) == (0.0, 1.0)
     held_out = {image.numpy().tobytes() for image in data.holdout}
     assert not held_out & {image.numpy().tobytes() for image in data.train}
 
@@ -52,8 +52,8 @@ def test_every_file_format_gives_the_same_data_and_fingerprint(tmp_path, kind):
             else:
                 (tmp_path / name).write_bytes(_idx(images))
     data = _load(path)
-    assert np.array_equal(data.train.numpy(), train[:, None] / np.float32(255.0))
-    assert np.array_equal(data.holdout.numpy(), test[:, None] / np.float32(255.0))
+    assert np.array_equal(data.train[:].numpy(), train[:, None] / np.float32(255.0))
+    assert np.array_equal(data.holdout[:].numpy(), test[:, None] / np.float32(255.0))
     np.savez(tmp_path / "again.npz", images_train=train, images_test=test)
     assert data.fingerprint == _load(tmp_path / "again.npz").fingerprint
 
@@ -64,14 +64,14 @@ def test_colour_images_may_have_their_channels_first_or_last(tmp_path):
     np.savez(tmp_path / "first.npz", images=images.transpose(0, 3, 1, 2))
     last, first = (_load(tmp_path / f"{name}.npz", (3, 6, 5)) for name in ("last", "first"))
     assert last.train.shape == (15, 3, 6, 5)
-    assert torch.equal(last.train, first.train)
+    assert torch.equal(last.train[:], first.train[:])
 
 
 def test_a_single_file_is_split_the_same_way_every_time(tmp_path):
     (tmp_path / "images").write_bytes(_idx(_images()))
     first, second = _load(tmp_path / "images"), _load(tmp_path / "images")
     assert len(first.train) == 15
-    assert torch.equal(first.holdout, second.holdout)
+    assert torch.equal(first.holdout[:], second.holdout[:])
 
 
 def test_other_pixels_have_another_fingerprint(tmp_path):

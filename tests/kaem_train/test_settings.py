@@ -8,7 +8,7 @@ from kaem_train.settings import Config, load_config, preset_names
 
 
 def test_the_presets_are_packaged_and_valid():
-    assert preset_names() == ("digits", "fashion-mnist", "mnist")
+    assert preset_names() == ("celeba", "digits", "fashion-mnist", "mnist", "svhn")
     for name in preset_names():
         config = load_config(name)
         assert config.name == name
@@ -45,6 +45,9 @@ def test_a_file_wins_over_its_preset_and_an_override_over_both(tmp_path):
         ("data.image_shape=[1, 30, 30]", "does not suit"),
         ("data.image_shape=[8, 8]", "channels, height, width"),
         ("data.path=x.npz", "data.source=files"),
+        ("data.crop=-1", "crop = -1"),
+        ("data.crop=6", "data.resize=lanczos"),
+        ("data.resize=nearest", "lanczos"),
         ("posterior.resample_below=1.5", "outside"),
         ("posterior.encoder_channels=[]", "positive widths"),
         ("posterior.kind=mcmc", "importance"),
@@ -71,9 +74,9 @@ def test_an_encoder_without_bounds_needs_a_reference_without_bounds():
 
 
 def test_an_unknown_preset_lists_the_known_ones(tmp_path):
-    with pytest.raises(ConfigError, match="digits, fashion-mnist, mnist"):
+    with pytest.raises(ConfigError, match="celeba, digits, fashion-mnist, mnist, svhn"):
         load_config("digit")
     path = tmp_path / "mine.toml"
     path.write_text('preset = "digit"')
-    with pytest.raises(ConfigError, match="digits, fashion-mnist, mnist"):
+    with pytest.raises(ConfigError, match="celeba, digits, fashion-mnist, mnist, svhn"):
         load_config(str(path))

@@ -42,6 +42,7 @@ RUNS = {
         "posterior.num_steps=3",
         "posterior.num_temperatures=3",
     ),
+    "flipped": ("data.augment_flip=true",),
     "kan": ("generator.kind=kan", "generator.hidden=[6]", "generator.refit_interval=4"),
     "kan langevin": (
         "generator.kind=kan",
@@ -185,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
         trained.update(path)
     trained.save(path)
     before = {name: value.clone() for name, value in trained.model.state_dict().items()}
-    broken = digits.train.clone()
+    broken = digits.train[:].clone()
     broken[:] = float("nan")
     trained.dataset = dataclasses.replace(digits, train=broken)
     with pytest.raises(KaemError, match=r"nan at update 5.*learning_rate.*ckpt\.pt"):

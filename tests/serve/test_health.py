@@ -34,6 +34,15 @@ def test_check_knows_the_server_its_service_and_its_model_and_nothing_else():
         assert next(iter(health_of(channel).Watch(ask("x"), timeout=10))).status == Status.SERVICE_UNKNOWN
 
 
+@pytest.mark.parametrize("name", ["x" * 20_000, "\U0001f600" * 10_000])
+def test_a_name_of_any_length_is_not_found(name):
+    with LiveServer(Backend()) as live, grpc.insecure_channel(live.address) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            health_of(channel).Check(ask(name), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert caught.value.details().startswith("no service or model named")
+
+
 def test_nothing_is_served_before_the_largest_batch_has_run():
     backend, port = Backend(), free_port()
     backend.may_run.clear()

@@ -179,11 +179,23 @@ def test_a_uint8_model_answers_uint8_and_refuses_floats():
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-@pytest.mark.parametrize("method", ["Sample", "Decode", "GetModel"])
-def test_bytes_that_are_no_message_get_a_fixed_text(server, method):
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("/kaem.v1.Sampler/Sample", "unary_unary"),
+        ("/kaem.v1.Sampler/StreamSamples", "unary_stream"),
+        ("/kaem.v1.Sampler/Decode", "unary_unary"),
+        ("/kaem.v1.Sampler/GetModel", "unary_unary"),
+        ("/grpc.health.v1.Health/Check", "unary_unary"),
+        ("/grpc.health.v1.Health/Watch", "unary_stream"),
+        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "stream_stream"),
+    ],
+)
+def test_bytes_that_are_no_message_get_a_fixed_text(server, method, kind):
+    garbage = b"\xff\xff\xff\xff"
     with grpc.insecure_channel(server.address) as channel:
-        call = channel.unary_unary(f"/kaem.v1.Sampler/{method}")
-        error, _ = refusal(lambda: call(b"\xff\xff\xff\xff", timeout=10))
+        call = getattr(channel, kind)(method)
+        error, _ = refusal(lambda: call(iter([garbage]) if kind == "stream_stream" else garbage, timeout=10))
     assert error.code() is grpc.StatusCode.INTERNAL
     assert error.details() == "the request is not a valid protobuf message of this method"
 

@@ -1,0 +1,135 @@
+"""Image data sets of the Hugging Face hub, by id or from a local folder, through the `datasets` library."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kaem.errors import DataError
+from kaem_train.data.encoded import require_images
+
+PREFIX = "hf:"
+_SAVED = ("dataset_dict.json", "state.json")
+_PARQUET = ".parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class HubImages:
+    """The image column of a data set.
+
+    Attributes:
+        origin: Its id, or the local path.
+        splits: Split name -> that split with its image column, not decoded.
+        column: Name of the image column.
+        names: `SPLIT/NUMBER` of every image.
+    """
+
+    origin: str
+    splits: dict[str, Any]
+    column: str
+    names: tuple[str, ...]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all names and contents."""
+        digest = hashlib.sha256()
+        for name, content in self.read():
+            digest.update(f"{name}\0{len(content)}\0".encode())
+            digest.update(content)
+        return digest.hexdigest()
+
+    def read(self) -> Iterator[tuple[str, bytes]]:
+        """Yield name and encoded content, split by split."""
+        with _named_errors(self.origin):
+            for split, rows in self.splits.items():
+                for number, row in enumerate(rows):
+                    image = row[self.column]
+                    if image is None:
+                        raise DataError(
+                            f"{_name(split, number)} in {self.origin} holds no image", hint="remove the row"
+                        )
+                    yield _name(split, number), image["bytes"] or Path(image["path"]).read_bytes()
+
+
+@contextmanager
+def _named_errors(reference: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    # The library promises no error types: it hands on those of the network, of Arrow and of its builders.
+    except Exception as error:
+        raise DataError(
+            f"cannot load the data set {reference}: {type(error).__name__}: {error}",
+            hint="check the name, the network (HF_HUB_OFFLINE) and, for a gated data set, HF_TOKEN",
+        ) from None
+
+
+def is_hub_folder(path: Path) -> bool:
+    """Return whether the folder was written by `save_to_disk` or holds parquet files, at most one folder down."""
+    return any((path / name).is_file() for name in _SAVED) or any(
+        next(path.glob(pattern), None) for pattern in (f"*{_PARQUET}", f"*/*{_PARQUET}")
+    )
+
+
+def is_hub_file(path: Path) -> bool:
+    """Return whether the file is a parquet file."""
+    return path.suffix == _PARQUET
+
+
+def open_hub(reference: str) -> HubImages:
+    """Open `hf:OWNER/NAME[/CONFIGURATION]`, which is downloaded once, or a local data set.
+
+    Args:
+        reference: An id with its prefix, a folder written by `save_to_disk`, a folder of parquet files, or one.
+
+    Raises:
+        DataError: The library is missing, the data set cannot be had or read, or it has no image column.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise DataError(
+            f"reading {reference} needs the datasets library, which is not installed",
+            hint="pip install 'kaem[hub]'",
+        ) from None
+    with _named_errors(reference):
+        found = _load(datasets, reference)
+        return _images(datasets, dict(found) if isinstance(found, dict) else {"train": found}, reference)
+
+
+def _load(datasets: Any, reference: str) -> Any:
+    if reference.startswith(PREFIX):
+        owner, _, rest = reference[len(PREFIX) :].partition("/")
+        name, _, configuration = rest.partition("/")
+        return datasets.load_dataset(f"{owner}/{name}" if name else owner, configuration or None)
+    path = Path(reference)
+    if path.is_file():
+        return datasets.load_dataset("parquet", data_files=str(path))
+    if any((path / name).is_file() for name in _SAVED):
+        return datasets.load_from_disk(str(path))
+    return datasets.load_dataset(str(path))
+
+
+def _images(datasets: Any, splits: dict[str, Any], reference: str) -> HubImages:
+    features = next(iter(splits.values())).features
+    column = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
+    if column is None:
+        raise DataError(
+            f"{reference} has no image column; its columns are: {', '.join(features)}",
+            hint="give a data set whose features hold an Image",
+        )
+    plain = {
+        split: rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        for split, rows in splits.items()
+    }
+    names = tuple(sorted(_name(split, number) for split, rows in plain.items() for number in range(len(rows))))
+    require_images(names, reference)
+    return HubImages(reference, plain, column, names)
+
+
+def _name(split: str, number: int) -> str:
+    return f"{split}/{number:09d}"

@@ -1,0 +1,57 @@
+"""Which images make up which update: pure functions of the seed and the update, so a resumed run sees the same."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kaem_train.data.pixels import Images
+
+_ORDER, _FLIP = 0, 1  # streams: order and flips of one seed are unrelated
+
+
+def training_batch(images: Images, batch_size: int, *, seed: int, step: int, augment_flip: bool) -> Tensor:
+    """Return the images of update `step` (from 0), shape (batch_size, C, H, W), float32 in [0, 1].
+
+    Args:
+        images: The set to train on.
+        batch_size: At most the number of images.
+        seed: Of the order and of the flips.
+        step: Updates done before this one.
+        augment_flip: Mirror each image left to right with probability one half.
+    """
+    batch = images[batch_indices(len(images), batch_size, seed=seed, step=step)]
+    if not augment_flip:
+        return batch
+    is_flipped = flips(batch_size, seed=seed, step=step)
+    return torch.where(is_flipped[:, None, None, None], batch.flip(-1), batch)
+
+
+def batch_indices(num_images: int, batch_size: int, *, seed: int, step: int) -> Tensor:
+    """Return the images of update `step` (from 0) as indices of shape (batch_size,).
+
+    Each epoch is its own seeded permutation. The remainder of an epoch that fills no batch is left out; the
+    next permutation brings other images into the remainder.
+    """
+    epoch, batch = divmod(step, num_images // batch_size)
+    return _epoch_order(num_images, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
+
+
+def flips(batch_size: int, *, seed: int, step: int) -> Tensor:
+    """Return which images of update `step` (from 0) are mirrored, bool of shape (batch_size,)."""
+    generator = _generator(seed, step, _FLIP)
+    return torch.randint(2, (batch_size,), generator=generator, dtype=torch.uint8).bool()
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(num_images, generator=_generator(seed, epoch, _ORDER))
+
+
+def _generator(seed: int, counter: int, stream: int) -> torch.Generator:
+    # SeedSequence keeps neighbouring (seed, counter) pairs unrelated, which seed + counter would not.
+    sequence = np.random.SeedSequence((seed, counter), spawn_key=(stream,) if stream else ())
+    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)

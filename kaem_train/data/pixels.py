@@ -1,0 +1,65 @@
+"""Pixels as they are kept, 8 bits where possible and perhaps on disk, served as float32 batches.
+
+x = byte / 255        computed for the images that are asked for, never for the whole set
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ROWS_TOGETHER = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Images:
+    """A sequence of images; indexing converts, so `images[:]` is the whole set as one tensor.
+
+    Attributes:
+        stored: Shape (M, C, H, W), uint8 or float32 in [0, 1]; may be mapped from a file.
+        rows: Shape (N,), int64: the rows of `stored` that belong to this set, in its order.
+    """
+
+    stored: NDArray[Any]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def whole(cls, stored: NDArray[Any]) -> Images:
+        """Return all rows of `stored` in their order."""
+        return cls(stored, np.arange(len(stored)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return (len(self.rows), *self.stored.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
+        """Return the chosen images as float32 in [0, 1]: shape (n, C, H, W), or (C, H, W) for one number."""
+        rows = self.rows[index.numpy() if isinstance(index, Tensor) else index]
+        pixels = self.stored[rows]
+        if pixels.dtype == np.uint8:
+            return torch.from_numpy(np.asarray(pixels / np.float32(255.0)))
+        return torch.from_numpy(pixels.astype(np.float32))
+
+
+def as_bytes_where_exact(images: NDArray[np.float32]) -> NDArray[Any]:
+    """Return floats in [0, 1] that are whole 255ths as uint8, others as they are; nothing is rounded."""
+    pixels = np.rint(images * np.float32(255.0)).astype(np.uint8)
+    return pixels if np.array_equal(pixels / np.float32(255.0), images) else images
+
+
+def pixel_digest(stored: NDArray[Any]) -> str:
+    """Return the SHA-256 of shape, type and pixels, in hexadecimal; reads a few thousand images at a time."""
+    digest = hashlib.sha256(repr((stored.shape, stored.dtype.str)).encode())
+    for start in range(0, len(stored), _ROWS_TOGETHER):
+        digest.update(np.ascontiguousarray(stored[start : start + _ROWS_TOGETHER]).data)
+    return digest.hexdigest()

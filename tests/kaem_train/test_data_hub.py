@@ -1,0 +1,94 @@
+"""Hugging Face data sets, written by the library itself and read without the network."""
+
+import sys
+
+import numpy as np
+import pytest
+from pictures import encode, pixels, write_folder
+
+from kaem.errors import DataError
+from kaem_train.data import load_dataset
+from kaem_train.settings import DataConfig
+
+TRAIN, TEST = pixels(), pixels(5, seed=1)
+
+
+@pytest.fixture(scope="module")
+def datasets():
+    return pytest.importorskip("datasets", reason="needs the extra: pip install 'kaem[hub]'")
+
+
+def _table(datasets, images):
+    features = datasets.Features({"label": datasets.Value("int64"), "picture": datasets.Image()})
+    rows = {"label": [0] * len(images), "picture": [{"bytes": encode(image), "path": None} for image in images]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def _load(path):
+    return load_dataset(DataConfig(source="files", path=str(path), image_shape=(3, 8, 6), num_holdout=2))
+
+
+@pytest.fixture
+def same(tmp_path):
+    np.savez(tmp_path / "split.npz", images_train=TRAIN, images_test=TEST)
+    np.savez(tmp_path / "whole.npz", images=TRAIN)
+    return {name: _load(tmp_path / f"{name}.npz").fingerprint for name in ("split", "whole")}
+
+
+def test_a_saved_data_set_has_its_own_split(datasets, tmp_path, same):
+    both = datasets.DatasetDict(train=_table(datasets, TRAIN), test=_table(datasets, TEST))
+    both.save_to_disk(tmp_path / "saved")
+    assert _load(tmp_path / "saved").fingerprint == same["split"]
+
+
+def test_a_saved_table_is_split_by_us(datasets, tmp_path, same):
+    _table(datasets, TRAIN).save_to_disk(tmp_path / "saved")
+    assert _load(tmp_path / "saved").fingerprint == same["whole"]
+
+
+@pytest.mark.parametrize("below", ["", "data/"])
+def test_a_folder_of_parquet_files_has_the_split_of_their_names(datasets, tmp_path, same, below):
+    (tmp_path / "set" / below).mkdir(parents=True)
+    for name, images in (("train", TRAIN), ("test", TEST)):
+        _table(datasets, images).to_parquet(tmp_path / "set" / f"{below}{name}-00000-of-00001.parquet")
+    assert _load(tmp_path / "set").fingerprint == same["split"]
+
+
+def test_one_parquet_file_is_a_set(datasets, tmp_path, same):
+    _table(datasets, TRAIN).to_parquet(tmp_path / "a.parquet")
+    assert _load(tmp_path / "a.parquet").fingerprint == same["whole"]
+
+
+def test_a_damaged_image_is_named_by_split_and_number(datasets, tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    rows = {"image": [{"bytes": encode(TRAIN[0]), "path": None}, {"bytes": b"\x89PNG damaged", "path": None}]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"train/000000001 in .*saved"):
+        _load(tmp_path / "saved")
+
+
+def test_a_truncated_table_is_an_error(datasets, tmp_path):
+    _table(datasets, TRAIN).save_to_disk(tmp_path / "saved")
+    (table,) = (tmp_path / "saved").glob("*.arrow")
+    content = table.read_bytes()
+    table.unlink()
+    table.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=str(tmp_path / "saved")):
+        _load(tmp_path / "saved")
+
+
+def test_what_cannot_be_loaded_is_named_with_what_to_do(datasets, tmp_path):
+    datasets.Dataset.from_dict({"label": [1, 2]}).save_to_disk(tmp_path / "labels")
+    write_folder(tmp_path, {"broken/state.json": b"{", "broken.parquet": b"PAR1"})
+    cases = ("labels", "broken", "broken.parquet")
+    for path in (*(str(tmp_path / name) for name in cases), "hf:kaem-tests/absent", "hf:kaem-tests/absent/config"):
+        with pytest.raises(DataError) as caught:
+            _load(path)
+        assert path in caught.value.message, path
+        assert caught.value.hint, path
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"hf:ylecun/mnist.*kaem\[hub\]"):
+        _load("hf:ylecun/mnist")
