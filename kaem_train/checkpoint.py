@@ -1,6 +1,8 @@
 """Checkpoints: one file of plain containers and tensors, written atomically, read without running code.
 
 Format versions, newest first (bump for a change that an older reader would misread):
+    2   no rng_state: noise is a function of (seed, step). Files of format 1 are read; resumed, they continue
+        with noise of the new kind.
     1   first version: kaem_checkpoint, config, model_state, posterior_state, optimiser_state, step,
         rng_state, data_fingerprint.
 """
@@ -22,7 +24,7 @@ from kaem.files import replacing
 from kaem_train.model.kaem import Kaem
 from kaem_train.settings import Config
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "ckpt.pt"
 _VERSION_KEY = "format_version"
 _FIELDS = (
@@ -31,7 +33,6 @@ _FIELDS = (
     "posterior_state",
     "optimiser_state",
     "step",
-    "rng_state",
     "data_fingerprint",
 )
 
@@ -43,10 +44,9 @@ class Checkpoint:
     Attributes:
         config: The whole configuration.
         model_state: `state_dict` of `Kaem`.
-        posterior_state: `state_dict` of the posterior's network; empty for importance sampling.
+        posterior_state: `state_dict` of the posterior's network: an encoder, adapted step sizes, or empty.
         optimiser_state: `state_dict` of Adam.
         step: Updates done.
-        rng_state: State of the generator of all sampling noise, uint8.
         data_fingerprint: Of the data set trained on.
     """
 
@@ -55,7 +55,6 @@ class Checkpoint:
     posterior_state: dict[str, Tensor]
     optimiser_state: dict[str, Any]
     step: int
-    rng_state: Tensor
     data_fingerprint: str
 
 

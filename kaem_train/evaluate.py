@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from kaem_train.data import Images
+from kaem_train.evidence import log_mean_exp
 from kaem_train.model.kaem import Kaem
 from kaem_train.posterior import Posterior
 
@@ -34,5 +33,5 @@ def held_out_bound(
     total = 0.0
     for batch in torch.split(some, _BATCH):
         weights = posterior.log_weights(model, batch, num_samples, rng)
-        total += float((torch.logsumexp(weights, -1) - math.log(num_samples)).sum())
+        total += float(log_mean_exp(weights, -1).sum())
     return total / len(some)

@@ -53,31 +53,6 @@ def effective_sample_size(weights: Tensor) -> Tensor:
     return 1.0 / (weights * weights).sum(-1)
 
 
-def residual_resample(weights: Tensor, rng: torch.Generator) -> Tensor:
-    """Return multiplicities m with E[m_s] = N w_s by residual resampling (Algorithm 2).
-
-    Every proposal is kept floor(N w_s) times; the rest is drawn with probabilities proportional to what the
-    floors left over, N w_s - floor(N w_s).
-
-    Args:
-        weights: Shape (B, N), rows summing to 1.
-        rng: Source of the draws.
-
-    Returns:
-        Whole numbers as floats, shape (B, N), rows summing to N.
-    """
-    expected = weights.double() * weights.shape[-1]
-    # A weight that means a whole number must not lose it to rounding.
-    kept = torch.floor(expected + 1e-9)
-    leftover = (expected - kept).clamp_min(0.0)
-    counts = kept.clone()
-    for row, missing in enumerate((weights.shape[-1] - kept.sum(-1)).round().long().tolist()):
-        if missing > 0:
-            drawn = torch.multinomial(leftover[row], missing, replacement=True, generator=rng)
-            counts[row].index_add_(0, drawn, torch.ones(missing, dtype=torch.float64))
-    return counts.to(weights.dtype)
-
-
 def importance_loss(weights: Tensor, log_likelihoods: Tensor, log_priors: Tensor) -> Tensor:
     """Return -(1/B) sum_b sum_s W_bs [log p(x_b|z_s) + log p(z_s)] (eqs. 4, 39), W held constant.
 

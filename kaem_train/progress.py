@@ -12,7 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kaem_train import events
 
-_SHOWN = {"loss": "loss", "reconstruction": "rec", "kl": "kl", "prior": "prior", "ess": "ess", "sigma": "sigma"}
+_SHOWN = {
+    "loss": "loss",
+    "reconstruction": "rec",
+    "kl": "kl",
+    "prior": "prior",
+    "ess": "ess",
+    "acceptance": "acc",
+    "sigma": "sigma",
+}
 _LINES = 20
 
 

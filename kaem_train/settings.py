@@ -151,29 +151,78 @@ class PosteriorConfig:
     """How latents of an observed image are inferred during training.
 
     Attributes:
-        kind: `amortized` (an encoder, one reparametrised sample) or `importance` (Algorithm 2).
-        encoder_channels: Amortized: channels of the stride-2 convolutions.
-        encoder_dense: Amortized: width of the fully connected layer after them.
-        prior_from: Amortized: fraction of the updates after which the reference N(0, I) is replaced by the prior.
+        kind: With an encoder: `amortized` (the evidence bound), `weighted_bound` (the importance-weighted one)
+            or `refined` (encoder draws, then a few Langevin steps). Without: `importance` (Algorithm 2),
+            `langevin` (eq. 11) or `tempering` (a population at several temperatures, eqs. 22-25).
+        encoder_channels: With an encoder: channels of the stride-2 convolutions.
+        encoder_dense: With an encoder: width of the fully connected layer after them.
+        prior_from: With an encoder: fraction of the updates after which the reference N(0, I) is replaced by
+            the prior.
         num_proposals: Importance: N, prior samples per update, shared by the batch.
         resample_below: Importance: gamma, resample where the effective sample size is below gamma N; 0 never.
+        resampling: Importance: `residual`, `systematic` or `stratified`.
+        bound_samples: Weighted bound: k, draws of the encoder per image.
+        kernel: Chains: `ula` (unadjusted Langevin) or `mala` (with a Metropolis-Hastings test).
+        num_steps: Langevin and tempering: T, steps per update from fresh prior samples.
+        step_size: Langevin and tempering: eta: where adaptation starts, and its upper limit under `ula`. The
+            independent variant wants it smaller by P, the number of latents that move a generator input.
+        refinement_steps: Refined: steps from the encoder's draw.
+        refinement_step_size: Refined: eta, in units of the encoder's variance.
+        adapt_step: Chains: follow `target_acceptance` from update to update instead of keeping eta.
+        target_acceptance: Chains: wanted mean acceptance probability (`mala`); below it `ula` takes smaller
+            steps, going by the test it leaves out.
+        num_temperatures: Tempering: N_t, power posteriors besides the prior itself.
+        power_start: Tempering: p of t_k = (k / N_t)^p at the first update; above 1 clusters near the prior.
+        power_end: Tempering: p at the end of the run.
+        power_cycles: Tempering: whole cosine cycles between the two; 0 is half a cycle.
+        thermodynamic: Tempering: `telescoped` (eq. 63, the likelihood gradient), `steppingstone` (eq. 24 with
+            samples held constant) or `right_sum`; the last two shrink the generator.
     """
 
-    kind: Literal["amortized", "importance"] = "amortized"
+    kind: Literal["amortized", "weighted_bound", "refined", "importance", "langevin", "tempering"] = "amortized"
     encoder_channels: tuple[int, ...] = (32,)
     encoder_dense: int = 128
     prior_from: float = 0.6
     num_proposals: int = 100
     resample_below: float = 0.0
+    resampling: Literal["residual", "systematic", "stratified"] = "residual"
+    bound_samples: int = 5
+    kernel: Literal["ula", "mala"] = "ula"
+    num_steps: int = 40
+    step_size: float = 0.005
+    refinement_steps: int = 2
+    refinement_step_size: float = 0.15
+    adapt_step: bool = True
+    target_acceptance: float = 0.574
+    num_temperatures: int = 5
+    power_start: float = 2.0
+    power_end: float = 0.5
+    power_cycles: int = 0
+    thermodynamic: Literal["telescoped", "steppingstone", "right_sum"] = "telescoped"
 
     def __post_init__(self) -> None:
         if not self.encoder_channels or min(self.encoder_channels) < 1:
             raise ConfigError(f"encoder_channels = {list(self.encoder_channels)} must hold positive widths")
-        _require_at_least("encoder_dense", self.encoder_dense, 1)
-        _require_at_least("num_proposals", self.num_proposals, 1)
-        for name, fraction in (("prior_from", self.prior_from), ("resample_below", self.resample_below)):
+        for name in ("encoder_dense", "num_proposals", "bound_samples", "num_steps", "refinement_steps"):
+            _require_at_least(name, getattr(self, name), 1)
+        _require_at_least("num_temperatures", self.num_temperatures, 2)
+        _require_at_least("power_cycles", self.power_cycles, 0)
+        for name in ("prior_from", "resample_below"):
+            fraction = getattr(self, name)
             if not 0.0 <= fraction <= 1.0:
                 raise ConfigError(f"{name} = {fraction} is outside [0, 1]")
+        for name in ("step_size", "refinement_step_size", "power_start", "power_end"):
+            _require_positive(name, getattr(self, name))
+        if not 0.0 < self.target_acceptance < 1.0:
+            raise ConfigError(
+                f"target_acceptance = {self.target_acceptance} is outside (0, 1)",
+                hint="0.574 is the optimum of Langevin proposals in many dimensions",
+            )
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether latents start at an encoder's draws."""
+        return self.kind in {"amortized", "weighted_bound", "refined"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +235,8 @@ class TrainingConfig:
         learning_rate: Adam step size of generator and encoder.
         prior_learning_rate: Adam step size of the prior.
         decay_from: Fraction of the updates after which both rates fall linearly to zero.
+        prior_gradient: Of the prior: `quadrature` (log Z differentiated, no sampling noise) or `contrastive`
+            (eq. 16: a batch of prior samples in place of log Z; independent variant only).
         gradient_clip: Largest global gradient norm.
         sigma: Standard deviation of the likelihood (eq. 7), on pixels in [0, 1]; the start value if learned.
         learn_sigma: Follow the running mean of the squared reconstruction error instead of keeping `sigma`.
@@ -200,6 +251,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     prior_learning_rate: float = 5e-3
     decay_from: float = 0.7
+    prior_gradient: Literal["quadrature", "contrastive"] = "quadrature"
     gradient_clip: float = 100.0
     sigma: float = 0.1
     learn_sigma: bool = True
@@ -212,9 +264,7 @@ class TrainingConfig:
         for name in ("updates", "batch_size", "log_every", "checkpoint_every", "samples_every"):
             _require_at_least(name, getattr(self, name), 1)
         for name in ("learning_rate", "prior_learning_rate", "gradient_clip", "sigma"):
-            value = getattr(self, name)
-            if not (value > 0.0 and math.isfinite(value)):
-                raise ConfigError(f"{name} = {value} is not a positive number")
+            _require_positive(name, getattr(self, name))
         if not 0.0 <= self.decay_from <= 1.0:
             raise ConfigError(f"decay_from = {self.decay_from} is outside [0, 1]")
         if not 0 <= self.seed < 2**63:
@@ -239,11 +289,14 @@ class Config:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ConfigError(f"name = {self.name!r} cannot name a folder", hint="use letters, digits, - and _")
-        if self.posterior.kind == "amortized" and self.prior.reference != "gaussian":
+        if self.posterior.has_encoder and self.prior.reference != "gaussian":
             raise ConfigError(
-                f"the amortized posterior has unbounded support, the reference {self.prior.reference!r} has not",
+                f"the {self.posterior.kind} posterior has unbounded support, "
+                f"the reference {self.prior.reference!r} has not",
                 hint="set posterior.kind=importance or prior.reference=gaussian",
             )
+        if self.training.prior_gradient == "contrastive":
+            self._require_contrastive_is_valid()
         if self.generator.kind == "cnn":
             _, doublings = first_size_and_doublings(self.data.image_shape)
             if len(self.generator.channels) != doublings:
@@ -252,6 +305,20 @@ class Config:
                     f"widths, images of {list(self.data.image_shape)} need {doublings}",
                     hint="give one width per doubling of the image size",
                 )
+
+    def _require_contrastive_is_valid(self) -> None:
+        if self.prior.variant != "independent":
+            raise ConfigError(
+                f"training.prior_gradient = 'contrastive' does not fit the {self.prior.variant} prior: its samples "
+                "pick component p with weight alpha_p, the density without normalisers weighs it alpha_p Z_p",
+                hint="set training.prior_gradient=quadrature or prior.variant=independent",
+            )
+        if self.posterior.has_encoder:
+            raise ConfigError(
+                f"the {self.posterior.kind} posterior maximises a bound of the normalised density, which "
+                "training.prior_gradient = 'contrastive' leaves out",
+                hint="set training.prior_gradient=quadrature, or posterior.kind=langevin or importance",
+            )
 
 
 def first_size_and_doublings(image_shape: tuple[int, ...]) -> tuple[int, int]:
@@ -314,6 +381,11 @@ def _unknown_preset(name: str) -> ConfigError:
 def _require_at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ConfigError(f"{name} = {value} is below {least}")
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not (value > 0.0 and math.isfinite(value)):
+        raise ConfigError(f"{name} = {value} is not a positive number")
 
 
 def _require_range(low_name: str, low: float, high_name: str, high: float) -> None:

@@ -1,7 +1,7 @@
 """The training loop: one optimiser over prior, generator and encoder, resumable bit for bit.
 
-An update is a function of (parameters, optimiser state, state of one noise generator, seed, step). All of it
-is in the checkpoint, so a run that was stopped and resumed equals one that was not.
+An update is a function of (parameters, optimiser state, seed, step): its batch and its noise are named by the
+last two. All of it is in the checkpoint, so a run that was stopped and resumed equals one that was not.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from kaem_train.model.generator import KanGenerator, refit_steps
 from kaem_train.model.kaem import Kaem
 from kaem_train.posterior import build_posterior
 from kaem_train.settings import Config
+from kaem_train.streams import Purpose, noise_stream
 
 _BETAS = (0.9, 0.99)
 _VARIANCE_MEMORY = 0.98
@@ -96,7 +97,7 @@ def train(
 
 
 class Trainer:
-    """The state of a run: model, posterior, optimiser, noise generator and the number of updates done.
+    """The state of a run: model, posterior, optimiser and the number of updates done.
 
     Args:
         config: The whole configuration.
@@ -112,7 +113,6 @@ class Trainer:
             torch.manual_seed(config.training.seed)
             self.model = Kaem(config)
             self.posterior = build_posterior(config, self.model.prior.latent_shape)
-        self.rng = torch.Generator().manual_seed(config.training.seed)
         network = [*self.model.generator.parameters(), *self.posterior.network.parameters()]
         self._rates = (config.training.learning_rate, config.training.prior_learning_rate)
         self.optimiser = torch.optim.Adam(
@@ -142,9 +142,9 @@ class Trainer:
             step=self.step,
             augment_flip=self.config.data.augment_flip,
         )
-        self.posterior.prepare(self.model, self.dataset.train, self.step, self.rng)
+        self.posterior.prepare(self.model, self.dataset.train, self.step, self._noise("prior start"))
         self._refit_grids()
-        terms = self.posterior.terms(self.model, images, self.step, self.rng)
+        terms = self.posterior.terms(self.model, images, self.step, self._noise("posterior"))
         self.optimiser.zero_grad()
         terms.loss.backward()  # type: ignore[no-untyped-call]
         parameters = [value for group in self.optimiser.param_groups for value in group["params"]]
@@ -173,7 +173,6 @@ class Trainer:
                 posterior_state=self.posterior.network.state_dict(),
                 optimiser_state=self.optimiser.state_dict(),
                 step=self.step,
-                rng_state=self.rng.get_state(),
                 data_fingerprint=self.dataset.fingerprint,
             ),
         )
@@ -203,7 +202,6 @@ class Trainer:
             self.model.load_state_dict(checkpoint.model_state)
             self.posterior.network.load_state_dict(checkpoint.posterior_state)
             self.optimiser.load_state_dict(checkpoint.optimiser_state)
-            self.rng.set_state(checkpoint.rng_state)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
             raise ArtifactError(
                 "the checkpoint's state does not fit its configuration", hint="the file is damaged: train again"
@@ -212,9 +210,12 @@ class Trainer:
 
     def held_out_bound(self) -> float:
         """Return the bound of `evaluate.held_out_bound` on the held-out images, from its own noise."""
-        rng = torch.Generator().manual_seed(self.config.training.seed)
+        rng = noise_stream(self.config.training.seed, 0, "held-out bound")
         num_samples = self.posterior.num_bound_samples
         return held_out_bound(self.model, self.posterior, self.dataset.holdout, rng, num_samples=num_samples)
+
+    def _noise(self, purpose: Purpose) -> torch.Generator:
+        return noise_stream(self.config.training.seed, self.step, purpose)
 
     def _decay(self) -> float:
         """Return the factor of both rates: 1, then linearly towards 0 at the last update."""
@@ -228,7 +229,7 @@ class Trainer:
     def _refit_grids(self) -> None:
         generator = self.model.generator
         if isinstance(generator, KanGenerator) and self.step + 1 in self._refits:
-            latents = self.posterior.latents(self.model, self.dataset.train[:1024], self.rng)
+            latents = self.posterior.latents(self.model, self.dataset.train[:1024], self._noise("grid refit"))
             for parameter in generator.refit_grids(self.model.prior.generator_input(latents)):
                 self.optimiser.state.pop(parameter, None)
 
@@ -240,9 +241,8 @@ class Trainer:
             means["sigma"] = float(self.model.sigma)
             self._tell(Progress(step=self.step, updates=settings.updates, images_per_second=speed, metrics=means))
         if self._listeners and (self.step % settings.samples_every == 0 or self.step == settings.updates):
-            # Its own noise: looking at samples must not change the run. The same noise every time, so that
-            # a person sees the same latents become images.
-            rng = torch.Generator().manual_seed(settings.seed)
+            # The same noise every time, so that a person sees the same latents become images.
+            rng = noise_stream(settings.seed, 0, "sample grid")
             self._tell(Samples(step=self.step, images=self.model.sample(_GRID_IMAGES, rng)))
 
     def _tell(self, event: Event) -> None:
@@ -251,26 +251,26 @@ class Trainer:
 
 
 class _Window:
-    """Means of metrics, and the speed, since the last report."""
+    """Means of metrics over the updates that had them, and the speed, since the last report."""
 
     def __init__(self) -> None:
         self._reset()
 
     def add(self, metrics: dict[str, Tensor], num_images: int) -> None:
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
-        self._updates += 1
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + float(value), count + 1)
         self._images += num_images
 
     def take(self) -> tuple[dict[str, float], float]:
-        means = {name: value / self._updates for name, value in self._sums.items()}
+        means = {name: total / count for name, (total, count) in self._sums.items()}
         speed = self._images / max(time.perf_counter() - self._start, 1e-9)
         self._reset()
         return means, speed
 
     def _reset(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._updates = self._images = 0
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._images = 0
         self._start = time.perf_counter()
 
 

@@ -65,7 +65,6 @@ def write_random_checkpoint(path: Path, *overrides: str, amplitude: float = 1.5,
             posterior_state={},
             optimiser_state={},
             step=0,
-            rng_state=torch.Generator().get_state(),
             data_fingerprint="sha256:0",
         ),
     )

@@ -1,4 +1,4 @@
-"""Posterior inference during training: one protocol, an encoder and importance sampling from the prior."""
+"""Posterior inference during training: one protocol; encoders, importance sampling and Langevin chains."""
 
 from kaem_train.posterior.protocol import Posterior, Terms, build_posterior
 

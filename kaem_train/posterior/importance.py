@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.data import Images
+from kaem_train.evidence import log_mean_exp
 from kaem_train.model.kaem import Kaem
 from kaem_train.objective import (
     effective_sample_size,
@@ -17,25 +18,28 @@ from kaem_train.objective import (
     importance_weights,
     log_likelihood,
     pairwise_squared_error,
-    residual_resample,
 )
+from kaem_train.posterior.resampling import resample
 from kaem_train.posterior.terms import Terms
+from kaem_train.prior_gradient import PriorGradient, log_prior_term
 from kaem_train.settings import PosteriorConfig
 
 _DECODED_TOGETHER = 500
 
 
 class ImportancePosterior:
-    """Self-normalised importance sampling, with residual resampling where the weights degenerate.
+    """Self-normalised importance sampling, with resampling where the weights degenerate.
 
     Args:
-        config: N = `num_proposals`; gamma = `resample_below`.
+        config: N = `num_proposals`; gamma = `resample_below`; the scheme of `resampling`.
+        prior_gradient: Form of the prior's gradient.
     """
 
     num_bound_samples = 2000
 
-    def __init__(self, config: PosteriorConfig) -> None:
+    def __init__(self, config: PosteriorConfig, prior_gradient: PriorGradient) -> None:
         self.config = config
+        self.prior_gradient = prior_gradient
         self.network: nn.Module = nn.Identity()
 
     def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
@@ -50,15 +54,16 @@ class ImportancePosterior:
         effective = effective_sample_size(weights)
         is_degenerate = effective < self.config.resample_below * self.config.num_proposals
         if bool(is_degenerate.any()):
-            counts = residual_resample(weights[is_degenerate], rng)
+            counts = resample(weights[is_degenerate], self.config.resampling, rng)
             weights[is_degenerate] = counts / self.config.num_proposals
-        log_priors = model.prior.log_prob(proposals)
+        log_priors = log_prior_term(model.prior, proposals, self.prior_gradient, rng)
         loss = importance_loss(weights, likelihoods, log_priors)
         squared_error = (weights * errors.detach()).sum(-1).mean()
         metrics = {
             "reconstruction": -(weights * likelihoods.detach()).sum(-1).mean(),
             "prior": -(weights * log_priors.detach()).sum(-1).mean(),
             "ess": effective.mean(),
+            "evidence_importance": log_mean_exp(likelihoods.detach(), -1).mean(),
         }
         return Terms(loss=loss, squared_error=squared_error, metrics=metrics)
 
@@ -66,10 +71,15 @@ class ImportancePosterior:
         """Return prior samples: these are what the generator is given."""
         return model.prior.sample(max(self.config.num_proposals, 512), rng)
 
-    @torch.no_grad()
     def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
         """Return log p(x|z) of `num` prior samples, one set for all images: shape (B, num)."""
-        proposals = model.prior.sample(num, rng)
-        means = torch.cat([model.decode(part) for part in torch.split(proposals, _DECODED_TOGETHER)])
-        errors = pairwise_squared_error(images, means)
-        return log_likelihood(errors, images[0].numel(), model.sigma)
+        return prior_log_weights(model, images, num, rng)
+
+
+@torch.no_grad()
+def prior_log_weights(model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
+    """Return log p(x, z) / q(z) = log p(x|z) for q the prior (eq. 37), one set of z for all images: (B, num)."""
+    proposals = model.prior.sample(num, rng)
+    means = torch.cat([model.decode(part) for part in torch.split(proposals, _DECODED_TOGETHER)])
+    errors = pairwise_squared_error(images, means)
+    return log_likelihood(errors, images[0].numel(), model.sigma)

@@ -11,7 +11,11 @@ from kaem_train.data import Images
 from kaem_train.model.kaem import Kaem
 from kaem_train.posterior.amortized import AmortizedPosterior
 from kaem_train.posterior.importance import ImportancePosterior
+from kaem_train.posterior.refined import RefinedPosterior
+from kaem_train.posterior.short_run import LangevinPosterior
+from kaem_train.posterior.tempering import TemperingPosterior
 from kaem_train.posterior.terms import Terms
+from kaem_train.posterior.weighted_bound import WeightedBoundPosterior
 from kaem_train.settings import Config
 
 __all__ = ["Posterior", "Terms", "build_posterior"]
@@ -21,7 +25,7 @@ class Posterior(Protocol):
     """Inference of latents given images.
 
     `network` holds trainable parameters of the posterior itself (none for importance sampling); they are
-    optimised and saved with the model. `rng` is the only source of randomness.
+    optimised and saved with the model, buffers included. `rng` is the only source of randomness.
     """
 
     network: nn.Module
@@ -43,8 +47,16 @@ class Posterior(Protocol):
 
 def build_posterior(config: Config, latent_shape: tuple[int, ...]) -> Posterior:
     """Return the configured posterior."""
-    if config.posterior.kind == "amortized":
-        return AmortizedPosterior(
-            config.posterior, config.data.image_shape, latent_shape, updates=config.training.updates
-        )
-    return ImportancePosterior(config.posterior)
+    settings, gradient, updates = config.posterior, config.training.prior_gradient, config.training.updates
+    if settings.kind == "importance":
+        return ImportancePosterior(settings, gradient)
+    if settings.kind == "langevin":
+        return LangevinPosterior(settings, gradient)
+    if settings.kind == "tempering":
+        return TemperingPosterior(settings, gradient, updates=updates)
+    encoder = AmortizedPosterior(settings, config.data.image_shape, latent_shape, updates=updates)
+    if settings.kind == "weighted_bound":
+        return WeightedBoundPosterior(encoder, settings.bound_samples)
+    if settings.kind == "refined":
+        return RefinedPosterior(encoder, settings)
+    return encoder

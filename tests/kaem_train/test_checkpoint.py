@@ -21,7 +21,6 @@ def checkpoint(tiny):
         posterior_state={},
         optimiser_state={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]},
         step=3,
-        rng_state=torch.Generator().get_state(),
         data_fingerprint="sha256:0",
     )
 
@@ -47,7 +46,7 @@ def test_a_loaded_model_is_ready_to_use(tmp_path, checkpoint):
 def test_the_file_holds_plain_containers_and_documented_names(tmp_path, checkpoint):
     write_checkpoint(tmp_path / "ckpt.pt", checkpoint)
     content = torch.load(tmp_path / "ckpt.pt", weights_only=True)
-    assert content["format_version"] == 1
+    assert content["format_version"] == 2
     assert content["config"] == to_mapping(checkpoint.config)
     prior = {name for name in content["model_state"] if name.startswith("prior.")}
     bank = {"coefficients", "spline_weight", "log_tau", "centers"}
@@ -102,3 +101,12 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path, check
     write_checkpoint(tmp_path / "ckpt.pt", checkpoint)
     with pytest.raises(ArtifactError, match="do not fit"):
         load_model(tmp_path / "ckpt.pt")
+
+
+def test_a_checkpoint_of_the_first_format_is_still_read(tmp_path, checkpoint):
+    path = tmp_path / "ckpt.pt"
+    write_checkpoint(path, checkpoint)
+    content = torch.load(path, weights_only=True)
+    content |= {"format_version": 1, "rng_state": torch.Generator().get_state()}
+    torch.save(content, path)
+    assert read_checkpoint(path).step == checkpoint.step

@@ -1,6 +1,4 @@
-"""The criteria equal their closed forms; weights go through one softmax and resampling is unbiased."""
-
-import math
+"""The criteria equal their closed forms; weights go through one softmax."""
 
 import numpy as np
 import pytest
@@ -52,25 +50,3 @@ def test_the_importance_gradient_is_that_of_the_log_mean_likelihood():
 def test_effective_sample_size_counts_equal_and_single_weights():
     assert float(objective.effective_sample_size(torch.full((1, 50), 1 / 50))) == pytest.approx(50.0)
     assert float(objective.effective_sample_size(torch.eye(50)[:1])) == pytest.approx(1.0)
-
-
-def test_residual_resampling_keeps_every_weight_in_expectation():
-    rng = torch.Generator().manual_seed(0)
-    weights = torch.softmax(2.0 * torch.randn(1, 12, generator=rng), -1)
-    counts = objective.residual_resample(weights.expand(20_000, -1), rng)
-    assert torch.equal(counts.sum(1), torch.full((20_000,), 12.0))
-    assert bool((counts >= torch.floor(12.0 * weights)).all())
-    error = counts.std(0) / math.sqrt(20_000)
-    assert bool(((counts.mean(0) - 12.0 * weights[0]).abs() <= 4.5 * error + 1e-12).all())
-
-
-def test_residual_resampling_does_not_revive_a_dead_proposal():
-    weights = torch.full((500, 10), 1e-12)
-    weights[:, 3] = 1.0 - 9e-12
-    counts = objective.residual_resample(weights, torch.Generator().manual_seed(0))
-    assert float(counts[:, 3].mean()) == 10.0
-
-
-def test_residual_resampling_keeps_whole_numbers_whole():
-    counts = objective.residual_resample(torch.full((3, 7), 1 / 7), torch.Generator().manual_seed(0))
-    assert torch.equal(counts, torch.ones(3, 7))

@@ -8,6 +8,7 @@ import torch
 
 from kaem_train.data import load_dataset
 from kaem_train.evaluate import held_out_bound
+from kaem_train.events import Progress
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import build_prior
 from kaem_train.posterior import build_posterior
@@ -31,7 +32,7 @@ def _likelihood(model, images):
     return torch.logsumexp(-0.5 * distance / sigma**2 - constant, 1) - math.log(len(z))
 
 
-@pytest.mark.parametrize("kind", ["amortized", "importance"])
+@pytest.mark.parametrize("kind", ["amortized", "importance", "langevin"])
 def test_the_held_out_bound_is_a_bound_that_closes_with_more_samples(tiny, kind):
     config = tiny(f"posterior.kind={kind}", "training.sigma=0.4")
     torch.manual_seed(0)
@@ -66,6 +67,28 @@ def test_expectation_maximisation_recovers_a_mixture():
     assert weights == pytest.approx([0.25, 0.75], abs=0.02)
     assert means == pytest.approx([-2.0, 1.0], abs=0.05)
     assert stds == pytest.approx([0.5, 0.5], abs=0.05)
+
+
+KINDS = {
+    "amortized": (),
+    "weighted bound": ("posterior.kind=weighted_bound",),
+    "refined, ula": ("posterior.kind=refined",),
+    "refined, mala": ("posterior.kind=refined", "posterior.kernel=mala"),
+    "importance": ("posterior.kind=importance", "posterior.resample_below=0.5", "posterior.resampling=systematic"),
+    "ula": ("posterior.kind=langevin", "posterior.num_steps=3"),
+    "mala": ("posterior.kind=langevin", "posterior.num_steps=3", "posterior.kernel=mala"),
+    "tempering": ("posterior.kind=tempering", "posterior.num_steps=3", "posterior.num_temperatures=2"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_posterior_trains_the_digits(tmp_path, name):
+    config = load_config("digits", ["training.updates=30", "training.log_every=10", *KINDS[name]])
+    seen = []
+    train(config, load_dataset(config.data), tmp_path, listeners=[seen.append])
+    metrics = [event.metrics for event in seen if isinstance(event, Progress)]
+    assert all(math.isfinite(value) for report in metrics for value in report.values())
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
 @pytest.mark.slow

@@ -50,6 +50,12 @@ def test_a_file_wins_over_its_preset_and_an_override_over_both(tmp_path):
         ("data.resize=nearest", "lanczos"),
         ("posterior.resample_below=1.5", "outside"),
         ("posterior.encoder_channels=[]", "positive widths"),
+        ("posterior.kind=mcmc", "importance"),
+        ("posterior.step_size=0", "step_size = 0"),
+        ("posterior.num_steps=0", "num_steps = 0"),
+        ("posterior.num_temperatures=1", "num_temperatures = 1"),
+        ("posterior.target_acceptance=1", "0.574"),
+        ("posterior.power_cycles=-1", "power_cycles = -1"),
         ("name=a/b", "cannot name a folder"),
     ],
 )

@@ -1,0 +1,96 @@
+"""Encoder draws refined by a few Langevin steps that the encoder's variance preconditions.
+
+The generator and the prior learn from the refined latents, the encoder from the evidence bound at its own
+draw. The score at that draw is needed anyway, for the first step; the encoder reuses it:
+
+    grad_phi E_q log p(x, z) = E [grad_z log p(x, z)]^T dz / dphi,    z = m + s xi.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from kaem_train.data import Images
+from kaem_train.model.kaem import Kaem
+from kaem_train.objective import gaussian_entropy, log_likelihood
+from kaem_train.posterior.amortized import AmortizedPosterior
+from kaem_train.posterior.langevin import StepSizes
+from kaem_train.posterior.power import PowerPosterior, frozen, log_likelihood_of, squared_error_of
+from kaem_train.posterior.short_run import run_chains
+from kaem_train.posterior.terms import Terms
+from kaem_train.posterior.weighted_bound import prior_at
+from kaem_train.settings import PosteriorConfig
+
+
+class RefinedPosterior:
+    """An encoder followed by Langevin steps.
+
+    Args:
+        encoder: Provides q(z|x), the start of the prior, and the held-out bound.
+        config: `refinement_steps`, `refinement_step_size`, kernel and adaptation.
+    """
+
+    def __init__(self, encoder: AmortizedPosterior, config: PosteriorConfig) -> None:
+        self.encoder = encoder
+        self.config = config
+        self.steps = StepSizes(config.refinement_step_size, config)
+        self.network: nn.Module = nn.ModuleDict({"encoder": encoder.network, "steps": self.steps})
+        self.num_bound_samples = encoder.num_bound_samples
+
+    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
+        """Start the prior from encoded training images when its turn comes."""
+        self.encoder.prepare(model, train, step, rng)
+
+    def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
+        """Return -log p(x|z) - log p(z) at the refined latents, plus the encoder's part."""
+        is_reference = step < self.encoder.prior_start
+        mean, log_std = self.encoder.network(images)
+        std = log_std.exp()
+        drawn = mean + std * torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+        target = PowerPosterior(
+            log_prior=partial(prior_at, model, is_reference=is_reference),
+            log_likelihood=partial(log_likelihood_of, model, images),
+            temperatures=torch.ones(len(images), dtype=images.dtype),
+            # Like the encoder's draws: the Gaussian reference has no mass to speak of beyond the domain.
+            low=-math.inf,
+            high=math.inf,
+        )
+        with frozen(model):
+            run = run_chains(
+                target,
+                drawn.detach(),
+                rng,
+                num_steps=self.config.refinement_steps,
+                step_size=self.steps.per_chain(len(images)),
+                variance=std.detach().square(),
+                is_adjusted=self.config.kernel == "mala",
+            )
+        self.steps.follow(run.acceptance.mean(0, keepdim=True))
+        errors = squared_error_of(model, images, run.last.z)
+        reconstruction = -log_likelihood(errors, images[0].numel(), model.sigma)
+        prior = -prior_at(model, run.last.z, is_reference=is_reference)
+        # Its value means nothing: only the gradient in the encoder's parameters is that of the evidence bound.
+        encoder = -(target.score(run.first) * drawn).flatten(1).sum(1) - gaussian_entropy(log_std)
+        loss = (reconstruction + prior).mean() + (encoder - encoder.detach()).mean()
+        metrics = {
+            "reconstruction": reconstruction.detach().mean(),
+            "prior": prior.detach().mean(),
+            "entropy": gaussian_entropy(log_std.detach()).mean(),
+            "acceptance": run.acceptance.mean(),
+            "step_size": self.steps.log_step.exp()[0],
+            "first_log_likelihood": run.first.log_likelihood.mean(),
+            "last_log_likelihood": run.last.log_likelihood.mean(),
+        }
+        return Terms(loss=loss, squared_error=errors.detach().mean(), metrics=metrics)
+
+    def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Return one draw of q(z|x) per image; refinement moves it by less than its deviation."""
+        return self.encoder.latents(model, images, rng)
+
+    def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
+        """Return log p(x|z) p(z) / q(z|x) of `num` unrefined draws per image."""
+        return self.encoder.log_weights(model, images, num, rng)

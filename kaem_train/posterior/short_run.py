@@ -1,0 +1,120 @@
+"""Short-run Langevin chains: T steps per update, each chain from its own fresh prior sample (eq. 11).
+
+Where an encoder is not wanted. The samples are those of a chain that has not forgotten its start; how
+far it came shows in the likelihood of its first and last state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kaem_train.data import Images
+from kaem_train.model.kaem import Kaem
+from kaem_train.objective import log_likelihood
+from kaem_train.posterior.importance import prior_log_weights
+from kaem_train.posterior.langevin import StepNoise, StepSizes, langevin_step
+from kaem_train.posterior.power import ChainState, PowerPosterior, frozen, power_posterior, squared_error_of
+from kaem_train.posterior.terms import Terms
+from kaem_train.prior_gradient import PriorGradient, log_prior_term
+from kaem_train.settings import PosteriorConfig
+
+_REFIT_IMAGES = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainRun:
+    """A finished run of S chains.
+
+    Attributes:
+        first: Where they started.
+        last: Where they ended.
+        acceptance: Mean over steps, shape (S,).
+        reflected: Mean over steps, shape (S,).
+    """
+
+    first: ChainState
+    last: ChainState
+    acceptance: Tensor
+    reflected: Tensor
+
+
+def run_chains(
+    target: PowerPosterior,
+    start: Tensor,
+    rng: torch.Generator,
+    *,
+    num_steps: int,
+    step_size: Tensor,
+    is_adjusted: bool,
+    variance: Tensor | None = None,
+) -> ChainRun:
+    """Advance chains `num_steps` times: arguments as of `langevin_step`, `start` of shape (S, *latent_shape)."""
+    first = state = target.at(start)
+    acceptance, reflected = torch.zeros(len(start)), torch.zeros(len(start))
+    for _ in range(num_steps):
+        noise = StepNoise.draw(state.z, rng)
+        state, info = langevin_step(
+            state, noise, target=target, step_size=step_size, variance=variance, is_adjusted=is_adjusted
+        )
+        acceptance, reflected = acceptance + info.acceptance, reflected + info.reflected
+    return ChainRun(first=first, last=state, acceptance=acceptance / num_steps, reflected=reflected / num_steps)
+
+
+class LangevinPosterior:
+    """One chain per image, unadjusted or with the Metropolis-Hastings test.
+
+    Args:
+        config: T = `num_steps`, eta = `step_size`, the kernel and its adaptation.
+        prior_gradient: Form of the prior's gradient.
+    """
+
+    num_bound_samples = 2000
+
+    def __init__(self, config: PosteriorConfig, prior_gradient: PriorGradient) -> None:
+        self.config = config
+        self.prior_gradient = prior_gradient
+        self.steps = StepSizes(config.step_size, config)
+        self.network: nn.Module = self.steps
+
+    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
+        """Nothing is due: the chains start at the prior as it is."""
+
+    def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
+        """Return -log p(x|z) - log p(z) at the chains' last states, held constant (eq. 4)."""
+        run = self._run(model, images, rng)
+        self.steps.follow(run.acceptance.mean(0, keepdim=True))
+        errors = squared_error_of(model, images, run.last.z)
+        reconstruction = -log_likelihood(errors, images[0].numel(), model.sigma)
+        prior = -log_prior_term(model.prior, run.last.z, self.prior_gradient, rng)
+        metrics = {
+            "reconstruction": reconstruction.detach().mean(),
+            "prior": prior.detach().mean(),
+            "acceptance": run.acceptance.mean(),
+            "step_size": self.steps.log_step.exp()[0],
+            "reflected": run.reflected.mean(),
+            "first_log_likelihood": run.first.log_likelihood.mean(),
+            "last_log_likelihood": run.last.log_likelihood.mean(),
+        }
+        return Terms(loss=(reconstruction + prior).mean(), squared_error=errors.detach().mean(), metrics=metrics)
+
+    def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the last states of chains for the first 256 images."""
+        return self._run(model, images[:_REFIT_IMAGES], rng).last.z
+
+    def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
+        """Return log p(x|z) of prior samples: the chains' own density is unknown."""
+        return prior_log_weights(model, images, num, rng)
+
+    def _run(self, model: Kaem, images: Tensor, rng: torch.Generator) -> ChainRun:
+        with frozen(model):
+            return run_chains(
+                power_posterior(model, images, torch.ones(1)),
+                model.prior.sample(len(images), rng),
+                rng,
+                num_steps=self.config.num_steps,
+                step_size=self.steps.per_chain(len(images)),
+                is_adjusted=self.config.kernel == "mala",
+            )
