@@ -113,10 +113,14 @@ class Trainer:
             self.model = Kaem(config)
             self.posterior = build_posterior(config, self.model.prior.latent_shape)
         self.rng = torch.Generator().manual_seed(config.training.seed)
-        network = [*self.model.generator.parameters(), *self.posterior.network.parameters()]
+        prior = self.model.prior
+        frame = [] if prior.frame is None else list(prior.frame.parameters())
+        energies = [value for name, value in prior.named_parameters() if not name.startswith("frame.")]
+        # The frame is a linear layer: it learns at the rate of the networks that it stands between.
+        network = [*self.model.generator.parameters(), *self.posterior.network.parameters(), *frame]
         self._rates = (config.training.learning_rate, config.training.prior_learning_rate)
         self.optimiser = torch.optim.Adam(
-            [{"params": network}, {"params": list(self.model.prior.parameters())}],
+            [{"params": network}, {"params": energies}],
             lr=config.training.learning_rate,
             betas=_BETAS,
         )

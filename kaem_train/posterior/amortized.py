@@ -15,7 +15,7 @@ from kaem_train.model.encoder import Encoder
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.reference import log_reference
 from kaem_train.objective import gaussian_entropy, log_likelihood, standard_normal_divergence
-from kaem_train.posterior.start import start_prior_from_latents
+from kaem_train.posterior.start import start_prior
 from kaem_train.posterior.terms import Terms
 from kaem_train.settings import PosteriorConfig
 
@@ -48,7 +48,9 @@ class AmortizedPosterior:
     def prepare(self, model: Kaem, train: Tensor, step: int, rng: torch.Generator) -> None:
         """Start the prior from encoded training images when its turn comes."""
         if step == self.prior_start:
-            start_prior_from_latents(model.prior, self.latents(model, train[:_START_IMAGES], rng))
+            with torch.no_grad():
+                mean, log_std = self.network(train[:_START_IMAGES])
+            start_prior(model.prior, mean, log_std.exp(), rng)
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the negative evidence bound."""

@@ -11,7 +11,7 @@ from kaem_train.evaluate import held_out_bound
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import build_prior
 from kaem_train.posterior import build_posterior
-from kaem_train.posterior.start import fit_gaussian_mixtures, start_prior_from_latents
+from kaem_train.posterior.start import fit_gaussian_mixtures, start_marginals
 from kaem_train.settings import PriorConfig, load_config
 from kaem_train.trainer import train
 
@@ -53,7 +53,7 @@ def test_the_prior_starts_at_the_distribution_of_the_latents(variant):
         latents = torch.where(torch.rand(4000, 3) < 0.3, -1.5, 1.0) + 0.35 * torch.randn(4000, 3)
     else:
         latents = 0.7 * torch.randn(4000, 3, 4) + torch.linspace(-1, 1, 12).reshape(3, 4)
-    start_prior_from_latents(prior, latents)
+    start_marginals(prior, latents)
     drawn = prior.sample(4000, _rng()).flatten(1)
     for sample, latent in zip(drawn.T.numpy(), latents.flatten(1).T.numpy(), strict=True):
         assert scipy.stats.ks_2samp(sample, latent).statistic < 0.05

@@ -23,7 +23,10 @@ RUNS = {
     "amortized": ("posterior.prior_from=0.5",),
     "sampled prior term": ("posterior.prior_from=0.0", "prior.base=silu"),
     "independent": ("prior.variant=independent", "posterior.prior_from=0.5"),
+    "experts in a frame": ("prior.variant=experts", "prior.frame=global", "posterior.prior_from=0.5"),
+    "mixture in a frame": ("prior.frame=global", "posterior.prior_from=0.5"),
     "importance": ("posterior.kind=importance", "posterior.resample_below=0.5"),
+    "experts importance": ("prior.variant=experts", "posterior.kind=importance"),
     "kan": ("generator.kind=kan", "generator.hidden=[6]", "generator.refit_interval=4"),
     "kan importance": ("generator.kind=kan", "posterior.kind=importance", "prior.variant=independent"),
 }
