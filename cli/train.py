@@ -37,7 +37,7 @@ def train(
 
     `kaem train mnist --data path/to/mnist -o runs/mnist`
 
-    `kaem train digits --set prior.num_latents=8 --updates 2000`
+    `kaem train digits --set prior.num_latents=12 --updates 3000`
 
     `kaem train digits --resume`
     """

@@ -67,7 +67,7 @@ def train(
 
     Raises:
         ConfigError: The checkpoint to resume was trained with another configuration.
-        DataError: It was trained on other data, or there are fewer images than one batch holds.
+        DataError: It was trained on other data, or there are fewer images than one batch or one image per expert needs.
         ArtifactError: There is no readable checkpoint to resume.
         RequestError: The checkpoint cannot be written.
         KaemError: The loss or its gradient is not finite; the last checkpoint is kept.
@@ -76,6 +76,11 @@ def train(
         raise DataError(
             f"{len(dataset.train)} training images do not fill one batch of {config.training.batch_size}",
             hint="lower training.batch_size",
+        )
+    if config.prior.variant == "experts" and len(dataset.train) < config.prior.num_components:
+        raise DataError(
+            f"{len(dataset.train)} training images cannot start {config.prior.num_components} experts",
+            hint="lower prior.num_components",
         )
     path = folder / FILE_NAME
     trainer = Trainer(config, dataset, listeners=tuple(listeners))

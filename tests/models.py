@@ -12,6 +12,14 @@ from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import IndependentPrior
 from kaem_train.settings import Config, load_config
 
+_SMALL = (
+    "prior.variant=mixture",
+    "prior.frame=none",
+    "prior.num_latents=3",
+    "prior.num_components=4",
+    "prior.low=-6",
+    "prior.high=6",
+)
 _INDEPENDENT = ("prior.variant=independent",)
 _UNIFORM = (
     "prior.reference=uniform",
@@ -50,7 +58,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def random_model(*overrides: str, amplitude: float = 1.5, seed: int = 0) -> tuple[Config, Kaem]:
     """A small model whose energies have coefficients N(0, amplitude^2), far from its smooth initialisation."""
-    config = load_config("digits", ["prior.num_latents=3", "prior.num_components=4", *overrides])
+    config = load_config("digits", [*_SMALL, *overrides])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Kaem(config).eval()

@@ -29,9 +29,6 @@ def start_prior(prior: Prior, mean: Tensor, std: Tensor, rng: torch.Generator) -
         mean: Shape (S, *latent_shape).
         std: The same shape.
         rng: Source of the draws.
-
-    Raises:
-        DataError: There are fewer images than experts.
     """
     latents = mean + std * torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
     if prior.frame is not None:

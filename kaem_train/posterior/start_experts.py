@@ -7,7 +7,6 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from kaem.errors import DataError
 from kaem_train.model.experts import ExpertsPrior
 
 _ITERATIONS = 15
@@ -24,18 +23,11 @@ def start_experts(prior: ExpertsPrior, mean: Tensor, std: Tensor, rng: torch.Gen
 
     Args:
         prior: Changed in place.
-        mean: Of the posteriors of S images, in the coordinates of the univariate densities, shape (S, Q).
+        mean: Of the posteriors of S >= K images, in the coordinates of the univariate densities, shape (S, Q).
         std: The same shape.
         rng: Decides where k-means starts.
-
-    Raises:
-        DataError: There are fewer images than experts.
     """
     num_experts = prior.num_components
-    if len(mean) < num_experts:
-        raise DataError(
-            f"{len(mean)} training images cannot start {num_experts} experts", hint="lower prior.num_components"
-        )
     points = mean.double()
     seed = int(torch.randint(2**31, (), generator=rng))
     # One thread: the order in which several add up their parts, and so the last bits, would change from run to run.

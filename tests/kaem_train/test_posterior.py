@@ -75,6 +75,7 @@ def test_importance_sampling_learns_the_digits(tmp_path):
         "digits",
         [
             "prior.variant=independent",
+            "prior.frame=none",
             "prior.num_latents=21",
             "prior.num_components=10",
             "prior.reference=none",

@@ -60,7 +60,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_a_way_out(override, message
 
 
 def test_an_encoder_without_bounds_needs_a_reference_without_bounds():
-    bounded = ["prior.reference=uniform"]
+    bounded = ["prior.variant=mixture", "prior.frame=none", "prior.reference=uniform"]
     bounded += [f"prior.{name}" for name in ("low=0", "high=1", "grid_low=0", "grid_high=1")]
     with pytest.raises(ConfigError, match=r"posterior\.kind=importance"):
         load_config("digits", bounded)

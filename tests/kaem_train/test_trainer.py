@@ -198,6 +198,12 @@ def test_too_few_images_for_a_batch_are_refused(tmp_path, tiny, digits):
         train(tiny(), few, tmp_path)
 
 
+def test_too_few_images_for_the_experts_are_refused_before_the_first_update(tmp_path, tiny, digits):
+    few = dataclasses.replace(digits, train=digits.train[:20])
+    with pytest.raises(DataError, match=r"20 training images.*21 experts.*prior\.num_components"):
+        train(tiny("prior.variant=experts", "prior.num_components=21"), few, tmp_path)
+
+
 def test_sigma_follows_the_reconstruction_error_only_if_asked(tiny, digits):
     fixed, learned = (
         Trainer(tiny("training.sigma=0.1", f"training.learn_sigma={flag}"), digits) for flag in ("false", "true")
