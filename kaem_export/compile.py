@@ -60,7 +60,7 @@ def export(checkpoint: Path, output: Path, *, image_type: ImageType = "float32")
             latent_dim=config.prior.num_latents,
             image_shape=_three(model.image_shape),
             image_type=image_type,
-            prior={**to_mapping(config.prior), "collapsed": True, **promise},
+            prior={**to_mapping(config.prior), "collapsed": config.prior.variant != "experts", **promise},
             densities=_densities(marginals),
             config=to_mapping(config),
             checkpoint_fingerprint=weights,

@@ -77,7 +77,8 @@ def train(
             f"{len(dataset.train)} training images do not fill one batch of {config.training.batch_size}",
             hint="lower training.batch_size",
         )
-    if config.prior.variant == "experts" and len(dataset.train) < config.prior.num_components:
+    is_started = config.prior.variant == "experts" and config.posterior.kind == "amortized"
+    if is_started and len(dataset.train) < config.prior.num_components:
         raise DataError(
             f"{len(dataset.train)} training images cannot start {config.prior.num_components} experts",
             hint="lower prior.num_components",
