@@ -47,7 +47,7 @@ def train(
 
     `kaem train celeba --data img_align_celeba.zip --set data.augment_flip=true`
 
-    `kaem train digits --set prior.num_latents=8 --updates 2000`
+    `kaem train digits --set prior.num_latents=12 --updates 3000`
 
     `kaem train digits --resume`
     """

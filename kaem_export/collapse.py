@@ -3,7 +3,8 @@
 The generator's input is `z_q` drawn from `sum_p alpha_qp p_qp` (mixture prior) or `sum_p z_qp` with independent
 `z_qp ~ p_qp` (independent prior). Either way its coordinates are independent, so the whole prior has the same
 law as Q univariate distributions: the mixture marginals, or the P-fold convolutions. One uniform and one table
-lookup per coordinate then replace P of them, with nothing approximated but the quadrature below.
+lookup per coordinate then replace P of them, with nothing approximated but the quadrature below. Experts do not
+collapse: given the expert the coordinates are independent, so K Q distributions stay. A frame comes after all this.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from kaem.errors import ArtifactError
-from kaem_train.model.prior import MixturePrior, Prior
+from kaem_train.model.abstract_prior import AbstractPrior
+from kaem_train.model.experts import ExpertsPrior
+from kaem_train.model.prior import IndependentPrior, MixturePrior
 
 Float64 = NDArray[np.float64]
 
@@ -25,6 +28,7 @@ NODES_PER_CELL = 6
 """Gauss-Legendre nodes in each cell; cells are far narrower than a basis function, so masses are exact to rounding."""
 
 MIXTURE_CELLS = 4096
+EXPERT_CELLS = 2048
 CONVOLUTION_CELLS = 4096
 _CELLS_AT_ONCE = 256
 _NOT_FINITE = "the energy of latent {q}, component {p} is not finite on its domain"
@@ -32,7 +36,7 @@ _NOT_FINITE = "the energy of latent {q}, component {p} is not finite on its doma
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentDistributions:
-    """The Q independent distributions of the generator's input, as cumulative masses on cell edges.
+    """Independent distributions of univariate latents, as cumulative masses on cell edges; Q of them, or K Q.
 
     Attributes:
         edges: Shape (Q, E + 1), ascending cell edges of each coordinate.
@@ -49,8 +53,8 @@ class LatentDistributions:
         return edges, np.diff(cdf, axis=1) / np.diff(edges, axis=1)
 
 
-def collapse(prior: Prior) -> LatentDistributions:
-    """Reduce a trained prior to the distributions of its Q generator inputs, in float64.
+def collapse(prior: MixturePrior | IndependentPrior) -> LatentDistributions:
+    """Reduce a trained prior to the distributions of its Q latents (before the frame), in float64.
 
     Raises:
         ArtifactError: An energy is not finite somewhere, or a density has no mass.
@@ -61,7 +65,25 @@ def collapse(prior: Prior) -> LatentDistributions:
     return _sums_of_components(prior)
 
 
-def component_masses(prior: Prior, edges: Float64) -> Float64:
+def expert_distributions(prior: ExpertsPrior) -> LatentDistributions:
+    """Return the K Q distributions of an experts prior, row k Q + q, in float64.
+
+    Raises:
+        ArtifactError: See `collapse`.
+    """
+    prior = prior.double()
+    edges = _cell_edges(prior, EXPERT_CELLS)
+    masses = component_masses(prior, edges).swapaxes(0, 1).reshape(-1, len(edges) - 1)
+    return _distributions(np.broadcast_to(edges, (len(masses), len(edges))), masses)
+
+
+def expert_marginals(experts: LatentDistributions, weights: Float64) -> LatentDistributions:
+    """Mix the K Q distributions of experts, which share their edges, to the Q marginals; weights (K,)."""
+    cdf = np.einsum("k,kqe->qe", weights, experts.cdf.reshape(len(weights), -1, experts.cdf.shape[1]))
+    return LatentDistributions(edges=experts.edges[: len(cdf)], cdf=cdf)
+
+
+def component_masses(prior: AbstractPrior, edges: Float64) -> Float64:
     """Integrate every component density over every cell and normalise.
 
     m_qp,j = int_cell_j exp(f_qp + log pi0) dz / Z_qp, in logarithms until the last step.
@@ -113,7 +135,7 @@ def _mixture_marginals(prior: MixturePrior) -> LatentDistributions:
     return _distributions(np.broadcast_to(edges, (len(masses), len(edges))), masses)
 
 
-def _sums_of_components(prior: Prior) -> LatentDistributions:
+def _sums_of_components(prior: IndependentPrior) -> LatentDistributions:
     """Convolve the P components of each coordinate on a common lattice.
 
     Each component's mass in a cell of width h sits at the cell's centre. Half of a lattice point's total mass
@@ -146,7 +168,7 @@ def _distributions(edges: Float64, masses: Float64) -> LatentDistributions:
     return LatentDistributions(edges=np.ascontiguousarray(edges), cdf=cdf / cdf[:, -1:])
 
 
-def _cell_edges(prior: Prior, num_cells: int) -> Float64:
+def _cell_edges(prior: AbstractPrior, num_cells: int) -> Float64:
     """Cell edges aligned with every knot and kink, at least `num_cells` cells over the domain."""
     coarse = np.asarray(prior.cell_edges(1), np.float64)
     return np.asarray(prior.cell_edges(max(1, -(-num_cells // (len(coarse) - 1)))), np.float64)

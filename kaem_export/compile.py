@@ -20,10 +20,14 @@ from kaem.errors import VerificationError
 from kaem.files import replacing
 from kaem.runtime import LocalSampler
 from kaem_export.certificate import fingerprint_weights, measure
-from kaem_export.collapse import LatentDistributions, collapse
+from kaem_export.collapse import LatentDistributions, collapse, expert_distributions, expert_marginals
+from kaem_export.experts import ExpertTables, expert_tables, expert_weights
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
-from kaem_export.quantile import quantile_tables
+from kaem_export.head import Frame
+from kaem_export.quantile import TABLE_CELLS, U_ERROR_BOUND, QuantileTables, quantile_tables
 from kaem_train.checkpoint import load_model
+from kaem_train.model.experts import ExpertsPrior
+from kaem_train.model.prior import Prior
 
 _PLOT_BINS = 64
 
@@ -47,17 +51,17 @@ def export(checkpoint: Path, output: Path, *, image_type: ImageType = "float32")
     with replacing(output) as draft:  # first of all: an output that cannot be written should not cost a compilation
         config, model = load_model(checkpoint)
         weights = fingerprint_weights(model.state_dict())
-        distributions = collapse(model.prior)
-        graph = build_graph(quantile_tables(distributions), model.generator, image_type)
+        tables, marginals, promise = _tables(model.prior)
+        graph = build_graph(tables, model.generator, image_type, _frame(model.prior))
         manifest = Manifest(
             family="kaem",
             name=config.name,
-            noise_dim=config.prior.num_latents,
+            noise_dim=config.prior.num_latents + (config.prior.variant == "experts"),
             latent_dim=config.prior.num_latents,
             image_shape=_three(model.image_shape),
             image_type=image_type,
-            prior={**to_mapping(config.prior), "collapsed": True},
-            densities=_densities(distributions),
+            prior={**to_mapping(config.prior), "collapsed": config.prior.variant != "experts", **promise},
+            densities=_densities(marginals),
             config=to_mapping(config),
             checkpoint_fingerprint=weights,
             graph_fingerprint=graph_fingerprint(graph),
@@ -69,6 +73,26 @@ def export(checkpoint: Path, output: Path, *, image_type: ImageType = "float32")
         require_kept(manifest)
         draft.write_bytes(attach_manifest(graph, manifest))
     return manifest
+
+
+def _tables(prior: Prior) -> tuple[QuantileTables | ExpertTables, LatentDistributions, dict[str, Any]]:
+    """Return the tables of a prior, the marginals of its Q univariate latents, and what is promised of them."""
+    if isinstance(prior, ExpertsPrior):
+        weights = expert_weights(prior)
+        distributions = expert_distributions(prior)
+        tables = expert_tables(distributions, weights)
+        promise = {"table_cells": tables.warps.coefficients.shape[1], "u_error_bound": tables.warps.u_error_bound}
+        return tables, expert_marginals(distributions, weights), promise
+    distributions = collapse(prior)
+    promise = {"table_cells": TABLE_CELLS, "u_error_bound": U_ERROR_BOUND}
+    return quantile_tables(distributions), distributions, promise
+
+
+def _frame(prior: Prior) -> Frame | None:
+    if prior.frame is None:
+        return None
+    state = {name: value.detach().float().numpy() for name, value in prior.frame.state_dict().items()}
+    return Frame(offset=state["offset"], matrix=state["matrix"])
 
 
 def require_kept(manifest: Manifest) -> None:
@@ -89,7 +113,7 @@ def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _densities(distributions: LatentDistributions) -> dict[str, Any]:
-    """The latent densities coarsely, for plotting: per coordinate the ends of its support and mean densities."""
+    """The densities before the frame, coarsely, for plotting: per coordinate its support and mean densities."""
     edges, density = distributions.density(_PLOT_BINS)
     return {
         "low": edges[:, 0].tolist(),

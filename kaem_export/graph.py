@@ -1,7 +1,6 @@
-"""Quantile tables + generator -> one ONNX graph from `uniform` to `image` and `latent`.
+"""Tables + frame + generator -> one ONNX graph from `uniform` to `image` and `latent`.
 
-The head is written node by node below; the generator comes from torch's exporter and is joined at `latent`.
-Only operators whose rows do not depend on the batch around them are used in the head.
+The head is written node by node in `head.py`; the generator comes from torch's exporter and is joined at `latent`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ import torch
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from kaem.artifact import MANIFEST_KEY, ImageType, Manifest, fingerprint, write_manifest
-from kaem_export.quantile import LEVEL_SCALE, LEVELS, QuantileTables
+from kaem_export.experts import ExpertTables
+from kaem_export.head import Constants, Frame, head_nodes
+from kaem_export.quantile import QuantileTables
 
 OPSET = 21
 """Newest opset for which ONNX Runtime's CUDA provider has a kernel for every node used here."""
@@ -26,20 +27,27 @@ IR_VERSION = 10
 """The IR version that belongs to opset 21; newer ones would lock out older runtimes for nothing."""
 
 
-def build_graph(tables: QuantileTables, generator: torch.nn.Module, image_type: ImageType) -> onnx.ModelProto:
-    """Compose the quantile lookup with a generator.
+def build_graph(
+    tables: QuantileTables | ExpertTables,
+    generator: torch.nn.Module,
+    image_type: ImageType,
+    frame: Frame | None = None,
+) -> onnx.ModelProto:
+    """Compose the quantile lookup and the frame with a generator.
 
     Args:
-        tables: Quantile tables of Q coordinates.
+        tables: Quantile tables of Q coordinates, or those of K experts.
         generator: Maps (N, Q) float32 to images (N, C, H, W) in [0, 1]; in eval mode.
         image_type: Element type of the output `image`; uint8 is rounded to nearest as the graph's last step.
+        frame: Applied to the looked-up quantiles; None where they are the latents themselves.
 
     Returns:
-        A checked model with input `uniform` (N, Q) and outputs `image` and `latent`; no metadata yet.
+        A checked model with input `uniform` (N, Q), or (N, Q + 1) with experts, and outputs `image` and `latent`;
+        no metadata yet.
     """
-    latent_dim = tables.left.shape[0]
+    nodes, constants, noise_dim, latent_dim = head_nodes(tables, frame)
     model = compose.merge_models(
-        _head(tables),
+        _head(nodes, constants, noise_dim, latent_dim),
         _generator(generator, latent_dim),
         io_map=[("latent", "generator_latent")],
         outputs=["image", "latent"],
@@ -68,72 +76,17 @@ def graph_fingerprint(model: onnx.ModelProto) -> str:
     return fingerprint(copy.SerializeToString(deterministic=True))
 
 
-def _head(tables: QuantileTables) -> onnx.ModelProto:
-    """`uniform` (N, Q) -> `latent` (N, Q); float32 arithmetic is exact up to the final multiply-add."""
-    latent_dim, _, cells = tables.left.shape
-    constants = {
-        "half": np.float32(0.5),
-        "zero": np.float32(0),
-        "one": np.float32(1),
-        "cells": np.float32(cells),
-        "last_cell": np.float32(cells - 1),
-        "tail_1": np.float32(0.5 / LEVEL_SCALE),
-        "tail_2": np.float32(0.5 / LEVEL_SCALE**2),
-        "finer": np.float32(LEVEL_SCALE - 1),
-        "level_rows": np.int32(cells),
-        "coordinate_rows": (np.arange(latent_dim, dtype=np.int32) * (LEVELS * cells))[None, :],
-        "table": np.stack([tables.left, tables.width], axis=-1).reshape(-1, 2),
-        "pair_axis": np.array([2], np.int64),
-    }
-    if LEVELS != 3:
-        raise AssertionError("the lookup below chooses between exactly three levels")
-    node = helper.make_node
-    nodes = [
-        # Plain uniforms in [1/2, 1) become signed ones; exact, since both lie within a factor of two of 1.
-        node("GreaterOrEqual", ["uniform", "half"], ["is_upper"]),
-        node("Cast", ["is_upper"], ["upper"], to=TensorProto.FLOAT),
-        node("Sub", ["uniform", "upper"], ["signed"]),
-        # The finest level whose tails contain v.
-        node("Abs", ["signed"], ["depth"]),
-        node("Less", ["depth", "tail_1"], ["is_tail_1"]),
-        node("Less", ["depth", "tail_2"], ["is_tail_2"]),
-        node("Cast", ["is_tail_1"], ["in_tail_1"], to=TensorProto.FLOAT),
-        node("Cast", ["is_tail_2"], ["in_tail_2"], to=TensorProto.FLOAT),
-        node("Mul", ["in_tail_1", "finer"], ["more_1"]),
-        node("Mul", ["in_tail_2", "finer"], ["more_2"]),
-        node("Add", ["more_1", "one"], ["scale_1"]),
-        node("Add", ["more_2", "one"], ["scale_2"]),
-        node("Mul", ["signed", "cells"], ["scaled_0"]),
-        node("Mul", ["scaled_0", "scale_1"], ["scaled_1"]),
-        node("Mul", ["scaled_1", "scale_2"], ["position"]),
-        # Cell and fraction; negative positions are the upper half of u, so they wrap around by K.
-        node("Floor", ["position"], ["floor"]),
-        node("Sub", ["position", "floor"], ["fraction"]),
-        node("Less", ["floor", "zero"], ["is_negative"]),
-        node("Cast", ["is_negative"], ["negative"], to=TensorProto.FLOAT),
-        node("Mul", ["negative", "cells"], ["wrap"]),
-        node("Add", ["floor", "wrap"], ["wrapped"]),
-        node("Clip", ["wrapped", "zero", "last_cell"], ["cell"]),
-        # One gather of (left, width) pairs from the table [Q * LEVELS * K, 2].
-        node("Add", ["in_tail_1", "in_tail_2"], ["level_float"]),
-        node("Cast", ["level_float"], ["level"], to=TensorProto.INT32),
-        node("Cast", ["cell"], ["cell_row"], to=TensorProto.INT32),
-        node("Mul", ["level", "level_rows"], ["level_row"]),
-        node("Add", ["cell_row", "level_row"], ["row_in_coordinate"]),
-        node("Add", ["row_in_coordinate", "coordinate_rows"], ["row"]),
-        node("Gather", ["table", "row"], ["left_and_width"], axis=0),
-        node("Split", ["left_and_width"], ["left_1", "width_1"], axis=2, num_outputs=2),
-        node("Squeeze", ["left_1", "pair_axis"], ["left"]),
-        node("Squeeze", ["width_1", "pair_axis"], ["width"]),
-        node("Mul", ["fraction", "width"], ["gain"]),
-        node("Add", ["left", "gain"], ["latent"]),
-    ]
-    return _model(
+def _head(nodes: list[onnx.NodeProto], constants: Constants, noise_dim: int, latent_dim: int) -> onnx.ModelProto:
+    """Wrap the nodes from `uniform` (N, D) to `latent` (N, Q) as a model."""
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(
         nodes,
-        [helper.make_tensor_value_info("uniform", TensorProto.FLOAT, ["N", latent_dim])],
+        "head",
+        [helper.make_tensor_value_info("uniform", TensorProto.FLOAT, ["N", noise_dim])],
         [helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["N", latent_dim])],
-        constants,
+        initializers,
     )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 def _generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
@@ -198,14 +151,3 @@ def _strip(model: onnx.ModelProto) -> None:
     # The exporter names the batch dimension by itself; one name for one thing.
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
-
-
-def _model(
-    nodes: list[onnx.NodeProto],
-    inputs: list[onnx.ValueInfoProto],
-    outputs: list[onnx.ValueInfoProto],
-    constants: dict[str, np.ndarray | np.generic],
-) -> onnx.ModelProto:
-    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "head", inputs, outputs, initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

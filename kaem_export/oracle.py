@@ -9,6 +9,8 @@ characteristic functions (the baker: convolution).
     p_qp(z)  = exp(f_qp(z)) pi0(z) / Z_qp                                      (method of the paper, eqs. 9 and 20)
     mixture:      F_q(x) = sum_p alpha_qp int_low^x p_qp
     independent:  F_q    = law of sum_p z_qp, by its Fourier series on the sum's support
+    experts:      F_kq(x) = int_low^x p_qk, row k Q + q, with pi0 replaced by exp(-((z - m_qk) / s_qk)^2 / 2)
+    frame:        u = W^-1 (z - b) follows all of the above
 """
 
 from __future__ import annotations
@@ -34,15 +36,21 @@ _LARGEST_PHASE = 10.0
 _FREQUENCIES_AT_ONCE = 256
 _NEGLIGIBLE = 1e-8
 _TAU_RANGE = (0.25, 4.0)
+_LOG_STD_RANGE = (-2.0, 1.5)
 
 
 class LatentOracle:
-    """Distribution functions of the generator's Q inputs, in float64.
+    """Distribution functions of the univariate latents, in float64.
 
     Args:
         state: A checkpoint's model tensors, by name.
         config: The prior's section of the checkpoint's configuration.
+
+    Attributes:
+        weights: pi, shape (K,), of experts; [1] for the other variants.
     """
+
+    weights: Float64
 
     def __init__(self, state: Mapping[str, Any], config: PriorConfig) -> None:
         tensors = {name: np.asarray(state[f"prior.{name}"], np.float64) for name in _names(config)}
@@ -61,16 +69,24 @@ class LatentOracle:
         density = np.exp(log_density - log_density.max(axis=-1, keepdims=True))
         density = density.reshape(*density.shape[:2], *self._nodes.shape)  # (Q, P, pieces, nodes)
         density /= self._integrals(density).sum(axis=-1)[:, :, None, None]
+        self.weights = _softmax(tensors["logits"]) if config.variant == "experts" else np.ones(1)
+        self._frame = (tensors["frame.offset"], tensors["frame.matrix"]) if config.frame == "global" else None
         if self._is_sum:
             self._components = density
         else:
-            weights = _softmax(tensors["logits"]) if config.variant == "mixture" else np.ones(density.shape[:2])
-            marginal = np.einsum("qp,qpen->qen", weights, density)
+            marginal = _rows(density, tensors, config)
             self._antiderivatives = np.stack([self._antiderivative(row) for row in marginal])
             self._below = np.cumsum(np.pad(self._integrals(marginal), ((0, 0), (1, 0))), axis=1)
 
+    def univariate(self, latent: Float64) -> Float64:
+        """Undo the frame: generator inputs z to the u that the distribution functions speak of, shape (N, Q)."""
+        if self._frame is None:
+            return latent
+        offset, matrix = self._frame
+        return np.asarray(np.linalg.solve(matrix, (latent - offset).T).T)
+
     def cdf(self, q: int, z: Float64) -> Float64:
-        """Return P(Z_q <= z) for the q-th generator input; shape of `z`."""
+        """Return P(U_q <= z) for the q-th univariate latent (experts: row k Q + q); shape of `z`."""
         if self._is_sum:
             return self._cdf_of_sum(q, z)
         piece = np.clip(np.searchsorted(self._edges, z, side="right") - 1, 0, len(self._half) - 1)
@@ -114,7 +130,20 @@ def _names(config: PriorConfig) -> list[str]:
     names = ["bank.coefficients", "bank.spline_weight", "bank.log_tau", "bank.centers"]
     if config.base != "none":
         names.append("bank.base_weight")
-    return [*names, "logits"] if config.variant == "mixture" else names
+    if config.frame == "global":
+        names += ["frame.offset", "frame.matrix"]
+    if config.variant == "experts":
+        names += ["means", "log_stds"]
+    return names if config.variant == "independent" else [*names, "logits"]
+
+
+def _rows(density: Float64, tensors: Mapping[str, Float64], config: PriorConfig) -> Float64:
+    """Component densities (Q, P, pieces, nodes) to one density per distribution function."""
+    if config.variant == "experts":
+        return density.swapaxes(0, 1).reshape(-1, *density.shape[2:])
+    if config.variant == "mixture":
+        return np.asarray(np.einsum("qp,qpen->qen", _softmax(tensors["logits"]), density))
+    return density[:, 0]
 
 
 def _log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callable[[Float64], Float64]:
@@ -130,7 +159,10 @@ def _log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callabl
         if config.base != "none":
             base = np.maximum(z, 0) if config.base == "relu" else z / (1 + np.exp(-z))
             value += tensors["bank.base_weight"][:, :, None] * base
-        if config.reference == "gaussian":
+        if config.variant == "experts":
+            stds = np.exp(np.clip(tensors["log_stds"], *_LOG_STD_RANGE))
+            value -= ((z - tensors["means"][:, :, None]) / stds[:, :, None]) ** 2 / 2
+        elif config.reference == "gaussian":
             value += -(z**2) / 2 - math.log(2 * math.pi) / 2
         return np.asarray(value)
 

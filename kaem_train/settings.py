@@ -12,6 +12,9 @@ from typing import Any, Literal
 from kaem.config import from_mapping, merge, parse_overrides, read_toml
 from kaem.errors import ConfigError
 
+LEAST_EXPERT_STD = math.exp(-2.0)
+"""Smallest deviation of an expert's Gaussian part; every quadrature of experts resolves it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
@@ -67,9 +70,11 @@ class PriorConfig:
     """The latent prior p(z) proportional to exp(f(z)) pi0(z), built from Q x P univariate functions.
 
     Attributes:
-        variant: `mixture` (eq. 17: Q latents of P components) or `independent` (eq. 15: Q x P latents).
+        variant: `mixture` (eq. 17: Q latents of P components), `independent` (eq. 15: Q x P latents) or
+            `experts` (a mixture of P factorised densities, its index tied across the Q latents).
         num_latents: Q, length of the vector the generator sees.
-        num_components: P, components (mixture) or summands (independent) of each latent.
+        num_components: P, components (mixture), summands (independent) of each latent, or experts.
+        frame: `global` learns z = b + W u, u from the univariate densities; `none` is z = u.
         reference: pi0: `gaussian`, `uniform` (exactly on [0, 1]) or `none` (constant on the grid range).
         low: Lower end of the domain on which the density is defined.
         high: Upper end of that domain.
@@ -79,9 +84,10 @@ class PriorConfig:
         base: Activation b of the term w_b b(z); `none` leaves the term at zero.
     """
 
-    variant: Literal["mixture", "independent"] = "mixture"
+    variant: Literal["mixture", "independent", "experts"] = "mixture"
     num_latents: int
     num_components: int
+    frame: Literal["none", "global"] = "none"
     reference: Literal["gaussian", "uniform", "none"] = "gaussian"
     low: float = -6.0
     high: float = 6.0
@@ -110,6 +116,25 @@ class PriorConfig:
             raise ConfigError(
                 f"grid [{self.grid_low}, {self.grid_high}] reaches outside the domain [{self.low}, {self.high}]",
                 hint="widen prior.low and prior.high, or narrow the grid",
+            )
+        if self.frame == "global" and self.variant == "independent":
+            raise ConfigError(
+                "frame = 'global' does not suit variant = 'independent', whose latents are summed",
+                hint="set prior.variant=mixture with prior.num_components=1 for one energy per latent",
+            )
+        if self.variant == "experts":
+            self._check_experts()
+
+    def _check_experts(self) -> None:
+        if self.reference != "gaussian":
+            raise ConfigError(
+                f"reference = {self.reference!r} does not suit variant = 'experts', whose energies hold a Gaussian",
+                hint="set prior.reference=gaussian",
+            )
+        if self.base != "none":
+            raise ConfigError(
+                f"base = {self.base!r} does not suit variant = 'experts', which needs closed-form expectations",
+                hint="set prior.base=none",
             )
 
 
@@ -232,8 +257,8 @@ class TrainingConfig:
     Attributes:
         updates: Optimiser steps of the whole run.
         batch_size: Images per step.
-        learning_rate: Adam step size of generator and encoder.
-        prior_learning_rate: Adam step size of the prior.
+        learning_rate: Adam step size of generator, encoder and frame.
+        prior_learning_rate: Adam step size of the energies and their weights.
         decay_from: Fraction of the updates after which both rates fall linearly to zero.
         prior_gradient: Of the prior: `quadrature` (log Z differentiated, no sampling noise) or `contrastive`
             (eq. 16: a batch of prior samples in place of log Z; independent variant only).
@@ -297,6 +322,11 @@ class Config:
             )
         if self.training.prior_gradient == "contrastive":
             self._require_contrastive_is_valid()
+        if self.prior.frame == "global" and not self.posterior.has_encoder:
+            raise ConfigError(
+                f"frame = 'global' is learned from encoded images, which the {self.posterior.kind} posterior has not",
+                hint="set posterior.kind=amortized or prior.frame=none",
+            )
         if self.generator.kind == "cnn":
             _, doublings = first_size_and_doublings(self.data.image_shape)
             if len(self.generator.channels) != doublings:

@@ -68,7 +68,7 @@ def train(
 
     Raises:
         ConfigError: The checkpoint to resume was trained with another configuration.
-        DataError: It was trained on other data, or there are fewer images than one batch holds.
+        DataError: It was trained on other data, or there are fewer images than one batch or one image per expert needs.
         ArtifactError: There is no readable checkpoint to resume.
         RequestError: The checkpoint cannot be written.
         KaemError: The loss or its gradient is not finite; the last checkpoint is kept.
@@ -77,6 +77,12 @@ def train(
         raise DataError(
             f"{len(dataset.train)} training images do not fill one batch of {config.training.batch_size}",
             hint="lower training.batch_size",
+        )
+    is_started = config.prior.variant == "experts" and config.posterior.kind == "amortized"
+    if is_started and len(dataset.train) < config.prior.num_components:
+        raise DataError(
+            f"{len(dataset.train)} training images cannot start {config.prior.num_components} experts",
+            hint="lower prior.num_components",
         )
     path = folder / FILE_NAME
     trainer = Trainer(config, dataset, listeners=tuple(listeners))
@@ -113,10 +119,14 @@ class Trainer:
             torch.manual_seed(config.training.seed)
             self.model = Kaem(config)
             self.posterior = build_posterior(config, self.model.prior.latent_shape)
-        network = [*self.model.generator.parameters(), *self.posterior.network.parameters()]
+        prior = self.model.prior
+        frame = [] if prior.frame is None else list(prior.frame.parameters())
+        energies = [value for name, value in prior.named_parameters() if not name.startswith("frame.")]
+        # The frame is a linear layer: it learns at the rate of the networks that it stands between.
+        network = [*self.model.generator.parameters(), *self.posterior.network.parameters(), *frame]
         self._rates = (config.training.learning_rate, config.training.prior_learning_rate)
         self.optimiser = torch.optim.Adam(
-            [{"params": network}, {"params": list(self.model.prior.parameters())}],
+            [{"params": network}, {"params": energies}],
             lr=config.training.learning_rate,
             betas=_BETAS,
         )

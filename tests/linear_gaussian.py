@@ -38,7 +38,8 @@ class _Scale(nn.Module):
 
 def linear_model(num_latents=2):
     """Images have shape (1, 1, num_latents). Build it under the float64 fixture."""
-    overrides = (f"prior.num_latents={num_latents}", "prior.num_components=1", "training.sigma=0.6")
+    prior = ("prior.variant=mixture", "prior.frame=none", "prior.num_components=1")
+    overrides = (*prior, f"prior.num_latents={num_latents}", "training.sigma=0.6")
     model = Kaem(load_config("digits", overrides))
     model.generator = _Scale()
     with torch.no_grad():

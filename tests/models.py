@@ -7,9 +7,19 @@ from pathlib import Path
 import torch
 
 from kaem_train.checkpoint import Checkpoint, write_checkpoint
+from kaem_train.model.experts import ExpertsPrior
 from kaem_train.model.kaem import Kaem
+from kaem_train.model.prior import IndependentPrior
 from kaem_train.settings import Config, load_config
 
+_SMALL = (
+    "prior.variant=mixture",
+    "prior.frame=none",
+    "prior.num_latents=3",
+    "prior.num_components=4",
+    "prior.low=-6",
+    "prior.high=6",
+)
 _INDEPENDENT = ("prior.variant=independent",)
 _UNIFORM = (
     "prior.reference=uniform",
@@ -27,6 +37,7 @@ _NO_REFERENCE = (
     "prior.grid_high=1.2",
     "posterior.kind=importance",
 )
+_EXPERTS = ("prior.variant=experts", "prior.low=-8", "prior.high=8")
 _KAN = ("generator.kind=kan", "generator.channels=[]", "generator.hidden=[12]")
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -36,6 +47,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "uniform mixture with a kink": (*_UNIFORM, "prior.base=relu"),
     "uniform sum of three": (*_INDEPENDENT, *_UNIFORM, "prior.num_components=3"),
     "no reference, silu": (*_NO_REFERENCE, "prior.base=silu"),
+    "experts": _EXPERTS,
+    "experts in a frame": (*_EXPERTS, "prior.frame=global"),
+    "one expert": (*_EXPERTS, "prior.num_components=1"),
+    "mixture in a frame": ("prior.frame=global",),
     "kan generator": (*_INDEPENDENT, *_NO_REFERENCE, *_KAN),
 }
 """Settings laid over the `digits` preset, by what they cover."""
@@ -43,14 +58,20 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def random_model(*overrides: str, amplitude: float = 1.5, seed: int = 0) -> tuple[Config, Kaem]:
     """A small model whose energies have coefficients N(0, amplitude^2), far from its smooth initialisation."""
-    config = load_config("digits", ["prior.num_latents=3", "prior.num_components=4", *overrides])
+    config = load_config("digits", [*_SMALL, *overrides])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Kaem(config).eval()
         with torch.no_grad():
             model.prior.bank.coefficients.normal_(0.0, amplitude)
-            if config.prior.variant == "mixture":
+            if not isinstance(model.prior, IndependentPrior):
                 model.prior.logits.normal_(0.0, 1.0)
+            if isinstance(model.prior, ExpertsPrior):
+                model.prior.means.normal_(0.0, 1.5)
+                model.prior.log_stds.uniform_(-1.5, 0.4)
+            if model.prior.frame is not None:
+                model.prior.frame.offset.normal_()
+                model.prior.frame.matrix.add_(0.3 * torch.randn_like(model.prior.frame.matrix))
     return config, model
 
 

@@ -70,19 +70,31 @@ class UnivariateBank(nn.Module):
         """Points where a function has no derivative; quadrature cells must end there."""
         return (0.0,) if self.base == "relu" else ()
 
+    def features(self, z: Tensor) -> Tensor:
+        """Return the basis B_g(z): any shape S -> (S, G + 1)."""
+        return radial_features(z, self.centers, self.width)
+
+    def expected_features(self, mean: Tensor, std: Tensor) -> Tensor:
+        """Return E B_g(z) for z ~ N(mean, std^2): shapes S -> (S, G + 1)."""
+        return expected_radial_features(mean, std, self.centers, self.width)
+
+    def weights(self) -> Tensor:
+        """Return w_s c, the weights of the basis in every function: shape (Q, P, G + 1)."""
+        return self.spline_weight.unsqueeze(-1) * self.coefficients
+
     def paired(self, z: Tensor) -> Tensor:
         """Evaluate f_{q,p}(z[s,q,p]): shape (S, Q, P) -> (S, Q, P), each function on its own latent."""
-        spline = torch.einsum("sqpg,qpg->sqp", self._features(z), self.coefficients)
+        spline = torch.einsum("sqpg,qpg->sqp", self.features(z), self.coefficients)
         return self._with_base(spline * self.spline_weight, z)
 
     def broadcast(self, z: Tensor) -> Tensor:
         """Evaluate f_{q,p}(z[s,q]): shape (S, Q) -> (S, Q, P), all components on their common latent."""
-        spline = torch.einsum("sqg,qpg->sqp", self._features(z), self.coefficients)
+        spline = torch.einsum("sqg,qpg->sqp", self.features(z), self.coefficients)
         return self._with_base(spline * self.spline_weight, z.unsqueeze(-1))
 
     def nodes(self, z: Tensor) -> Tensor:
         """Evaluate on quadrature nodes: shape (Q, P, M), (Q, 1, M) or (1, 1, M) -> (Q, P, M)."""
-        features = self._features(z)
+        features = self.features(z)
         if z.shape[0] == z.shape[1] == 1:
             # One matrix product; expanding shared nodes to every function would need Q P times the memory.
             spline = self.coefficients @ features[0, 0].T
@@ -97,12 +109,12 @@ class UnivariateBank(nn.Module):
 
     def expected_paired(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return E f_{q,p}(z) for z[s,q,p] ~ N(mean, std^2): shapes (S, Q, P); needs base `none`."""
-        features = expected_radial_features(mean, std, self.centers, self.width)
+        features = self.expected_features(mean, std)
         return torch.einsum("sqpg,qpg->sqp", features, self.coefficients) * self.spline_weight
 
     def expected_broadcast(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return E f_{q,p}(z) for z[s,q] ~ N(mean, std^2): shapes (S, Q) -> (S, Q, P); needs base `none`."""
-        features = expected_radial_features(mean, std, self.centers, self.width)
+        features = self.expected_features(mean, std)
         return torch.einsum("sqg,qpg->sqp", features, self.coefficients) * self.spline_weight
 
     @property
@@ -126,9 +138,6 @@ class UnivariateBank(nn.Module):
         gram = design.mT @ design + ridge * torch.eye(features.shape[-1], dtype=torch.float64)
         solution = torch.linalg.solve(gram, design.mT @ wanted).squeeze(-1)
         self.coefficients.copy_(solution / self.spline_weight.unsqueeze(-1))
-
-    def _features(self, z: Tensor) -> Tensor:
-        return radial_features(z, self.centers, self.width)
 
     def _activation(self, z: Tensor) -> Tensor:
         return torch.relu(z) if self.base == "relu" else nn.functional.silu(z)

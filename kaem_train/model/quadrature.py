@@ -7,6 +7,7 @@ of one global rule are not F at its nodes: they lag by half a weight.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -61,6 +62,14 @@ def gauss_legendre(edges: Tensor, order: int) -> tuple[Tensor, Tensor]:
     return middle + half * torch.from_numpy(points), half * torch.from_numpy(weights)
 
 
+def trapezoid(low: float, high: float, *, spacing: float) -> tuple[Tensor, Tensor]:
+    """Return nodes and weights of the trapezoidal rule on [low, high], steps at most `spacing`; both (M,), float64."""
+    count = math.ceil((high - low) / spacing)
+    weights = torch.full((count + 1,), (high - low) / count, dtype=torch.float64)
+    weights[[0, -1]] *= 0.5
+    return torch.linspace(low, high, count + 1, dtype=torch.float64), weights
+
+
 @dataclass(frozen=True, slots=True)
 class Cumulative:
     """Cumulative distribution functions of a family of densities, exact at the cell edges.
@@ -81,6 +90,12 @@ class Cumulative:
     left: Tensor
     right: Tensor
     log_total: Tensor
+
+    def of_component(self, p: int) -> Cumulative:
+        """Return the functions of component p alone: shapes (Q, P, .) -> (Q, .)."""
+        return Cumulative(
+            self.edges, self.at_edges[:, p].contiguous(), self.left[:, p], self.right[:, p], self.log_total[:, p]
+        )
 
     def invert(self, uniform: Tensor) -> Tensor:
         """Return F^-1(u) (Algorithm 1): shape (..., M) in [0, 1] -> (..., M), float64."""

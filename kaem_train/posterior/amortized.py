@@ -16,7 +16,7 @@ from kaem_train.model.encoder import Encoder
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.reference import log_reference
 from kaem_train.objective import gaussian_entropy, log_likelihood, standard_normal_divergence
-from kaem_train.posterior.start import start_prior_from_latents
+from kaem_train.posterior.start import start_prior
 from kaem_train.posterior.terms import Terms
 from kaem_train.settings import PosteriorConfig
 
@@ -50,9 +50,11 @@ class AmortizedPosterior:
     def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
         """Start the prior from encoded training images when its turn comes."""
         if step == self.prior_start:
-            starts = range(0, min(len(train), _START_IMAGES), _ENCODED_TOGETHER)
-            latents = [self.latents(model, train[start : start + _ENCODED_TOGETHER], rng) for start in starts]
-            start_prior_from_latents(model.prior, torch.cat(latents))
+            with torch.no_grad():
+                starts = range(0, min(len(train), _START_IMAGES), _ENCODED_TOGETHER)
+                moments = [self.network(train[start : start + _ENCODED_TOGETHER]) for start in starts]
+                mean, log_std = (torch.cat(parts) for parts in zip(*moments, strict=True))
+            start_prior(model.prior, mean, log_std.exp(), rng)
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the negative evidence bound."""

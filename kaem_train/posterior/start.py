@@ -1,4 +1,8 @@
-"""Where the prior starts once latents of real images are known: at univariate Gaussian mixtures fitted to them."""
+"""Where the prior starts once latents of real images are known.
+
+The frame starts at their mean and principal axes; in its coordinates, the experts start at clusters and the
+other variants at univariate Gaussian mixtures.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,38 @@ import math
 import torch
 from torch import Tensor
 
-from kaem_train.model.prior import MixturePrior, Prior
+from kaem_train.model.experts import ExpertsPrior
+from kaem_train.model.prior import IndependentPrior, MixturePrior, Prior
 from kaem_train.model.reference import log_reference
+from kaem_train.posterior.start_experts import start_experts
 
 _ITERATIONS = 30
 _LEAST_STD = 0.25
 
 
 @torch.no_grad()
-def start_prior_from_latents(prior: Prior, latents: Tensor) -> None:
+def start_prior(prior: Prior, mean: Tensor, std: Tensor, rng: torch.Generator) -> None:
+    """Start the prior from the posteriors N(mean, diag std^2) of real images.
+
+    Args:
+        prior: Changed in place.
+        mean: Shape (S, *latent_shape).
+        std: The same shape.
+        rng: Source of the draws.
+    """
+    latents = mean + std * torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+    if prior.frame is not None:
+        prior.frame.start(latents)
+        latents = prior.frame.inverse(latents)
+        mean, std = prior.frame.inverse_moments(mean, std)
+    if isinstance(prior, ExpertsPrior):
+        start_experts(prior, mean, std, rng)
+    else:
+        start_marginals(prior, latents)
+
+
+@torch.no_grad()
+def start_marginals(prior: MixturePrior | IndependentPrior, latents: Tensor) -> None:
     """Set the prior's energies so that its univariate densities match those of `latents`.
 
     A mixture coordinate gets P Gaussian components fitted by expectation maximisation; an independent
@@ -24,7 +51,7 @@ def start_prior_from_latents(prior: Prior, latents: Tensor) -> None:
 
     Args:
         prior: Changed in place.
-        latents: Shape (S, *latent_shape).
+        latents: In the coordinates of the univariate densities, shape (S, *latent_shape).
     """
     columns = latents.double().flatten(1).T  # (functions or coordinates, S)
     is_mixture = isinstance(prior, MixturePrior)

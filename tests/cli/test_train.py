@@ -59,7 +59,8 @@ def test_files_are_given_with_data(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
     path = tmp_path / "my = images.npz"
     np.savez(path, images_train=images, images_test=images[:5])
-    result = _run("mnist", "--data", str(path), "--updates", "2", "--set", "training.batch_size=8")
+    small = ["--set", "training.batch_size=8", "--set", "prior.num_components=8"]
+    result = _run("mnist", "--data", str(path), "--updates", "2", *small)
     assert result.exit_code == 0, result.exception
     assert "40 images to train on, 5 held out" in result.stderr
 

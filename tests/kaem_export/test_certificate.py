@@ -29,6 +29,15 @@ def exported(tmp_path_factory):
     return checkpoint, artifact
 
 
+@pytest.fixture(scope="module")
+def exported_experts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experts")
+    checkpoint = write_random_checkpoint(folder / "ckpt.pt", *VARIANTS["experts in a frame"])
+    artifact = folder / "model.onnx"
+    export(checkpoint, artifact)
+    return checkpoint, artifact
+
+
 def _rewrite(artifact, target, change):
     """Copy an artifact with its graph changed and its manifest's digest made to fit again."""
     model = onnx.load(artifact)
@@ -66,6 +75,43 @@ def test_a_million_latents_pass_a_kolmogorov_smirnov_test_against_the_oracle(exp
         latents = sampler.latents(uniforms(5, 0, 1_000_000, sampler.manifest.noise_dim))
     for q in range(latents.shape[1]):
         assert scipy.stats.kstest(latents[:, q].astype(np.float64), lambda z, q=q: oracle.cdf(q, z)).pvalue > 1e-3
+
+
+def test_a_million_latents_of_framed_experts_are_normal_when_the_oracle_undoes_them(exported_experts):
+    # Rosenblatt: given the expert, every coordinate's CDF value is uniform and independent of the others.
+    checkpoint, artifact = exported_experts
+    config, model = load_model(checkpoint)
+    oracle = LatentOracle(model.state_dict(), config.prior)
+    noise = uniforms(5, 0, 1_000_000, 4)
+    with kaem.load(artifact) as sampler:
+        assert sampler.manifest.noise_dim == 4
+        assert sampler.manifest.latent_dim == 3
+        univariate = oracle.univariate(sampler.latents(noise).astype(np.float64))
+    expert = np.searchsorted(np.cumsum(oracle.weights) - 0.5, noise[:, 3], side="right")
+    assert scipy.stats.chisquare(np.bincount(expert), oracle.weights * len(noise)).pvalue > 1e-3
+    for k, q in np.ndindex(len(oracle.weights), 3):
+        assert scipy.stats.kstest(univariate[expert == k, q], lambda z, row=k * 3 + q: oracle.cdf(row, z)).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("name", "change"), [("warps", 1.01), ("thresholds", 1.001), ("frame_matrix", 1.01)])
+def test_changed_tables_of_experts_break_the_u_error(exported_experts, tmp_path, name, change):
+    def alter(model):
+        tensor = _initializer(model, name)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(change), name))
+
+    _, figures = verify(_rewrite(exported_experts[1], tmp_path / "bent.onnx", alter), exported_experts[0])
+    assert not {figure.name: figure for figure in figures}["u_error"].is_kept
+
+
+@pytest.mark.parametrize("bound", [None, 0.0, 1.0, "small"])
+def test_a_manifest_without_a_usable_bound_is_refused(exported, tmp_path, bound):
+    model = onnx.load(exported[1])
+    manifest = json.loads(model.metadata_props[0].value)
+    manifest["prior"]["u_error_bound"] = bound
+    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(manifest)})
+    (tmp_path / "loose.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="no usable bound"):
+        verify(tmp_path / "loose.onnx", exported[0])
 
 
 def test_verify_measures_what_the_manifest_says(exported):

@@ -8,8 +8,10 @@ import torch
 from models import VARIANTS, random_model
 
 from kaem.errors import ArtifactError
-from kaem_export.collapse import collapse
+from kaem_export.collapse import collapse, expert_distributions, expert_marginals
+from kaem_export.experts import expert_weights
 from kaem_export.oracle import LatentOracle
+from kaem_train.model.experts import ExpertsPrior
 
 
 def _density_by_hand(model, q, p):
@@ -62,14 +64,37 @@ def test_flat_energies_of_the_gaussian_reference_sum_to_a_wider_gaussian():
 def test_the_collapsed_cdf_agrees_with_the_independent_oracle(variant):
     config, model = random_model(*VARIANTS[variant])
     oracle = LatentOracle(model.state_dict(), config.prior)
-    distributions = collapse(model.prior)
-    for q in range(config.prior.num_latents):
+    if isinstance(model.prior, ExpertsPrior):
+        distributions = expert_distributions(model.prior)
+        assert len(distributions.cdf) == config.prior.num_latents * config.prior.num_components
+    else:
+        distributions = collapse(model.prior)
+        assert len(distributions.cdf) == config.prior.num_latents
+    for q in range(len(distributions.cdf)):
         edges, cdf = distributions.edges[q], distributions.cdf[q]
         assert cdf[0] == 0
         assert cdf[-1] == 1
         assert np.all(np.diff(cdf) >= 0)
         probes = np.linspace(0, len(edges) - 1, 400).astype(int)
         assert np.abs(oracle.cdf(q, edges[probes]) - cdf[probes]).max() < 5e-6
+
+
+def test_the_marginals_of_experts_are_those_of_their_samples():
+    _, model = random_model(*VARIANTS["experts"])
+    draws = model.prior.sample(50_000, torch.Generator().manual_seed(0)).double().numpy()
+    marginals = expert_marginals(expert_distributions(model.prior), expert_weights(model.prior))
+    for q, (edges, cdf) in enumerate(zip(marginals.edges, marginals.cdf, strict=True)):
+        assert scipy.stats.kstest(draws[:, q], lambda z, e=edges, c=cdf: np.interp(z, e, c)).pvalue > 1e-3
+
+
+def test_experts_without_radial_terms_are_gaussians_to_the_oracle():
+    config, model = random_model(*VARIANTS["experts"], amplitude=0.0)
+    oracle = LatentOracle(model.state_dict(), config.prior)
+    z = np.linspace(-7.5, 7.5, 301)
+    means, stds = model.prior.means.double().detach().numpy(), model.prior.stds.double().detach().numpy()
+    for k, q in np.ndindex(4, 3):
+        law = scipy.stats.truncnorm(*((np.array([-8, 8]) - means[q, k]) / stds[q, k]), means[q, k], stds[q, k])
+        assert np.abs(oracle.cdf(k * 3 + q, z) - law.cdf(z)).max() < 1e-7
 
 
 def test_an_energy_that_is_not_finite_is_named():

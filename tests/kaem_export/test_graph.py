@@ -4,12 +4,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import scipy.stats
 import torch
-from models import random_model
+from models import VARIANTS, random_model
 
 from kaem.noise import uniforms
-from kaem_export.collapse import collapse
+from kaem_export.collapse import collapse, expert_distributions
+from kaem_export.experts import expert_tables, expert_weights
 from kaem_export.graph import OPSET, build_graph
+from kaem_export.head import Frame
 from kaem_export.quantile import LEVEL_SCALE, TABLE_CELLS, QuantileTables, quantile_tables
 
 
@@ -92,3 +95,56 @@ def test_the_graph_is_plain_onnx_of_the_stated_opset_and_says_nothing_of_its_mak
     assert b".py" not in graph.SerializeToString()
     assert {value.name for value in graph.graph.output} == {"image", "latent"}
     onnx.checker.check_model(graph, full_check=True)
+
+
+@pytest.fixture(scope="module")
+def compiled_experts():
+    _, model = random_model(*VARIANTS["experts in a frame"])
+    tables = expert_tables(expert_distributions(model.prior), expert_weights(model.prior))
+    state = {name: value.detach().float().numpy() for name, value in model.prior.frame.state_dict().items()}
+    graphs = [build_graph(tables, model.float().generator, "float32", frame) for frame in (None, Frame(**state))]
+    return model, tables, state, graphs
+
+
+def test_a_frame_turns_the_latents_of_the_unframed_graph(compiled_experts):
+    _, _, state, (plain, framed) = compiled_experts
+    uniform = uniforms(7, 0, 500, 4)
+    (u,), (z,) = _run(plain, uniform, "latent"), _run(framed, uniform, "latent")
+    expected = state["offset"] + u.astype(np.float64) @ state["matrix"].T.astype(np.float64)
+    assert np.abs(z - expected).max() < 5e-6
+
+
+def test_experts_are_picked_as_often_as_their_weights(compiled_experts):
+    model, _, _, (plain, _) = compiled_experts
+    # All other uniforms fixed: the latents name the expert.
+    uniform = np.full((50_000, 4), 0.25, np.float32)
+    uniform[:, 3] = uniforms(8, 0, 50_000, 1)[:, 0]
+    (latent,) = _run(plain, uniform, "latent")
+    by_choice = latent[np.argsort(uniform[:, 3])]
+    _, first = np.unique(by_choice, axis=0, return_index=True)
+    counts = np.diff(np.append(np.sort(first), len(latent)))
+    assert scipy.stats.chisquare(counts, expert_weights(model.prior) * len(latent)).pvalue > 1e-3
+
+
+def test_every_choice_is_an_expert_in_both_conventions_and_at_their_ends(compiled_experts):
+    _, tables, _, (plain, _) = compiled_experts
+    signed = np.array([-0.5, -0.25, -(2.0**-33), 0.0, 2.0**-33, 0.25, 0.5, *tables.thresholds], np.float32)
+    uniform = np.full((len(signed), 4), 0.25, np.float32)
+    uniform[:, 3] = signed
+    (latent,) = _run(plain, uniform, "latent")
+    assert np.isfinite(latent).all()
+    uniform[:, 3] = np.where(signed < -(2.0**-25), signed + 1, np.maximum(signed, 0))
+    (from_plain,) = _run(plain, uniform, "latent")
+    is_equal = (latent == from_plain).all(axis=1)
+    # -2^-33 and 0 lie on one side of every threshold here; -0.5 and +0.5 name one quantile.
+    assert is_equal.all()
+    assert np.array_equal(latent[0], latent[6])
+
+
+def test_choosing_is_exact_at_a_threshold(compiled_experts):
+    _, tables, _, (plain, _) = compiled_experts
+    uniform = np.full((2, 4), 0.25, np.float32)
+    for threshold in tables.thresholds:
+        uniform[:, 3] = np.nextafter(threshold, np.float32(-1)), threshold
+        (latent,) = _run(plain, uniform, "latent")
+        assert not np.array_equal(latent[0], latent[1])

@@ -6,6 +6,8 @@ import torch
 from kaem_train.settings import load_config
 
 TINY = (
+    "prior.variant=mixture",
+    "prior.frame=none",
     "prior.num_latents=3",
     "prior.num_components=2",
     "generator.dense=8",

@@ -12,7 +12,7 @@ from kaem_train.events import Progress
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import build_prior
 from kaem_train.posterior import build_posterior
-from kaem_train.posterior.start import fit_gaussian_mixtures, start_prior_from_latents
+from kaem_train.posterior.start import fit_gaussian_mixtures, start_marginals
 from kaem_train.settings import PriorConfig, load_config
 from kaem_train.trainer import train
 
@@ -54,7 +54,7 @@ def test_the_prior_starts_at_the_distribution_of_the_latents(variant):
         latents = torch.where(torch.rand(4000, 3) < 0.3, -1.5, 1.0) + 0.35 * torch.randn(4000, 3)
     else:
         latents = 0.7 * torch.randn(4000, 3, 4) + torch.linspace(-1, 1, 12).reshape(3, 4)
-    start_prior_from_latents(prior, latents)
+    start_marginals(prior, latents)
     drawn = prior.sample(4000, _rng()).flatten(1)
     for sample, latent in zip(drawn.T.numpy(), latents.flatten(1).T.numpy(), strict=True):
         assert scipy.stats.ks_2samp(sample, latent).statistic < 0.05
@@ -74,10 +74,20 @@ KINDS = {
     "weighted bound": ("posterior.kind=weighted_bound",),
     "refined, ula": ("posterior.kind=refined",),
     "refined, mala": ("posterior.kind=refined", "posterior.kernel=mala"),
-    "importance": ("posterior.kind=importance", "posterior.resample_below=0.5", "posterior.resampling=systematic"),
-    "ula": ("posterior.kind=langevin", "posterior.num_steps=3"),
-    "mala": ("posterior.kind=langevin", "posterior.num_steps=3", "posterior.kernel=mala"),
-    "tempering": ("posterior.kind=tempering", "posterior.num_steps=3", "posterior.num_temperatures=2"),
+    "importance": (
+        "prior.frame=none",
+        "posterior.kind=importance",
+        "posterior.resample_below=0.5",
+        "posterior.resampling=systematic",
+    ),
+    "ula": ("prior.frame=none", "posterior.kind=langevin", "posterior.num_steps=3"),
+    "mala": ("prior.frame=none", "posterior.kind=langevin", "posterior.num_steps=3", "posterior.kernel=mala"),
+    "tempering": (
+        "prior.frame=none",
+        "posterior.kind=tempering",
+        "posterior.num_steps=3",
+        "posterior.num_temperatures=2",
+    ),
 }
 
 
@@ -98,6 +108,7 @@ def test_importance_sampling_learns_the_digits(tmp_path):
         "digits",
         [
             "prior.variant=independent",
+            "prior.frame=none",
             "prior.num_latents=21",
             "prior.num_components=10",
             "prior.reference=none",

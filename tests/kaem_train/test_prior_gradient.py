@@ -41,6 +41,6 @@ def test_the_contrastive_gradient_is_the_quadrature_one_in_expectation():
 
 def test_contrastive_divergence_is_refused_where_it_is_wrong():
     with pytest.raises(ConfigError, match="alpha_p Z_p"):
-        load_config("digits", ["training.prior_gradient=contrastive", "posterior.kind=langevin"])
+        load_config("digits", ["prior.frame=none", "training.prior_gradient=contrastive", "posterior.kind=langevin"])
     with pytest.raises(ConfigError, match="normalised density"):
-        load_config("digits", ["training.prior_gradient=contrastive", "prior.variant=independent"])
+        load_config("digits", ["prior.frame=none", "training.prior_gradient=contrastive", "prior.variant=independent"])

@@ -1,5 +1,7 @@
 """The configuration is strict, every refusal says what to do, and later sources win."""
 
+import re
+
 import pytest
 
 from kaem.config import from_mapping, to_mapping
@@ -38,6 +40,7 @@ def test_a_file_wins_over_its_preset_and_an_override_over_both(tmp_path):
         ("prior.reference=uniform", "prior.low=0"),
         ("prior.reference=none", "set prior.low and prior.high"),
         ("prior.low=-3.5", "reaches outside the domain"),
+        ("prior.frame=local", "one of: none, global"),
         ("prior.grid_size=1", "grid_size = 1"),
         ("prior.num_latents=0", "num_latents = 0"),
         ("generator.channels=[8, 8]", r"need 1"),
@@ -66,11 +69,29 @@ def test_a_wrong_setting_is_named_with_its_value_and_a_way_out(override, message
 
 
 def test_an_encoder_without_bounds_needs_a_reference_without_bounds():
-    bounded = ["prior.reference=uniform"]
+    bounded = ["prior.variant=mixture", "prior.frame=none", "prior.reference=uniform"]
     bounded += [f"prior.{name}" for name in ("low=0", "high=1", "grid_low=0", "grid_high=1")]
     with pytest.raises(ConfigError, match=r"posterior\.kind=importance"):
         load_config("digits", bounded)
     assert load_config("digits", [*bounded, "posterior.kind=importance"]).prior.high == 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        (["prior.variant=experts", "prior.base=silu"], "set prior.base=none"),
+        (["prior.variant=independent", "prior.frame=global"], "prior.num_components=1"),
+        (["prior.frame=global", "posterior.kind=importance"], "posterior.kind=amortized"),
+        (
+            ["prior.variant=experts", "prior.reference=none", "posterior.kind=importance"]
+            + [f"prior.{name}" for name in ("low=-1", "high=1", "grid_low=-1", "grid_high=1")],
+            "prior.reference=gaussian",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_with_a_way_out(overrides, hint):
+    with pytest.raises(ConfigError, match=re.escape(hint)):
+        load_config("digits", ["prior.frame=none", "prior.variant=mixture", *overrides])
 
 
 def test_an_unknown_preset_lists_the_known_ones(tmp_path):

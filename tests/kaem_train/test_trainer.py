@@ -23,6 +23,8 @@ RUNS = {
     "amortized": ("posterior.prior_from=0.5",),
     "sampled prior term": ("posterior.prior_from=0.0", "prior.base=silu"),
     "independent": ("prior.variant=independent", "posterior.prior_from=0.5"),
+    "experts in a frame": ("prior.variant=experts", "prior.frame=global", "posterior.prior_from=0.5"),
+    "mixture in a frame": ("prior.frame=global", "posterior.prior_from=0.5"),
     "importance": ("posterior.kind=importance", "posterior.resample_below=0.5"),
     "weighted bound": ("posterior.kind=weighted_bound", "posterior.prior_from=0.5"),
     "refined": ("posterior.kind=refined", "posterior.prior_from=0.5", "posterior.kernel=mala"),
@@ -43,6 +45,7 @@ RUNS = {
         "posterior.num_temperatures=3",
     ),
     "flipped": ("data.augment_flip=true",),
+    "experts importance": ("prior.variant=experts", "posterior.kind=importance"),
     "kan": ("generator.kind=kan", "generator.hidden=[6]", "generator.refit_interval=4"),
     "kan langevin": (
         "generator.kind=kan",
@@ -234,6 +237,12 @@ def test_too_few_images_for_a_batch_are_refused(tmp_path, tiny, digits):
     few = dataclasses.replace(digits, train=digits.train[:10])
     with pytest.raises(DataError, match=r"10 training images.*training\.batch_size"):
         train(tiny(), few, tmp_path)
+
+
+def test_too_few_images_for_the_experts_are_refused_before_the_first_update(tmp_path, tiny, digits):
+    few = dataclasses.replace(digits, train=digits.train[:20])
+    with pytest.raises(DataError, match=r"20 training images.*21 experts.*prior\.num_components"):
+        train(tiny("prior.variant=experts", "prior.num_components=21"), few, tmp_path)
 
 
 def test_sigma_follows_the_reconstruction_error_only_if_asked(tiny, digits):

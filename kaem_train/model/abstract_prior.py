@@ -1,0 +1,168 @@
+"""What every prior is: univariate densities p_{q,p}(u) = exp(f_{q,p}(u)) pi0(u) / Z_{q,p} and a linear frame.
+
+Normalisers and inverse distribution functions come from quadrature, so density and sampling are exact and
+no Markov chain is involved. Outside the domain every density is 0. Latents are z = u, or z = b + W u where
+there is a frame; the methods of children speak of u, the public ones of z.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kaem_train.model.energy import UnivariateBank
+from kaem_train.model.frame import LinearFrame
+from kaem_train.model.quadrature import Cumulative, cell_edges, integrate
+from kaem_train.model.reference import log_reference
+from kaem_train.settings import PriorConfig
+
+
+class AbstractPrior(nn.Module):
+    """What all variants share: the bank of energies, their domain, their integrals and the frame.
+
+    State: `bank.*` (see `UnivariateBank`), `frame.*` where there is one, and what a variant adds. The quadrature
+    nodes are derived from the configuration and are not part of the state.
+
+    Attributes:
+        variant: `mixture`, `independent` or `experts`.
+        frame: The map from u to z; None where it is the identity.
+        num_latents: Q.
+        num_components: P.
+        low: Lower end of the domain.
+        high: Upper end of the domain.
+    """
+
+    variant: Literal["mixture", "independent", "experts"]
+    frame: LinearFrame | None
+    _sampling_cells_per_knot = 16
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.num_latents = config.num_latents
+        self.num_components = config.num_components
+        self.reference = config.reference
+        self.low = config.low
+        self.high = config.high
+        self.bank = UnivariateBank(
+            config.num_latents,
+            config.num_components,
+            low=config.grid_low,
+            high=config.grid_high,
+            grid_size=config.grid_size,
+            base=config.base,
+        )
+        self.frame = LinearFrame(config.num_latents) if config.frame == "global" else None
+        # Plain float64 tensors, not buffers: a model moved to float64 then gets its nodes at full precision.
+        nodes, weights = self._training_rule()
+        self._nodes, self._log_node_weights = nodes.flatten(), weights.flatten().log()
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent: (Q,) or (Q, P)."""
+
+    @abstractmethod
+    def generator_input(self, z: Tensor) -> Tensor:
+        """Return what the generator sees: shape (S, *latent_shape) -> (S, Q)."""
+
+    @abstractmethod
+    def _training_rule(self) -> tuple[Tensor, Tensor]:
+        """Return nodes and weights of the quadrature of Z, float64, of one shape."""
+
+    @abstractmethod
+    def _log_density(self, u: Tensor) -> Tensor:
+        """Return log p_U(u), normalised: shape (S, *latent_shape) -> (S,)."""
+
+    @abstractmethod
+    def _expected_log_density(self, mean: Tensor, std: Tensor) -> Tensor:
+        """Return E log p_U(u), or a lower bound of it, from the marginal moments of a Gaussian u: -> (S,)."""
+
+    @abstractmethod
+    def _sample(self, num: int, rng: torch.Generator) -> Tensor:
+        """Draw u: shape (num, *latent_shape)."""
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """Return log p(z) in nats, normalised: shape (S, *latent_shape) -> (S,), for u inside the domain.
+
+        Outside it this is the smooth continuation of the formula, which training with a Gaussian reference
+        may use: the reference leaves less than 2e-9 of its mass beyond +-6.
+        """
+        if self.frame is None:
+            return self._log_density(z)
+        return self._log_density(self.frame.inverse(z)) + self.frame.log_det_inverse()
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log p(z) in nats: shape (S, *latent_shape) -> (S,); -inf where u is outside the domain."""
+        u = z if self.frame is None else self.frame.inverse(z)
+        is_inside = ((u >= self.low) & (u <= self.high)).flatten(1).all(-1)
+        return self.log_density(z).masked_fill(~is_inside, -math.inf)
+
+    def expected_log_prob(self, mean: Tensor, std: Tensor) -> Tensor:
+        """Return E_q log p(z), or a lower bound of it, for a diagonal Gaussian q, in closed form.
+
+        The reference must be gaussian and the bank free of a base activation. The energies are
+        taken beyond the domain too, as in `log_density`.
+
+        Args:
+            mean: Of q, shape (S, *latent_shape).
+            std: Of q, the same shape.
+
+        Returns:
+            Shape (S,).
+        """
+        if self.frame is None:
+            return self._expected_log_density(mean, std)
+        return self._expected_log_density(*self.frame.inverse_moments(mean, std)) + self.frame.log_det_inverse()
+
+    @torch.no_grad()
+    def sample(self, num: int, rng: torch.Generator) -> Tensor:
+        """Draw exactly from the prior by inverting distribution functions (Algorithm 1), without gradient.
+
+        Every univariate density has its own uniform: the prior factorises over them only then.
+
+        Returns:
+            Shape (num, *latent_shape), the module's dtype.
+        """
+        u = self._sample(num, rng).to(self.bank.coefficients.dtype)
+        return u if self.frame is None else self.frame(u)
+
+    def unnormalised_log_density(self, z: Tensor) -> Tensor:
+        """Return f_{q,p}(z) + log pi0(z) on nodes inside the domain.
+
+        Args:
+            z: Shape (Q, P, M), (Q, 1, M) or (1, 1, M).
+
+        Returns:
+            Shape (Q, P, M).
+        """
+        return self.bank.nodes(z) + log_reference(self.reference, z)
+
+    def cell_edges(self, cells_per_knot: int) -> Tensor:
+        """Return cell boundaries shared by all Q x P functions, ascending from `low` to `high`.
+
+        Every density is smooth inside a cell: edges lie on all knots, on the kink of the base activation
+        and on the ends of the support.
+
+        Returns:
+            Shape (E,), float64.
+        """
+        return cell_edges(self.low, self.high, self.bank.centers, self.bank.kinks, cells_per_knot=cells_per_knot)
+
+    def log_normalizer(self) -> Tensor:
+        """Return log Z_{q,p} (eq. 20) by quadrature, differentiable: shape (Q, P)."""
+        nodes = self._nodes.to(self.bank.coefficients)
+        values = self.unnormalised_log_density(nodes[None, None])
+        return torch.logsumexp(values + self._log_node_weights.to(nodes), dim=-1)
+
+    @torch.no_grad()
+    def cumulative(self) -> Cumulative:
+        """Return the Q x P distribution functions of the current parameters, built anew at every call."""
+        dtype = self.bank.coefficients.dtype
+        return integrate(
+            lambda nodes: self.unnormalised_log_density(nodes.to(dtype)[None, None]),
+            self.cell_edges(self._sampling_cells_per_knot),
+        )

@@ -1,0 +1,42 @@
+"""Where the experts start: at clusters of encoded images, found by k-means on the posterior means."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from kaem_train.model.experts import ExpertsPrior
+
+_ITERATIONS = 15
+_SHRINKAGE = 5.0
+"""Images' worth of weight that the variance of all clusters has in the variance of each."""
+
+
+@torch.no_grad()
+def start_experts(prior: ExpertsPrior, mean: Tensor, std: Tensor, rng: torch.Generator) -> None:
+    """Set pi, m and s of the experts from K clusters; their radial coefficients stay near 0.
+
+    m is a cluster's centre, pi its share, and s^2 = (n v + 5 v_all) / (n + 5): v is the variance inside the
+    cluster plus the mean posterior variance, v_all its average over all n of all clusters.
+
+    Args:
+        prior: Changed in place.
+        mean: Of the posteriors of S >= K images, in the coordinates of the univariate densities, shape (S, Q).
+        std: The same shape.
+        rng: Decides where k-means starts.
+    """
+    num_experts = prior.num_components
+    points = mean.double()
+    seed = int(torch.randint(2**31, (), generator=rng))
+    # One thread: the order in which several add up their parts, and so the last bits, would change from run to run.
+    with threadpool_limits(limits=1):
+        clusters = KMeans(num_experts, n_init=1, max_iter=_ITERATIONS, random_state=seed).fit(points.numpy())
+    member = torch.nn.functional.one_hot(torch.from_numpy(clusters.labels_).long(), num_experts).double()  # (S, K)
+    count = member.sum(0)
+    centres = (member.T @ points) / count.unsqueeze(-1)  # (K, Q)
+    inside = member.T @ ((points - member @ centres).square() + std.double().square())  # (K, Q), summed over members
+    everywhere = inside.sum(0) / len(points)
+    variances = (inside + _SHRINKAGE * everywhere) / (count + _SHRINKAGE).unsqueeze(-1)
+    prior.start(count / len(points), centres.T, variances.sqrt().T)
