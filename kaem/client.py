@@ -30,6 +30,7 @@ from kaem.protocol.messages import (
     model_from_message,
 )
 from kaem.protocol.status import error_from_status
+from kaem.reading import messages_of
 from kaem.requests import check_memory, check_range, check_uniforms
 from kaem.sampler import Chunk, Images, Uniforms
 
@@ -226,19 +227,18 @@ class RemoteSampler:
             call_end, began_at = index + rows, index
             call = self._stub.StreamSamples(self._request(rows, seed, index), timeout=self._patience.call_timeout_s)
             try:
-                for chunk in call:
-                    images = self._images(chunk, index, call_end - index)
-                    yield index, images
-                    index += len(images)
-                    failures = 0
+                with closing(messages_of(call)) as messages:
+                    for chunk in messages:
+                        images = self._images(chunk, index, call_end - index)
+                        yield index, images
+                        index += len(images)
+                        failures = 0
                 if index < call_end:
                     raise RemoteError(f"{self._address} ended the stream {call_end - index} images early")
             except grpc.RpcError as error:
                 if index < call_end:  # otherwise all is here, and what became of the call does not matter
                     failures += 1
                     self._wait_or_raise(error, failures, has_progressed=index > began_at)
-            finally:
-                call.cancel()
 
     def _repeat(self, call: Callable[[], Answer]) -> Answer:
         """Make a single call, again after failures that may pass."""
