@@ -33,14 +33,25 @@ def check_address(host: str, port: int, *, insecure: bool) -> None:
         )
     failures = [error for error in (_try_bind(*entry) for entry in addresses.values()) if error is not None]
     if any(error.errno == errno.EADDRINUSE for error in failures):
-        raise port_taken(host, port)
+        raise ConfigError(f"port {port} of {host} is in use", hint="choose another with --port, or --port 0")
     if len(failures) == len(addresses):
-        raise ConfigError(f"cannot listen on {host}:{port}: {failures[0].strerror}")
+        raise ConfigError(f"cannot listen on {format_address(host, port)}: {failures[0].strerror}")
 
 
-def port_taken(host: str, port: int) -> ConfigError:
-    """Return the error for a port that another process holds."""
-    return ConfigError(f"port {port} of {host} is in use", hint="choose another with --port, or --port 0")
+def why_not_bound(host: str, port: int) -> ConfigError:
+    """Return why gRPC could not listen on an address that had passed `check_address`."""
+    try:
+        check_address(host, port, insecure=True)
+    except ConfigError as error:  # taken since then
+        return error
+    return ConfigError(
+        f"gRPC cannot listen on {format_address(host, port)}", hint="write the address in full, as in 127.0.0.1 or ::1"
+    )
+
+
+def bare_host(host: str) -> str:
+    """Return a host without the brackets an IPv6 address may come in."""
+    return host.removeprefix("[").removesuffix("]") if ":" in host else host
 
 
 def format_address(host: str, port: int) -> str:

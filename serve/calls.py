@@ -44,6 +44,7 @@ class Gate:
     def __init__(self) -> None:
         self._closed_because: str | None = "is loading its model"
         self._num_inside = 0
+        self._num_entered = 0
         self._is_empty = asyncio.Event()
         self._is_empty.set()
 
@@ -51,6 +52,11 @@ class Gate:
     def num_inside(self) -> int:
         """Calls being answered."""
         return self._num_inside
+
+    @property
+    def num_entered(self) -> int:
+        """Calls let in so far."""
+        return self._num_entered
 
     def open(self) -> None:
         """Let calls in from now on."""
@@ -70,6 +76,7 @@ class Gate:
             error = RemoteError(f"the server {self._closed_because}", hint="try again in a moment")
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, error)
         self._num_inside += 1
+        self._num_entered += 1
         self._is_empty.clear()
 
     def leave(self) -> None:

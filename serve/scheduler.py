@@ -1,9 +1,10 @@
-"""Rows of many requests -> full batches -> ordered chunks back; fair by rows, bounded in memory, cancellable.
+"""Rows of many requests -> full batches -> ordered chunks back; fair by rows, memory bounded per job, cancellable.
 
 The life of a row: a handler submits a job; `Rotation` puts the job's next rows into a batch beside rows of
 other jobs; the compute thread makes the batch's uniforms, decodes them and copies each row into its job's open
 chunk; a full chunk wakes the job's reader. A job's rows are planned only as far ahead of its reader as its
-window allows, so a slow reader holds a bounded number of images and delays nobody.
+window allows, so each slow reader holds a bounded number of images and delays nobody. Nothing bounds the number
+of readers, and with it what they hold together.
 """
 
 from __future__ import annotations

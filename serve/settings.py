@@ -9,6 +9,8 @@ from kaem.backend import PROVIDERS
 from kaem.errors import ConfigError
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
 
+_MAX_NAME_CHARS = 128  # it travels in errors, hints and health requests
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings:
@@ -41,8 +43,8 @@ class ServeSettings:
             raise ConfigError("host is empty", hint="use 127.0.0.1")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}, outside 0 .. 65535", hint="0 takes a free port")
-        if self.name == "":
-            raise ConfigError("the model's name is empty", hint="leave it out to use the name in the artifact")
+        if self.name is not None:
+            check_name(self.name)
         if self.provider not in PROVIDERS:
             raise ConfigError(f"unknown provider {self.provider!r}", hint=f"choose one of: {', '.join(PROVIDERS)}")
         if self.workers is not None and self.workers < 1:
@@ -55,3 +57,16 @@ class ServeSettings:
             )
         if not (math.isfinite(self.drain_grace_s) and self.drain_grace_s >= 0):
             raise ConfigError(f"drain_grace_s is {self.drain_grace_s}; give 0 seconds or more")
+
+
+def check_name(name: str) -> None:
+    """Check that a model can be offered under a name: short, and nothing in it that a terminal would obey.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if not 1 <= len(name) <= _MAX_NAME_CHARS or not name.isprintable():
+        raise ConfigError(
+            f"cannot offer a model under the name {name[:_MAX_NAME_CHARS]!r}",
+            hint=f"give another with --name: 1 to {_MAX_NAME_CHARS} printable characters",
+        )

@@ -22,13 +22,13 @@ from kaem.protocol import kaem_pb2_grpc
 from serve.server import Server
 from serve.settings import ServeSettings
 
-_LAUNCH = "import typer; from cli.serve import serve; typer.run(serve)"
+LAUNCH = (sys.executable, "-W", "error", "-m", "cli.main", "serve")
 
 
 class Backend:
     """A sampler that is cheap to understand: pixel p of a row is its uniform p mod D plus 1/2.
 
-    `turn` is acquired before every batch, so a test decides when one may run; it starts released.
+    Every batch waits for `may_run`, so a test decides when one may; it starts set.
     """
 
     provider = "cpu"
@@ -117,7 +117,7 @@ class ServerProcess:
 
     def __init__(self, path: Path, *options: str):
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", _LAUNCH, str(path), *options],
+            [*LAUNCH, str(path), *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

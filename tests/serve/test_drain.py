@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 
 import grpc
 import pytest
@@ -13,6 +18,7 @@ from live_server import Backend, LiveServer, server_process, stub_of
 
 import kaem
 from kaem.protocol import kaem_pb2
+from kaem.runtime import LocalSampler
 from serve.server import run
 from serve.settings import ServeSettings
 
@@ -69,7 +75,7 @@ def test_calls_that_outlast_the_grace_are_cut_off(caplog):
     assert "1 calls did not complete in time" in caplog.text
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_streams_complete_and_ends_the_process_despite_a_watch(artifact_path, number):
     with (
         server_process(artifact_path, "--port", "0", "--grace", "20") as server,
@@ -89,6 +95,37 @@ def test_a_signal_lets_streams_complete_and_ends_the_process_despite_a_watch(art
         assert server.process.stdout.read() == ""  # the address was the only line
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_the_server_warms_up_stops_it(artifact_path, monkeypatch, number):
+    decode, sizes = LocalSampler.decode, []
+
+    def interrupted(sampler, uniform):
+        if not sizes:
+            os.kill(os.getpid(), number)
+        sizes.append(len(uniform))
+        return decode(sampler, uniform)
+
+    monkeypatch.setattr(LocalSampler, "decode", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        run(artifact_path, ServeSettings(port=0), on_serving=pytest.fail)
+    assert caught.value.code == 128 + number
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("kaem")]
+
+
+def test_a_hangup_ends_nothing_where_the_process_was_told_to_ignore_it(artifact_path):
+    code = (
+        "import pathlib, signal, sys; from serve.server import run; from serve.settings import ServeSettings\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does\n"
+        "run(pathlib.Path(sys.argv[1]), ServeSettings(port=0), on_serving=lambda address: print(address, flush=True))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, artifact_path], stdout=subprocess.PIPE, text=True) as process:
+        with kaem.connect(process.stdout.readline().strip()) as sampler:
+            process.send_signal(signal.SIGHUP)
+            assert len(sampler.sample(2, 0)) == 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+
+
 def test_a_server_whose_address_nobody_can_read_stops_itself(artifact_path):
     def fail(address):
         raise BrokenPipeError(address)
@@ -104,6 +141,31 @@ def _is_open(stub):
     except grpc.RpcError:
         return False
     return True
+
+
+def test_memory_of_streams_that_stalled_is_given_back(artifact_path):
+    def resident_bytes():
+        pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    with server_process(artifact_path, "--port", "0") as server, ExitStack() as stack:
+        before = resident_bytes()
+        address = server.target.removeprefix("grpc://")
+        stubs = [stack.enter_context(stub_of(address)) for _ in range(40)]
+        calls = [stub.StreamSamples(kaem_pb2.SampleRequest(count=10**12), timeout=60) for stub in stubs]
+        for call in calls:
+            next(call)
+        _wait_until(lambda: resident_bytes() - before > 160 << 20)
+        for call in calls:
+            call.cancel()
+        _wait_until(lambda: resident_bytes() - before < 80 << 20)
+
+
+def _wait_until(is_so):
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_second_signal_stops_at_once(artifact_path):

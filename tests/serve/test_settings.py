@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import re
 import socket
+import subprocess
 
 import pytest
-from live_server import Backend, LiveServer, ServerProcess, free_port
+from live_server import LAUNCH, Backend, LiveServer, ServerProcess, free_port
 
 import kaem
 from kaem.errors import ConfigError
@@ -18,6 +20,10 @@ from serve.settings import ServeSettings
         ("port", -1),
         ("port", 65536),
         ("name", ""),
+        ("name", "two\nlines"),
+        ("name", "\x1b[31mred"),
+        ("name", "\udcff"),
+        ("name", "x" * 129),
         ("provider", "tpu"),
         ("workers", 0),
         ("max_batch", 0),
@@ -57,6 +63,19 @@ def test_an_insecure_server_may_listen_everywhere():
 def test_a_host_that_does_not_exist_is_named():
     with pytest.raises(ConfigError, match=r"cannot resolve host 'no\.such\.host\.invalid'"):
         check_address("no.such.host.invalid", 0, insecure=False)
+
+
+def test_an_address_that_grpc_cannot_read_is_not_called_a_port_in_use():
+    with pytest.raises(ConfigError, match=r"cannot listen on 127\.1:0") as caught:
+        LiveServer(Backend(), host="127.1")
+    assert "write the address in full" in caught.value.hint
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_may_have_its_brackets(host):
+    with LiveServer(Backend(), host=host) as live, kaem.connect(live.target) as sampler:
+        assert live.target.startswith("grpc://[::1]:")
+        assert len(sampler.sample(2, 0)) == 2
 
 
 def test_an_address_of_another_machine_is_named():
@@ -100,6 +119,34 @@ def test_the_model_may_be_given_another_name():
         assert len(sampler.sample(2, 0)) == 2
 
 
+def test_a_model_whose_own_name_cannot_be_offered_needs_another():
+    with pytest.raises(ConfigError, match="name") as caught:
+        LiveServer(Backend(name="x" * 200))
+    assert "--name" in caught.value.hint
+    with LiveServer(Backend(name="x" * 200), name="one") as live, kaem.connect(live.target) as sampler:
+        assert len(sampler.sample(2, 0)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--name", "\udcff"), r"cannot offer a model under the name '\\udcff'"),
+        (("--name", "x" * 200), r"cannot offer a model under the name 'x{128}'"),
+        (("--host", "127.1"), r"gRPC cannot listen on 127\.1:0"),
+        (("--host", "0.0.0.0"), r"0\.0\.0\.0 \(0\.0\.0\.0\) is reachable by other machines"),
+    ],
+)
+def test_the_command_says_in_two_lines_what_is_wrong(artifact_path, options, message):
+    result = subprocess.run(
+        [*LAUNCH, str(artifact_path), "--port", "0", *options], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    error, hint = result.stderr.splitlines()[-2:]  # gRPC may have had its say before
+    assert re.match(f"error: {message}", error)
+    assert hint.startswith("hint: ")
+
+
 def test_the_command_reports_a_missing_model(tmp_path):
-    with pytest.raises(AssertionError, match="no model file at"):
+    with pytest.raises(AssertionError, match="error: no model file at"):
         ServerProcess(tmp_path / "none.onnx", "--port", "0")
