@@ -67,7 +67,8 @@ for command in (train, export, verify, serve, sample, bench, info):
 def main() -> None:
     """Run the command line; exit 2 for a user's mistake, 1 for a failure, 128 + n when signal n ends it."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks not to be ended
+            signal.signal(number, _end)
     try:
         app()
     except KaemError as error:

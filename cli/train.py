@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -51,7 +52,6 @@ def train(
 
     `kaem train digits --resume`
     """
-    import json
     import shutil
 
     from rich.console import Console
@@ -62,19 +62,12 @@ def train(
     from kaem_train.progress import ProgressReport, decoding_progress
     from kaem_train.settings import load_config
     from kaem_train.tensorboard import TensorBoardLog
+    from kaem_train.trainer import check_trainable
     from kaem_train.trainer import train as run_training
 
     if resume and force:
         raise ConfigError("--resume and --force contradict each other", hint="give one of them")
-    overrides = list(assignments or [])
-    if data is not None:
-        # JSON strings are TOML strings: a path with spaces, quotes or an equals sign survives.
-        overrides += ["data.source=files", f"data.path={json.dumps(str(Path(data).expanduser()))}"]
-    if updates is not None:
-        overrides.append(f"training.updates={updates}")
-    if seed is not None:
-        overrides.append(f"training.seed={seed}")
-    settings = load_config(config, overrides)
+    settings = load_config(config, _overrides(assignments, data, updates, seed))
     folder = out if out is not None else Path("runs") / settings.name
     path = folder / FILE_NAME
     if path.exists() and not (resume or force):
@@ -85,6 +78,7 @@ def train(
     console = Console(stderr=True)
     with decoding_progress(console) as progress:
         dataset = load_dataset(settings.data, progress=progress)
+    check_trainable(settings, dataset)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,7 +94,6 @@ def train(
     )
     logs = folder / "tensorboard"
     if force:
-        path.unlink(missing_ok=True)
         shutil.rmtree(logs, ignore_errors=True)
     with (
         ProgressReport(console, updates=settings.training.updates) as report,
@@ -117,6 +110,19 @@ def train(
     typer.echo(outcome.checkpoint)
     if not outcome.is_finished:
         raise typer.Exit(130)
+
+
+def _overrides(assignments: Iterable[str] | None, data: str | None, updates: int | None, seed: int | None) -> list[str]:
+    """Turn the options that stand for settings into `section.key=value` words, after the user's own."""
+    words = list(assignments or [])
+    if data is not None:
+        # JSON strings are TOML strings: a path with spaces, quotes or an equals sign survives.
+        words += ["data.source=files", f"data.path={json.dumps(str(Path(data).expanduser()))}"]
+    if updates is not None:
+        words.append(f"training.updates={updates}")
+    if seed is not None:
+        words.append(f"training.seed={seed}")
+    return words
 
 
 def _resume_command(config: str, options: Mapping[str, object], assignments: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from kaem.artifact import Figure, Manifest, fingerprint
+from kaem.config import to_mapping
 from kaem.errors import ArtifactError, VerificationError
 from kaem.noise import uniforms
 from kaem.runtime import LocalSampler
@@ -30,8 +31,10 @@ PARITY_BOUND = 1e-5
 """Largest difference of an intensity in [0, 1] between ONNX Runtime and torch, both in float32."""
 
 _SEED = 2506_14167
-_BATCHES = (1, 2, 3, 5, 7, 8, 15, 16, 31, 33, 64, 100, 127)
+_BATCHES = (1, 2, 3, 5, 7, 8, 15, 16, 31, 33, 64, 100, 127, 128, 255, 256)
 _PARITY_ROWS = 256
+_CLAIM_FACTOR = 4.0
+_CLAIM_SLACK = 1e-6
 _LOOSEST_U_ERROR_BOUND = 0.05
 _SHARE_MARGIN = 2.0**-20
 
@@ -49,13 +52,18 @@ def verify(artifact: Path, checkpoint: Path) -> tuple[Manifest, tuple[Figure, ..
 
     Raises:
         ArtifactError: A file is missing or unreadable.
-        VerificationError: The artifact was not made from this checkpoint, or its graph was changed.
+        VerificationError: The artifact was not made from this checkpoint, its graph was changed, or its manifest
+            says something that is not so.
     """
     config, model = load_model(checkpoint)
     with LocalSampler(artifact, workers=1) as sampler:
         manifest = sampler.manifest
         _check_identity(artifact, manifest, fingerprint_weights(model.state_dict()), checkpoint)
-        return manifest, measure(sampler, config, model)
+        _check_description(artifact, manifest, config)
+        figures = measure(sampler, config, model)
+    if all(figure.is_kept for figure in figures):
+        _check_recorded(artifact, manifest.certificate, figures)
+    return manifest, figures
 
 
 def measure(sampler: LocalSampler, config: Config, model: Kaem) -> tuple[Figure, ...]:
@@ -84,8 +92,8 @@ def _u_error(sampler: LocalSampler, oracle: LatentOracle, prior: PriorConfig) ->
     for first_row, uniform in _probes(oracle, prior):
         univariate = oracle.univariate(sampler.latents(uniform).astype(np.float64))
         expected = np.mod(uniform.astype(np.float64), 1.0)
-        errors = (np.abs(oracle.cdf(first_row + q, univariate[:, q]) - expected[:, q]).max() for q in range(dim))
-        worst = max(worst, float(max(errors)))
+        errors = [np.abs(oracle.cdf(first_row + q, univariate[:, q]) - expected[:, q]).max() for q in range(dim)]
+        worst = float(np.max([worst, *errors]))  # unlike Python's max, NumPy's keeps a NaN wherever it stands
     return Figure(
         name="u_error",
         value=worst,
@@ -122,7 +130,7 @@ def _probe_uniforms(dim: int, num: int) -> NDArray[np.float32]:
 
 def _parity(sampler: LocalSampler, model: Kaem) -> Figure:
     """max |onnx - torch| of the images decoded from the same latents."""
-    uniform = uniforms(_SEED, 1 << 32, _PARITY_ROWS, sampler.manifest.noise_dim)
+    uniform = _probe_uniforms(sampler.manifest.noise_dim, _PARITY_ROWS)
     with torch.no_grad():
         expected = model.generator(torch.from_numpy(sampler.latents(uniform))).numpy()
     images = sampler.decode(uniform)
@@ -139,13 +147,13 @@ def _parity(sampler: LocalSampler, model: Kaem) -> Figure:
 
 def _row_difference(sampler: LocalSampler) -> Figure:
     """Largest difference between a sample alone in its batch and the same sample in other batches."""
-    uniform = uniforms(_SEED, 1 << 33, max(_BATCHES), sampler.manifest.noise_dim)
+    uniform = _probe_uniforms(sampler.manifest.noise_dim, max(_BATCHES) // 2)
     alone = np.concatenate([sampler.decode(row[None]) for row in uniform]).astype(np.float32)
     worst = 0.0
     for size in _BATCHES:
         for first in {0, (len(uniform) - size) // 2, len(uniform) - size}:
             batch = sampler.decode(uniform[first : first + size]).astype(np.float32)
-            worst = max(worst, float(np.abs(batch - alone[first : first + size]).max()))
+            worst = float(np.max([worst, np.abs(batch - alone[first : first + size]).max()]))
     return Figure(
         name="row_difference",
         value=worst,
@@ -175,3 +183,45 @@ def _check_identity(artifact: Path, manifest: Manifest, weights: str, checkpoint
             f"its manifest says {manifest.graph_fingerprint[:19]}",
             hint="export it again",
         )
+
+
+def _check_description(artifact: Path, manifest: Manifest, config: Config) -> None:
+    """Refuse a manifest that describes another model than the checkpoint holds."""
+    prior = to_mapping(config.prior)
+    said = {
+        "config": manifest.config,
+        "prior": {name: manifest.prior.get(name) for name in prior},
+        "family": manifest.family,
+        "image_shape": list(manifest.image_shape),
+        "latent_dim": manifest.latent_dim,
+        "noise_dim": manifest.noise_dim,
+    }
+    true = {
+        "config": to_mapping(config),
+        "prior": prior,
+        "family": "kaem",
+        "image_shape": list(config.data.image_shape),
+        "latent_dim": config.prior.num_latents,
+        "noise_dim": config.prior.num_latents + (config.prior.variant == "experts"),
+    }
+    for name, value in true.items():
+        if said[name] != value:
+            raise VerificationError(
+                f"the manifest of {artifact} says {name} is {said[name]}, the checkpoint {value}",
+                hint="export it again",
+            )
+
+
+def _check_recorded(artifact: Path, recorded: tuple[Figure, ...], measured: tuple[Figure, ...]) -> None:
+    """Refuse a certificate that claims clearly less error than is there, or other bounds than those that hold."""
+    before = {figure.name: figure for figure in recorded}
+    for figure in measured:
+        claim = before.get(figure.name)
+        # Another processor may round differently; another order of magnitude is another claim.
+        if claim is None or claim.bound != figure.bound or figure.value > _CLAIM_FACTOR * claim.value + _CLAIM_SLACK:
+            said = "nothing" if claim is None else f"{claim.value:.2e} of at most {claim.bound:.2e}"
+            raise VerificationError(
+                f"the certificate of {artifact} says of {figure.name}: {said}; "
+                f"measured: {figure.value:.2e} of at most {figure.bound:.2e}",
+                hint="export it again",
+            )

@@ -73,17 +73,7 @@ def train(
         RequestError: The checkpoint cannot be written.
         KaemError: The loss or its gradient is not finite; the last checkpoint is kept.
     """
-    if len(dataset.train) < config.training.batch_size:
-        raise DataError(
-            f"{len(dataset.train)} training images do not fill one batch of {config.training.batch_size}",
-            hint="lower training.batch_size",
-        )
-    is_started = config.prior.variant == "experts" and config.posterior.kind == "amortized"
-    if is_started and len(dataset.train) < config.prior.num_components:
-        raise DataError(
-            f"{len(dataset.train)} training images cannot start {config.prior.num_components} experts",
-            hint="lower prior.num_components",
-        )
+    check_trainable(config, dataset)
     path = folder / FILE_NAME
     trainer = Trainer(config, dataset, listeners=tuple(listeners))
     if resume:
@@ -100,6 +90,25 @@ def train(
     if trainer.step < config.training.updates:
         return Outcome(checkpoint=path, step=trainer.step, is_finished=False, bound=None)
     return Outcome(checkpoint=path, step=trainer.step, is_finished=True, bound=trainer.held_out_bound())
+
+
+def check_trainable(config: Config, dataset: Dataset) -> None:
+    """Check that there are images enough for a configuration, before anything is made or replaced.
+
+    Raises:
+        DataError: Fewer images than one batch, or than the experts that start from them.
+    """
+    if len(dataset.train) < config.training.batch_size:
+        raise DataError(
+            f"{len(dataset.train)} training images do not fill one batch of {config.training.batch_size}",
+            hint="lower training.batch_size",
+        )
+    is_started = config.prior.variant == "experts" and config.posterior.has_encoder
+    if is_started and len(dataset.train) < config.prior.num_components:
+        raise DataError(
+            f"{len(dataset.train)} training images cannot start {config.prior.num_components} experts",
+            hint="lower prior.num_components",
+        )
 
 
 class Trainer:

@@ -38,9 +38,9 @@ def resample(weights: Tensor, scheme: Resampling, rng: torch.Generator) -> Tenso
 
 
 def _residual(weights: Tensor, rng: torch.Generator) -> Tensor:
-    expected = weights.double() * weights.shape[-1]
-    # A weight that means a whole number must not lose it to rounding.
-    counts = torch.floor(expected + 1e-9)
+    expected = weights.double() / weights.double().sum(-1, keepdim=True) * weights.shape[-1]
+    # An expectation that means a whole number must not lose one to the float32 rounding of its weight.
+    counts = torch.floor(expected * (1.0 + 1e-6))
     leftover = (expected - counts).clamp_min(0.0)
     for row, missing in enumerate((weights.shape[-1] - counts.sum(-1)).round().long().tolist()):
         if missing > 0:

@@ -55,6 +55,16 @@ def test_an_existing_run_is_not_overwritten_by_accident():
     assert isinstance(_error("digits", "-o", "here", "--resume", "--force"), ConfigError)
 
 
+def test_a_run_that_cannot_start_touches_neither_an_old_run_nor_the_disk(folder):
+    _run("digits", *SMALL, "-o", "here")
+    before = (folder / "here" / "ckpt.pt").read_bytes()
+    impossible = ("--set", "training.batch_size=100000")
+    assert isinstance(_error("digits", "-o", "here", "--force", *impossible), DataError)
+    assert (folder / "here" / "ckpt.pt").read_bytes() == before
+    assert isinstance(_error("digits", "-o", "there", *impossible), DataError)
+    assert not (folder / "there").exists()
+
+
 def test_files_are_given_with_data(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
     path = tmp_path / "my = images.npz"
@@ -70,6 +80,7 @@ def test_an_archive_of_images_is_decoded_once_and_a_run_on_it_resumes(tmp_path, 
     path = write_tar(tmp_path / "digits.tar.gz", files(pixels(20, (28, 28, 3))), "w:gz")
     words = ["mnist", "--data", str(path), "--set", "training.batch_size=8", "--set", "data.num_holdout=4"]
     words += ["--set", "data.convert_colour=true", "--set", "data.augment_flip=true", "--set", "generator.dense=8"]
+    words += ["--set", "prior.num_components=8"]
     first = _run(*words, "--updates", "2")
     assert first.exit_code == 0, first.exception
     assert "decoded 20/20 images" in first.stderr

@@ -157,6 +157,34 @@ def test_a_graph_that_mixes_rows_breaks_the_row_difference(exported, tmp_path):
     assert not {figure.name: figure for figure in figures}["row_difference"].is_kept
 
 
+def test_latents_that_are_not_numbers_break_the_certificate_wherever_they_hide(exported, tmp_path):
+    def spoil(model):
+        table = numpy_helper.to_array(_initializer(model, "table")).copy()
+        table[-4096 + 10 : -4096 + 100] = np.nan  # a few cells of the last coordinate's finest level
+        _initializer(model, "table").CopyFrom(numpy_helper.from_array(table, "table"))
+
+    _, figures = verify(_rewrite(exported[1], tmp_path / "nan.onnx", spoil), exported[0])
+    assert not {figure.name: figure for figure in figures}["u_error"].is_kept
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {}},
+        {"family": "vae"},
+        {"certificate": []},
+        {"certificate": [{"name": "u_error", "value": 0.0, "bound": 1e-30, "meaning": ""}]},
+    ],
+)
+def test_a_manifest_that_lies_is_caught(exported, tmp_path, change):
+    model = onnx.load(exported[1])
+    manifest = {**json.loads(model.metadata_props[0].value), **change}
+    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(manifest)})
+    (tmp_path / "liar.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(VerificationError, match="says"):
+        verify(tmp_path / "liar.onnx", exported[0])
+
+
 def test_a_graph_changed_behind_its_manifest_is_refused(exported, tmp_path):
     model = onnx.load(exported[1])
     _initializer(model, "half").CopyFrom(numpy_helper.from_array(np.float32(0.4), "half"))

@@ -35,8 +35,10 @@ def test_a_dead_proposal_is_not_revived(scheme):
     assert float(resample(weights, scheme, _rng())[:, 3].mean()) == 10.0
 
 
-def test_whole_numbers_stay_whole():
-    assert torch.equal(resample(torch.full((3, 7), 1 / 7), "residual", _rng()), torch.ones(3, 7))
+@pytest.mark.parametrize("num", [7, 50, 100, 200, 1000])
+def test_equal_weights_keep_every_proposal_once_even_in_single_precision(num):
+    weights = torch.softmax(torch.zeros(3, num, dtype=torch.float32), -1)
+    assert torch.equal(resample(weights, "residual", _rng()), torch.ones(3, num, dtype=torch.float32))
 
 
 def test_systematic_resampling_varies_least():
