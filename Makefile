@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,hub,export,dev]'
 	@touch $@
 
-demo: setup          ## Train on real digits, export, verify, serve, sample and benchmark: about 3 minutes
+demo: setup          ## Train on real digits, export, verify, serve, sample and benchmark: 2 to 3 minutes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
 test: setup          ## Run all tests

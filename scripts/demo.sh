@@ -41,6 +41,7 @@ Made in demo/:
   model.onnx     one self-contained file; any program that runs ONNX can sample from it
   samples.npy    4,096 images, float32 (4096, 1, 8, 8)
   samples.png    a contact sheet of the first 256: look at it
+  tensorboard/   the training curves (tensorboard --logdir demo)
 
 Try next (source .venv/bin/activate first):
   kaem sample demo/model.onnx -n 64 --seed 1 -o grid.png
