@@ -14,6 +14,7 @@ from live_server import server_process
 from typer.main import get_command
 
 from cli.main import app
+from kaem_train.settings import load_config, preset_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -35,7 +36,9 @@ def _commands():
 @pytest.mark.parametrize("text", list(_commands()))
 def test_every_command_in_the_documentation_parses(text):
     name, *words = shlex.split(text)
-    get_command(app).commands[name].make_context(name, words)
+    given = get_command(app).commands[name].make_context(name, words).params
+    if name == "train" and given["config"] in preset_names():
+        load_config(given["config"], given["assignments"] or ())
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/artifact.md"])
