@@ -31,7 +31,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}", hint="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise ConfigError(f"cannot read {path} as TOML: {error}") from None
 
 
@@ -51,17 +51,18 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     string otherwise, so `data.source=digits` needs no quotes.
 
     Raises:
-        ConfigError: An assignment has no `=` or no key.
+        ConfigError: An assignment has no `=`, no key, or characters that do not print (a line break would start
+            another assignment).
     """
     merged: dict[str, Any] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         keys = [part.strip() for part in path.split(".")]
-        if not equals or not all(keys):
+        if not equals or not all(keys) or not assignment.isprintable():
             raise ConfigError(f"cannot read override {assignment!r}", hint="write --set section.key=value")
         try:
             value: Any = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             value = text
         for key in reversed(keys):
             value = {key: value}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -312,8 +313,8 @@ class Config:
     training: TrainingConfig
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ConfigError(f"name = {self.name!r} cannot name a folder", hint="use letters, digits, - and _")
+        if not re.fullmatch(r"\w[\w.-]{0,99}", self.name):
+            raise ConfigError(f"name = {self.name!r} cannot name a folder", hint="use letters, digits, . - and _")
         if self.posterior.has_encoder and self.prior.reference != "gaussian":
             raise ConfigError(
                 f"the {self.posterior.kind} posterior has unbounded support, "

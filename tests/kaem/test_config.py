@@ -79,7 +79,7 @@ def test_overrides_read_toml_values_and_bare_words():
     }
 
 
-@pytest.mark.parametrize("text", ["a", "=3", "a..b=3", ""])
+@pytest.mark.parametrize("text", ["a", "=3", "a..b=3", "", "a=1\nb=2", "a=\0"])
 def test_an_unreadable_override_is_refused(text):
     with pytest.raises(ConfigError, match="override"):
         parse_overrides([text])
@@ -95,6 +95,9 @@ def test_tables_merge_and_values_replace():
 def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no configuration file at .*none\.toml"):
         read_toml(tmp_path / "none.toml")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 5000)
+    with pytest.raises(ConfigError, match=r"deep\.toml as TOML"):
+        read_toml(tmp_path / "deep.toml")
     (tmp_path / "bad.toml").write_text("a = = 1")
     with pytest.raises(ConfigError, match=r"bad\.toml as TOML"):
         read_toml(tmp_path / "bad.toml")
