@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,26 +24,15 @@ def replacing(path: Path) -> Iterator[Path]:
         raise RequestError(f"no folder {path.parent} to write {path.name} into", hint="create it first")
     if path.is_dir():
         raise RequestError(f"{path} is a folder", hint="give a file name")
+    # Named before it exists: a signal at any moment then finds a name to remove.
+    draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror}") from None
-    os.close(handle)
-    draft = Path(name)
-    try:
+        draft.touch(exist_ok=False)
         yield draft
         with draft.open("rb") as written:
             os.fsync(written.fileno())  # on disk before the name says so, even through a power cut
-        # mkstemp makes the file private; what replaces `path` gets what an ordinary new file would.
-        draft.chmod(0o666 & ~_umask())
         draft.replace(path)
     except OSError as error:
         raise RequestError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -17,7 +17,9 @@ REQUEST_KEY = "kaem-request-id"
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
-_MAX_TEXT = 1000  # characters of message or hint: with 8 KiB of metadata a client may refuse the whole answer
+# Bytes of message or hint. From 8 KiB of metadata on a client may refuse the whole answer, and gRPC writes every byte
+# of a message that is not ASCII as three.
+_MAX_BYTES = 1000
 _CLASSES: dict[str, type[KaemError]] = {
     name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, KaemError)
 }
@@ -31,7 +33,7 @@ _CAUSES = {
 
 def details_from_error(error: KaemError) -> str:
     """Return the status details for an error: its message, cut to a length that fits every client."""
-    return error.message[:_MAX_TEXT]
+    return _cut(error.message)
 
 
 def metadata_from_error(error: KaemError) -> Metadata:
@@ -39,7 +41,7 @@ def metadata_from_error(error: KaemError) -> Metadata:
     known = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _CLASSES)
     return (
         (ERROR_KEY, known),
-        (HINT_KEY, error.hint[:_MAX_TEXT].encode()),
+        (HINT_KEY, _cut(error.hint).encode()),
     )
 
 
@@ -66,6 +68,10 @@ def error_from_status(
         return RequestError(f"{source} refused the request: {details}")
     cause, hint = _CAUSES.get(code, (f"failed with {code}", ""))
     return RemoteError(f"{source} {cause}: {details}" if details else f"{source} {cause}", hint=hint)
+
+
+def _cut(text: str) -> str:
+    return text.encode(errors="replace")[:_MAX_BYTES].decode(errors="ignore")
 
 
 def _text(value: str | bytes) -> str:
