@@ -25,7 +25,8 @@ from kaem_export.graph import graph_fingerprint
 from kaem_export.oracle import LatentOracle
 from kaem_train.checkpoint import load_model
 from kaem_train.model.kaem import Kaem
-from kaem_train.settings import Config, PriorConfig
+from kaem_train.sections import PriorConfig
+from kaem_train.settings import Config
 
 PARITY_BOUND = 1e-5
 """Largest difference of an intensity in [0, 1] between ONNX Runtime and torch, both in float32."""

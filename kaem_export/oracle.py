@@ -23,7 +23,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
-from kaem_train.settings import PriorConfig
+from kaem_train.sections import PriorConfig
 
 Float64 = NDArray[np.float64]
 

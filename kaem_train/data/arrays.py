@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kaem.errors import DataError
 from kaem_train.data.pixels import as_bytes_where_exact
-from kaem_train.settings import DataConfig
+from kaem_train.sections import DataConfig
 
 
 def checked_images(images: NDArray[Any], config: DataConfig, origin: str) -> NDArray[Any]:

@@ -26,7 +26,7 @@ from kaem.files import replacing
 from kaem_train.data.decode import decode_image
 from kaem_train.data.encoded import EncodedImages, split_by_folder
 from kaem_train.data.pixels import pixel_digest
-from kaem_train.settings import DataConfig
+from kaem_train.sections import DataConfig
 
 FOLDER_VARIABLE = "KAEM_CACHE_DIR"
 _FORMAT = 1

@@ -13,7 +13,7 @@ from kaem_train.data.cache import DecodedImages, Progress, decoded_images
 from kaem_train.data.files import RawImages
 from kaem_train.data.pixels import Images, pixel_digest
 from kaem_train.data.source import open_source
-from kaem_train.settings import DataConfig
+from kaem_train.sections import DataConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

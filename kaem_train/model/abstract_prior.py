@@ -18,7 +18,7 @@ from kaem_train.model.energy import UnivariateBank
 from kaem_train.model.frame import LinearFrame
 from kaem_train.model.quadrature import Cumulative, cell_edges, integrate
 from kaem_train.model.reference import log_reference
-from kaem_train.settings import PriorConfig
+from kaem_train.sections import PriorConfig
 
 
 class AbstractPrior(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.quadrature import trapezoid
-from kaem_train.settings import LEAST_EXPERT_STD, PriorConfig
+from kaem_train.sections import LEAST_EXPERT_STD, PriorConfig
 
 _NODES_PER_LEAST_STD = 1.25
 _NODES_PER_KNOT = 2

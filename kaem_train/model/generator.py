@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.model.kan import KanLayer
-from kaem_train.settings import GeneratorConfig, first_size_and_doublings
+from kaem_train.sections import GeneratorConfig, first_size_and_doublings
 
 _SLOPE = 0.2
 

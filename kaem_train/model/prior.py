@@ -11,7 +11,7 @@ from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.experts import ExpertsPrior
 from kaem_train.model.quadrature import gauss_legendre
 from kaem_train.model.reference import log_reference
-from kaem_train.settings import PriorConfig
+from kaem_train.sections import PriorConfig
 
 _TRAINING_ORDER = 8
 

@@ -18,7 +18,7 @@ from kaem_train.model.reference import log_reference
 from kaem_train.objective import gaussian_entropy, log_likelihood, standard_normal_divergence
 from kaem_train.posterior.start import start_prior
 from kaem_train.posterior.terms import Terms
-from kaem_train.settings import PosteriorConfig
+from kaem_train.sections import PosteriorConfig
 
 _START_IMAGES = 8192
 _ENCODED_TOGETHER = 512

@@ -22,7 +22,7 @@ from kaem_train.objective import (
 from kaem_train.posterior.resampling import resample
 from kaem_train.posterior.terms import Terms
 from kaem_train.prior_gradient import PriorGradient, log_prior_term
-from kaem_train.settings import PosteriorConfig
+from kaem_train.sections import PosteriorConfig
 
 _DECODED_TOGETHER = 500
 

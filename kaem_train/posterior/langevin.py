@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.posterior.power import ChainState, PowerPosterior, per_chain
-from kaem_train.settings import PosteriorConfig
+from kaem_train.sections import PosteriorConfig
 
 _ADAPTATION_GAIN = 1.0
 

@@ -23,7 +23,7 @@ from kaem_train.posterior.power import PowerPosterior, frozen, log_likelihood_of
 from kaem_train.posterior.short_run import run_chains
 from kaem_train.posterior.terms import Terms
 from kaem_train.posterior.weighted_bound import prior_at
-from kaem_train.settings import PosteriorConfig
+from kaem_train.sections import PosteriorConfig
 
 
 class RefinedPosterior:

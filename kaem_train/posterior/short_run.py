@@ -19,7 +19,7 @@ from kaem_train.posterior.langevin import StepNoise, StepSizes, langevin_step
 from kaem_train.posterior.power import ChainState, PowerPosterior, frozen, power_posterior, squared_error_of
 from kaem_train.posterior.terms import Terms
 from kaem_train.prior_gradient import PriorGradient, log_prior_term
-from kaem_train.settings import PosteriorConfig
+from kaem_train.sections import PosteriorConfig
 
 _REFIT_IMAGES = 256
 

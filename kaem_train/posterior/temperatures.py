@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kaem_train.settings import PosteriorConfig
+from kaem_train.sections import PosteriorConfig
 
 Criterion = Literal["telescoped", "steppingstone", "right_sum"]
 

@@ -25,7 +25,7 @@ from kaem_train.posterior.power import ChainState, frozen, power_posterior, squa
 from kaem_train.posterior.temperatures import criterion_weights, power_at, temperature_ladder
 from kaem_train.posterior.terms import Terms
 from kaem_train.prior_gradient import PriorGradient, log_prior_term
-from kaem_train.settings import PosteriorConfig
+from kaem_train.sections import PosteriorConfig
 
 _REFIT_IMAGES = 64
 

@@ -9,7 +9,7 @@ import torch
 
 from kaem.errors import DataError
 from kaem_train.data import batch_indices, load_dataset
-from kaem_train.settings import DataConfig
+from kaem_train.sections import DataConfig
 
 
 def _images(num=20, shape=(6, 5), seed=0):

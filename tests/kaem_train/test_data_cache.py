@@ -11,7 +11,7 @@ from pictures import encode, files, pixels, write_folder, write_tar
 
 from kaem.errors import DataError
 from kaem_train.data import load_dataset
-from kaem_train.settings import DataConfig
+from kaem_train.sections import DataConfig
 
 
 class _Count:
@@ -103,7 +103,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, cache):
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))\n"
         "from kaem_train.data import load_dataset\n"
-        "from kaem_train.settings import DataConfig\n"
+        "from kaem_train.sections import DataConfig\n"
         "load_dataset(DataConfig(source='files', path=sys.argv[1], image_shape=(3, 8, 6)))"
     )
     command = [sys.executable, "-B", "-c", code, str(folder)]

@@ -8,7 +8,7 @@ from pictures import encode, pixels, write_folder
 
 from kaem.errors import DataError
 from kaem_train.data import load_dataset
-from kaem_train.settings import DataConfig
+from kaem_train.sections import DataConfig
 
 TRAIN, TEST = pixels(), pixels(5, seed=1)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kaem.errors import DataError
 from kaem_train.data import load_dataset
-from kaem_train.settings import DataConfig
+from kaem_train.sections import DataConfig
 
 MAKERS = {
     "folder": lambda path, contents: write_folder(path / "images", contents),

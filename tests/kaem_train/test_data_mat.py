@@ -12,7 +12,7 @@ from scipy.io import savemat
 
 from kaem.errors import DataError
 from kaem_train.data import load_dataset
-from kaem_train.settings import DataConfig
+from kaem_train.sections import DataConfig
 
 
 def _write(path, images, **options):

@@ -22,7 +22,7 @@ from kaem_train.posterior.power import log_likelihood_of
 from kaem_train.posterior.refined import RefinedPosterior
 from kaem_train.posterior.short_run import run_chains
 from kaem_train.posterior.weighted_bound import WeightedBoundPosterior
-from kaem_train.settings import PosteriorConfig
+from kaem_train.sections import PosteriorConfig
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -10,7 +10,7 @@ import torch
 
 from kaem_train.model.experts import ExpertsPrior
 from kaem_train.model.prior import build_prior
-from kaem_train.settings import PriorConfig
+from kaem_train.sections import PriorConfig
 
 pytestmark = pytest.mark.usefixtures("float64")
 

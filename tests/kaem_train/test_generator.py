@@ -6,7 +6,7 @@ import torch
 from kaem.errors import ConfigError
 from kaem_train.model.generator import CnnGenerator, KanGenerator, refit_steps
 from kaem_train.model.kan import KanLayer
-from kaem_train.settings import GeneratorConfig, first_size_and_doublings
+from kaem_train.sections import GeneratorConfig, first_size_and_doublings
 
 
 def _cnn(image_shape=(1, 28, 28), channels=(16, 8), dense=0, num_latents=6):

@@ -12,7 +12,7 @@ from kaem_train.model.prior import build_prior
 from kaem_train.posterior.langevin import StepNoise, StepSizes, langevin_step, reflect
 from kaem_train.posterior.power import PowerPosterior, power_posterior
 from kaem_train.posterior.short_run import run_chains
-from kaem_train.settings import PosteriorConfig, PriorConfig
+from kaem_train.sections import PosteriorConfig, PriorConfig
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -13,7 +13,8 @@ from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import build_prior
 from kaem_train.posterior import build_posterior
 from kaem_train.posterior.start import fit_gaussian_mixtures, start_marginals
-from kaem_train.settings import PriorConfig, load_config
+from kaem_train.sections import PriorConfig
+from kaem_train.settings import load_config
 from kaem_train.trainer import train
 
 

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from kaem_train.model.prior import build_prior
-from kaem_train.settings import PriorConfig
+from kaem_train.sections import PriorConfig
 
 pytestmark = pytest.mark.usefixtures("float64")
 

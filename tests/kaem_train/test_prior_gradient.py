@@ -8,7 +8,8 @@ import torch
 from kaem.errors import ConfigError
 from kaem_train.model.prior import build_prior
 from kaem_train.prior_gradient import log_prior_term
-from kaem_train.settings import PriorConfig, load_config
+from kaem_train.sections import PriorConfig
+from kaem_train.settings import load_config
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -5,7 +5,7 @@ import torch
 
 from kaem_train.model.prior import build_prior
 from kaem_train.posterior.start import start_prior
-from kaem_train.settings import PriorConfig
+from kaem_train.sections import PriorConfig
 
 
 def _rng(seed=0):

@@ -19,7 +19,7 @@ from linear_gaussian import (
 from kaem_train.posterior.power import power_posterior
 from kaem_train.posterior.temperatures import criterion_weights, power_at, temperature_ladder
 from kaem_train.posterior.tempering import run_population, swap_adjacent
-from kaem_train.settings import PosteriorConfig
+from kaem_train.sections import PosteriorConfig
 
 pytestmark = pytest.mark.usefixtures("float64")
 LADDER = (0.0, 0.04, 0.16, 0.36, 0.64, 1.0)  # N_t = 5, p = 2
