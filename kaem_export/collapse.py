@@ -9,6 +9,7 @@ collapse: given the expert the coordinates are independent, so K Q distributions
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +60,7 @@ def collapse(prior: MixturePrior | IndependentPrior) -> LatentDistributions:
     Raises:
         ArtifactError: An energy is not finite somewhere, or a density has no mass.
     """
-    prior = prior.double()
+    prior = copy.deepcopy(prior).double()  # the caller keeps the model as it was
     if isinstance(prior, MixturePrior):
         return _mixture_marginals(prior)
     return _sums_of_components(prior)
@@ -71,7 +72,7 @@ def expert_distributions(prior: ExpertsPrior) -> LatentDistributions:
     Raises:
         ArtifactError: See `collapse`.
     """
-    prior = prior.double()
+    prior = copy.deepcopy(prior).double()  # the caller keeps the model as it was
     edges = _cell_edges(prior, EXPERT_CELLS)
     masses = component_masses(prior, edges).swapaxes(0, 1).reshape(-1, len(edges) - 1)
     return _distributions(np.broadcast_to(edges, (len(masses), len(edges))), masses)

@@ -185,6 +185,16 @@ def test_a_manifest_that_lies_is_caught(exported, tmp_path, change):
         verify(tmp_path / "liar.onnx", exported[0])
 
 
+def test_a_loosened_bound_is_caught(exported, tmp_path):
+    model = onnx.load(exported[1])
+    manifest = json.loads(model.metadata_props[0].value)
+    manifest["prior"]["u_error_bound"] = 0.04
+    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(manifest)})
+    (tmp_path / "loose.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(VerificationError, match=r"u_error_bound is 0\.04"):
+        verify(tmp_path / "loose.onnx", exported[0])
+
+
 def test_a_graph_changed_behind_its_manifest_is_refused(exported, tmp_path):
     model = onnx.load(exported[1])
     _initializer(model, "half").CopyFrom(numpy_helper.from_array(np.float32(0.4), "half"))
