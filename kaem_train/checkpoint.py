@@ -1,6 +1,8 @@
 """Checkpoints: one file of plain containers and tensors, written atomically, read without running code.
 
 Format versions, newest first (bump for a change that an older reader would misread):
+    3   finished: the prior's section and the weights of the model to use, where they are not those that training
+        would go on with. Files of formats 1 and 2 are read.
     2   no rng_state: noise is a function of (seed, step). Files of format 1 are read; resumed, they continue
         with noise of the new kind.
     1   first version: kaem_checkpoint, config, model_state, posterior_state, optimiser_state, step,
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from kaem.config import from_mapping, to_mapping
 from kaem.errors import ArtifactError, ConfigError
 from kaem.files import replacing
 from kaem_train.model.kaem import Kaem
+from kaem_train.sections import PriorConfig
 from kaem_train.settings import Config
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILE_NAME = "ckpt.pt"
 _VERSION_KEY = "format_version"
 _FIELDS = (
@@ -38,6 +41,19 @@ _FIELDS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedModel:
+    """The model that is evaluated and exported, where training goes on with another one.
+
+    Attributes:
+        prior: The prior's section of its configuration; the other sections are those of the run.
+        model_state: `state_dict` of `Kaem` for that configuration.
+    """
+
+    prior: PriorConfig
+    model_state: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """Everything a run needs to go on as if it had not stopped.
 
@@ -48,6 +64,7 @@ class Checkpoint:
         optimiser_state: `state_dict` of Adam.
         step: Updates done.
         data_fingerprint: Of the data set trained on.
+        finished: The model to use where it is not `model_state`: averaged weights, a refitted prior.
     """
 
     config: Config
@@ -56,6 +73,7 @@ class Checkpoint:
     optimiser_state: dict[str, Any]
     step: int
     data_fingerprint: str
+    finished: FinishedModel | None = None
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -67,6 +85,9 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content = {name: getattr(checkpoint, name) for name in _FIELDS}
     content["config"] = to_mapping(checkpoint.config)
     content[_VERSION_KEY] = FORMAT_VERSION
+    if checkpoint.finished is not None:
+        finished = checkpoint.finished
+        content["finished"] = {"prior": to_mapping(finished.prior), "model_state": finished.model_state}
     with replacing(path) as draft:
         torch.save(content, draft)
 
@@ -103,26 +124,40 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}", hint="the file is damaged: train again")
     try:
         config = from_mapping(Config, content["config"])
-    except ConfigError as error:
+        finished = _finished(content.get("finished"))
+    except (ConfigError, KeyError, TypeError) as error:
+        reason = error.message if isinstance(error, ConfigError) else f"no {error}"
         raise ArtifactError(
-            f"{path} holds a configuration this kaem does not know: {error.message}",
+            f"{path} holds a configuration this kaem does not know: {reason}",
             hint="use the kaem version that trained it",
         ) from None
-    return Checkpoint(config=config, **{name: content[name] for name in _FIELDS if name != "config"})
+    fields = {name: content[name] for name in _FIELDS if name != "config"}
+    return Checkpoint(config=config, finished=finished, **fields)
+
+
+def _finished(content: dict[str, Any] | None) -> FinishedModel | None:
+    if content is None:
+        return None
+    return FinishedModel(prior=from_mapping(PriorConfig, content["prior"]), model_state=content["model_state"])
 
 
 def load_model(path: Path) -> tuple[Config, Kaem]:
-    """Return the configuration and the trained model in evaluation mode, without gradients.
+    """Return the configuration and the finished model in evaluation mode, without gradients.
+
+    Both are those of `Checkpoint.finished` where there is one.
 
     Raises:
         ArtifactError: The file cannot be read as a checkpoint, or its weights do not fit its configuration.
     """
     checkpoint = read_checkpoint(path)
-    model = Kaem(checkpoint.config)
+    config, state = checkpoint.config, checkpoint.model_state
+    if checkpoint.finished is not None:
+        config, state = replace(config, prior=checkpoint.finished.prior), checkpoint.finished.model_state
+    model = Kaem(config)
     try:
-        model.load_state_dict(checkpoint.model_state)
+        model.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError):
         raise ArtifactError(
             f"the weights in {path} do not fit its configuration", hint="the file is damaged: train again"
         ) from None
-    return checkpoint.config, model.eval().requires_grad_(False)
+    return config, model.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
-from kaem_train.checkpoint import FILE_NAME, Checkpoint, read_checkpoint, write_checkpoint
+from kaem_train.checkpoint import FILE_NAME, Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
 from kaem_train.data import Dataset, training_batch
 from kaem_train.evaluate import held_out_bound
 from kaem_train.events import Event, Listener, Progress, Samples, Saved
@@ -124,6 +124,7 @@ class Trainer:
         self.config = config
         self.dataset = dataset
         self.step = 0
+        self.finished: FinishedModel | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             self.model = Kaem(config)
@@ -193,6 +194,7 @@ class Trainer:
                 optimiser_state=self.optimiser.state_dict(),
                 step=self.step,
                 data_fingerprint=self.dataset.fingerprint,
+                finished=self.finished,
             ),
         )
         self._tell(Saved(step=self.step, path=path))

@@ -2,13 +2,14 @@
 
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
 from kaem.config import to_mapping
 from kaem.errors import ArtifactError, RequestError
-from kaem_train.checkpoint import Checkpoint, load_model, read_checkpoint, write_checkpoint
+from kaem_train.checkpoint import Checkpoint, FinishedModel, load_model, read_checkpoint, write_checkpoint
 from kaem_train.model.kaem import Kaem
 
 
@@ -43,10 +44,22 @@ def test_a_loaded_model_is_ready_to_use(tmp_path, checkpoint):
     assert model.sample(2, torch.Generator().manual_seed(0)).shape == (2, 1, 8, 8)
 
 
+def test_a_finished_model_is_the_one_that_is_loaded_and_training_keeps_its_own(tmp_path, checkpoint):
+    prior = replace(checkpoint.config.prior, num_components=5)
+    finished = FinishedModel(prior=prior, model_state=Kaem(replace(checkpoint.config, prior=prior)).state_dict())
+    write_checkpoint(tmp_path / "ckpt.pt", replace(checkpoint, finished=finished))
+    config, model = load_model(tmp_path / "ckpt.pt")
+    assert config == replace(checkpoint.config, prior=prior)
+    assert torch.equal(model.prior.bank.coefficients, finished.model_state["prior.bank.coefficients"])
+    back = read_checkpoint(tmp_path / "ckpt.pt")
+    assert back.config == checkpoint.config
+    assert torch.equal(back.model_state["prior.bank.coefficients"], checkpoint.model_state["prior.bank.coefficients"])
+
+
 def test_the_file_holds_plain_containers_and_documented_names(tmp_path, checkpoint):
     write_checkpoint(tmp_path / "ckpt.pt", checkpoint)
     content = torch.load(tmp_path / "ckpt.pt", weights_only=True)
-    assert content["format_version"] == 2
+    assert content["format_version"] == 3
     assert content["config"] == to_mapping(checkpoint.config)
     prior = {name for name in content["model_state"] if name.startswith("prior.")}
     bank = {"coefficients", "spline_weight", "log_tau", "centers"}

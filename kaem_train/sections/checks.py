@@ -1,0 +1,25 @@
+"""Checks of single values that several sections make."""
+
+from __future__ import annotations
+
+import math
+
+from kaem.errors import ConfigError
+
+
+def require_at_least(name: str, value: int, least: int) -> None:
+    """Raise `ConfigError` unless `value` >= `least`."""
+    if value < least:
+        raise ConfigError(f"{name} = {value} is below {least}")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise `ConfigError` unless `value` is a positive finite number."""
+    if not (value > 0.0 and math.isfinite(value)):
+        raise ConfigError(f"{name} = {value} is not a positive number")
+
+
+def require_range(low_name: str, low: float, high_name: str, high: float) -> None:
+    """Raise `ConfigError` unless both are finite and `low` < `high`."""
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"{low_name} = {low} is not below {high_name} = {high}")

@@ -1,0 +1,60 @@
+"""The generator: its kind and widths."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from kaem.errors import ConfigError
+from kaem_train.sections.checks import require_at_least
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorConfig:
+    """The generator G that maps the Q latents to an image with pixels in [0, 1].
+
+    Attributes:
+        kind: `cnn` (transposed convolutions) or `kan` (Kolmogorov-Arnold layers, eq. 30-32).
+        dense: CNN: width of a fully connected layer before the first convolution; 0 leaves it out.
+        channels: CNN: channels after each layer but the last, one per doubling of the image size.
+        hidden: KAN: widths of the hidden layers; empty gives the single layer of eq. 30.
+        grid_size: KAN: G, intervals of each layer's grid.
+        refit_interval: KAN: updates between the first two grid refits; 0 keeps the first refit only.
+        refit_decay: KAN: the interval f grows to floor(f (2 - decay)^i) after the refit at update i.
+    """
+
+    kind: Literal["cnn", "kan"] = "cnn"
+    dense: int = 0
+    channels: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
+    grid_size: int = 20
+    refit_interval: int = 100
+    refit_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        require_at_least("dense", self.dense, 0)
+        require_at_least("grid_size", self.grid_size, 2)
+        require_at_least("refit_interval", self.refit_interval, 0)
+        for name, widths in (("channels", self.channels), ("hidden", self.hidden)):
+            if any(width < 1 for width in widths):
+                raise ConfigError(f"{name} = {list(widths)} holds a width below 1")
+        if not 0.0 < self.refit_decay <= 1.0:
+            raise ConfigError(f"refit_decay = {self.refit_decay} is outside (0, 1]")
+
+
+def first_size_and_doublings(image_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the side of the CNN's first feature map and how often it doubles: 28 -> (7, 2), 32 -> (4, 3).
+
+    Raises:
+        ConfigError: The image is not square, or its side is not 4 or 7 times a power of two.
+    """
+    _, height, width = image_shape
+    for first in (4, 7):
+        doublings = round(math.log2(height / first))
+        if height == width and doublings >= 1 and first * 2**doublings == height:
+            return first, doublings
+    raise ConfigError(
+        f"image_shape = {list(image_shape)} does not suit the CNN generator",
+        hint="its sides must be equal and 8, 14, 16, 28, 32, 56, 64, ...; or set generator.kind=kan",
+    )

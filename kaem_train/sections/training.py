@@ -1,0 +1,55 @@
+"""Optimiser, schedule and bookkeeping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kaem.errors import ConfigError
+from kaem_train.sections.checks import require_at_least, require_positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """Optimiser, schedule and bookkeeping of one run.
+
+    Attributes:
+        updates: Optimiser steps of the whole run.
+        batch_size: Images per step.
+        learning_rate: Adam step size of generator, encoder and frame.
+        prior_learning_rate: Adam step size of the energies and their weights.
+        decay_from: Fraction of the updates after which both rates fall linearly to zero.
+        prior_gradient: Of the prior: `quadrature` (log Z differentiated, no sampling noise) or `contrastive`
+            (eq. 16: a batch of prior samples in place of log Z; independent variant only).
+        gradient_clip: Largest global gradient norm.
+        sigma: Standard deviation of the likelihood (eq. 7), on pixels in [0, 1]; the start value if learned.
+        learn_sigma: Follow the running mean of the squared reconstruction error instead of keeping `sigma`.
+        seed: Of everything random in the run.
+        log_every: Updates between reports.
+        checkpoint_every: Updates between checkpoints; one is always written at the end.
+        samples_every: Updates between sample grids.
+    """
+
+    updates: int
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    prior_learning_rate: float = 5e-3
+    decay_from: float = 0.7
+    prior_gradient: Literal["quadrature", "contrastive"] = "quadrature"
+    gradient_clip: float = 100.0
+    sigma: float = 0.1
+    learn_sigma: bool = True
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    samples_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "log_every", "checkpoint_every", "samples_every"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("learning_rate", "prior_learning_rate", "gradient_clip", "sigma"):
+            require_positive(name, getattr(self, name))
+        if not 0.0 <= self.decay_from <= 1.0:
+            raise ConfigError(f"decay_from = {self.decay_from} is outside [0, 1]")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed = {self.seed} is outside [0, 2^63)")
