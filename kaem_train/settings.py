@@ -85,7 +85,8 @@ def preset_names() -> tuple[str, ...]:
 def load_config(preset_or_path: str, overrides: Iterable[str] = ()) -> Config:
     """Read a configuration: a packaged preset or a TOML file, then `section.key=value` overrides.
 
-    A file may name a preset it starts from with a top-level `preset = "..."`; then preset < file < overrides.
+    A file, or a preset, may name a preset it starts from with a top-level `preset = "..."`; then
+    preset < file < overrides.
 
     Raises:
         ConfigError: No such preset or file, or a setting is unknown, missing or wrong.
@@ -93,10 +94,7 @@ def load_config(preset_or_path: str, overrides: Iterable[str] = ()) -> Config:
     if preset_or_path in preset_names():
         mapping = _read_preset(preset_or_path)
     elif preset_or_path.endswith(".toml") or Path(preset_or_path).is_file():
-        mapping = read_toml(Path(preset_or_path))
-        parent = mapping.pop("preset", None)
-        if parent is not None:
-            mapping = merge(_read_preset(str(parent)), mapping)
+        mapping = _with_parent(read_toml(Path(preset_or_path)))
     else:
         raise _unknown_preset(preset_or_path)
     return from_mapping(Config, merge(mapping, parse_overrides(overrides)))
@@ -106,7 +104,12 @@ def _read_preset(name: str) -> dict[str, Any]:
     if name not in preset_names():
         raise _unknown_preset(name)
     with resources.as_file(resources.files("kaem_train.presets") / f"{name}.toml") as path:
-        return read_toml(path)
+        return _with_parent(read_toml(path))
+
+
+def _with_parent(mapping: dict[str, Any]) -> dict[str, Any]:
+    parent = mapping.pop("preset", None)
+    return mapping if parent is None else merge(_read_preset(str(parent)), mapping)
 
 
 def _unknown_preset(name: str) -> ConfigError:

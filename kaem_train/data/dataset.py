@@ -60,8 +60,20 @@ def load_dataset(config: DataConfig, *, progress: Progress = lambda _done, _tota
     else:
         train, holdout = _split(Images.whole(found.train), config.num_holdout, origin)
         split = f"num_holdout={config.num_holdout}"
+    if config.num_train:
+        train = _first(train, config.num_train, origin)
+        split += f" num_train={config.num_train}"
     digest = hashlib.sha256(" ".join([*found.digests, split]).encode())
     return Dataset(train=train, holdout=holdout, fingerprint=f"sha256:{digest.hexdigest()}")
+
+
+def _first(images: Images, num: int, origin: str) -> Images:
+    if num > len(images):
+        raise DataError(
+            f"{origin} holds {len(images)} images to train on, fewer than data.num_train = {num}",
+            hint="lower data.num_train, or set it to 0 to take all",
+        )
+    return Images(images.stored, images.rows[:num])
 
 
 def _embedded_digits() -> RawImages:

@@ -20,6 +20,7 @@ class DataConfig:
         crop: Side in pixels of the square that is cut from the centre of every image; 0 cuts nothing.
         resize: Antialiasing filter with which images become H x W after the crop: `lanczos`, `box`, or `none`.
         convert_colour: Convert between grey and RGB where the images' channels are not C.
+        num_train: Train on the first so many images only; 0 takes all.
         num_holdout: Images held out for evaluation where the files bring no test split of their own.
         augment_flip: Mirror every training image left to right with probability one half.
     """
@@ -30,6 +31,7 @@ class DataConfig:
     crop: int = 0
     resize: Literal["none", "lanczos", "box"] = "none"
     convert_colour: bool = False
+    num_train: int = 0
     num_holdout: int = 297
     augment_flip: bool = False
 
@@ -39,6 +41,7 @@ class DataConfig:
                 f"image_shape = {list(self.image_shape)} is not [channels, height, width]",
                 hint="write for example image_shape = [1, 28, 28]",
             )
+        require_at_least("num_train", self.num_train, 0)
         require_at_least("num_holdout", self.num_holdout, 1)
         require_at_least("crop", self.crop, 0)
         if self.crop and self.resize == "none" and self.image_shape[1:] != (self.crop, self.crop):

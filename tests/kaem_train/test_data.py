@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,17 @@ def test_the_embedded_digits_are_real_scaled_and_split():
     assert (float(data.train[:].min()), float(data.train[:].max())) == (0.0, 1.0)
     held_out = {image.numpy().tobytes() for image in data.holdout}
     assert not held_out & {image.numpy().tobytes() for image in data.train}
+
+
+def test_training_can_be_limited_to_the_first_images(tmp_path):
+    np.savez(tmp_path / "set.npz", images_train=_images(), images_test=_images(8, seed=1))
+    limited = DataConfig(source="files", path=str(tmp_path / "set.npz"), image_shape=(1, 6, 5), num_train=7)
+    data, whole = load_dataset(limited), _load(tmp_path / "set.npz")
+    assert torch.equal(data.train[:], whole.train[:7])
+    assert torch.equal(data.holdout[:], whole.holdout[:])
+    assert data.fingerprint != whole.fingerprint
+    with pytest.raises(DataError, match=r"20 images to train on, fewer than data.num_train = 21"):
+        load_dataset(replace(limited, num_train=21))
 
 
 @pytest.mark.parametrize("kind", ["npz", "x_train", "folder", "gz", "dots"])

@@ -1,6 +1,7 @@
 """The configuration is strict, every refusal says what to do, and later sources win."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from kaem_train.settings import Config, load_config, preset_names
 
 
 def test_the_presets_are_packaged_and_valid():
-    assert preset_names() == ("celeba", "digits", "fashion-mnist", "mnist", "svhn")
+    assert {"celeba", "digits", "fashion-mnist", "mnist", "svhn"} <= set(preset_names())
     for name in preset_names():
         config = load_config(name)
         assert config.name == name
@@ -23,6 +24,12 @@ def test_a_file_wins_over_its_preset_and_an_override_over_both(tmp_path):
     config = load_config(str(path), ["training.seed=6"])
     assert (config.name, config.training.seed, config.training.batch_size) == ("mine", 6, 7)
     assert config.prior == load_config("digits").prior
+
+
+def test_a_strict_preset_has_one_energy_per_latent_and_is_otherwise_its_parent():
+    strict, parent = load_config("fashion-mnist-strict"), load_config("fashion-mnist")
+    assert (strict.prior.variant, strict.prior.num_components, strict.prior.frame) == ("mixture", 1, "global")
+    assert replace(strict, name=parent.name, prior=parent.prior) == parent
 
 
 @pytest.mark.parametrize(
@@ -49,6 +56,7 @@ def test_a_file_wins_over_its_preset_and_an_override_over_both(tmp_path):
         ("data.image_shape=[8, 8]", "channels, height, width"),
         ("data.path=x.npz", "data.source=files"),
         ("data.crop=-1", "crop = -1"),
+        ("data.num_train=-1", "num_train = -1"),
         ("data.crop=6", "data.resize=lanczos"),
         ("data.resize=nearest", "lanczos"),
         ("posterior.resample_below=1.5", "outside"),
@@ -95,9 +103,9 @@ def test_settings_that_contradict_each_other_are_refused_with_a_way_out(override
 
 
 def test_an_unknown_preset_lists_the_known_ones(tmp_path):
-    with pytest.raises(ConfigError, match="celeba, digits, fashion-mnist, mnist, svhn"):
+    with pytest.raises(ConfigError, match=r"celeba, celeba-strict, digits, .*, svhn, svhn-strict"):
         load_config("digit")
     path = tmp_path / "mine.toml"
     path.write_text('preset = "digit"')
-    with pytest.raises(ConfigError, match="celeba, digits, fashion-mnist, mnist, svhn"):
+    with pytest.raises(ConfigError, match=r"celeba, celeba-strict, digits, .*, svhn, svhn-strict"):
         load_config(str(path))
