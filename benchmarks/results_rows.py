@@ -1,0 +1,101 @@
+"""What is compared: rows, and the data sets and seeds they are run on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One model.
+
+    Attributes:
+        name: Of its folder; other rows' commands name that folder {name_with_underscores}.
+        label: In the table.
+        command: After `kaem`, with placeholders.
+    """
+
+    name: str
+    label: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """Rows that share a data set and a seed, run in this order.
+
+    Attributes:
+        name: Of the data set's folder and table.
+        file: The data set, in the folder given with --data.
+        seed: Of training, fitting and evaluation.
+        rows: Later ones may start from earlier ones.
+        eval: Options of `kaem eval`.
+        words: More placeholders.
+    """
+
+    name: str
+    file: str
+    seed: int
+    rows: tuple[Row, ...]
+    eval: str
+    words: Mapping[str, str] = field(default_factory=dict)
+
+
+def _comparison(extra: str = "") -> tuple[Row, ...]:
+    train = f"--data {{data}} --seed {{seed}} {extra} -o {{out}}"
+    refit = "fit-prior --checkpoint {vae}/ckpt.pt --data {data} --seed {seed} -o {out}/ckpt.pt"
+    return (
+        Row(name="vae", label="VAE", command=f"train {{preset}} --family vae {train}"),
+        Row(name="vae-gaussians", label="VAE + Gaussian mixture, post hoc", command=f"{refit} --updates 0"),
+        Row(name="vae-fit-prior", label="VAE + `fit-prior`", command=refit),
+        Row(name="strict", label="KAEM, strictly univariate", command=f"train {{preset}}-strict {train}"),
+        Row(name="kaem", label="KAEM", command=f"train {{preset}} {train}"),
+    )
+
+
+def _grey(seeds: range, extra: str = "", num: int = 10_000) -> list[Chain]:
+    return [
+        Chain(
+            name=preset,
+            file=file,
+            seed=seed,
+            rows=_comparison(extra),
+            eval=f"--data {{data}} --features classifier --num {num} --seed {{seed}}",
+            words={"preset": preset},
+        )
+        for preset, file in (("fashion-mnist", "fashion_mnist.npz"), ("mnist", "mnist.npz"))
+        for seed in seeds
+    ]
+
+
+_FACES = "--set data.crop=74"
+_FACES_32 = (
+    f"{_FACES} --set data.image_shape=[3,32,32] --set generator.channels=[128,64,32] "
+    "--set posterior.encoder_channels=[32,64,128] --updates 2500"
+)
+_FACES_64 = (
+    f"{_FACES} --set generator.channels=[128,64,32,16] --set posterior.encoder_channels=[16,32,64,128] --updates 2500"
+)
+
+
+def _colour(name: str, preset: str, file: str, extra: str) -> Chain:
+    return Chain(
+        name=name,
+        file=file,
+        seed=0,
+        rows=_comparison(extra),
+        eval="--data {data} --features inception --num 1000 --sizes 500,600,700,800,900,1000 --seed {seed}",
+        words={"preset": preset},
+    )
+
+
+PLANS: dict[str, list[Chain]] = {
+    "small": [chain for chain in _grey(range(1), "--updates 600", 2000) if chain.name == "fashion-mnist"],
+    "grey": _grey(range(3)),
+    "colour": [
+        _colour("svhn", "svhn", "svhn.npz", ""),
+        _colour("celeba-32", "celeba", "celeba_89x109_jpeg.tar", _FACES_32),
+        _colour("celeba-64", "celeba", "celeba_89x109_jpeg.tar", _FACES_64),
+    ],
+}
