@@ -6,7 +6,8 @@ Features are scaled so that their mean square over training images is 1.
 
 For small grey images its features mean more than those of a network for photographs. Its figures compare only
 with figures in the features of the same classifier, which is why its fingerprint and its accuracy on the held-out
-images stand beside them. It trains in about a minute on one core: 1,400 updates, or 30 epochs of a set so small that those are fewer.
+images stand beside them. It trains in about a minute on one core: for 1,400 updates, or 30 epochs where those are
+fewer.
 """
 
 from __future__ import annotations
