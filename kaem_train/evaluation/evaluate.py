@@ -106,7 +106,7 @@ def numbers(reals: Reals) -> tuple[int, tuple[int, ...]]:
     """
     options = reals.options
     default = _NUM_INCEPTION if reals.network.name == "inception" else _NUM
-    num = options.num or max(default, *(options.sizes or ()))
+    num = options.num or max((default, *(options.sizes or ())))
     sizes = tuple(sorted(set(options.sizes))) if options.sizes else default_sizes(num)
     if sizes[-1] > num:
         raise RequestError(f"--sizes asks for {sizes[-1]} images, {num} are generated", hint="raise --num")

@@ -20,9 +20,9 @@ def test_a_distance_that_falls_as_one_over_n_is_recovered_exactly():
 def test_the_standard_error_covers_the_truth_as_often_as_it_claims():
     rng = np.random.default_rng(0)
     sizes = np.arange(1000, 3001, 200)
-    fits = [extrapolated(sizes, 5.0 + 800.0 / sizes + 0.1 * rng.standard_normal(len(sizes))) for _ in range(2000)]
+    fits = [extrapolated(sizes, 5.0 + 800.0 / sizes + 0.1 * rng.standard_normal(len(sizes))) for _ in range(600)]
     inside = np.mean([abs(fit.intercept - 5.0) < 2.262 * fit.standard_error for fit in fits])  # t, 9 degrees
-    assert 0.935 < inside < 0.965
+    assert 0.92 < inside < 0.98
     assert linregress(1 / sizes, fits[0].distances).intercept == fits[0].intercept
 
 
@@ -35,7 +35,7 @@ def test_extrapolation_removes_the_bias_of_a_finite_sample():
         sizes, [np.mean([distance.to(generated[subset(20_000, n, s)]) for s in range(5)]) for n in sizes]
     )
     assert fits.distances[0] > 0.2
-    assert abs(fits.intercept) < 0.01
+    assert abs(fits.intercept) < 0.02
     assert fits.r_squared > 0.98
 
 

@@ -43,7 +43,7 @@ def test_balls_reach_to_the_third_neighbour_by_hand():
 
 
 def test_more_vectors_than_one_block_are_compared_alike():
-    real, generated = _cloud(2300, 0.0, 0), _cloud(2100, 0.5, 1)
+    real, generated = _cloud(1300, 0.0, 0), _cloud(1100, 0.5, 1)
     distances = np.linalg.norm(real[:, None].astype(float) - real[None], axis=-1)
     radii = np.sort(distances, axis=1)[:, 3]
     inside = np.linalg.norm(generated[:, None].astype(float) - real[None], axis=-1) <= radii
