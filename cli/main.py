@@ -15,6 +15,7 @@ import typer
 
 import kaem
 from cli.bench import bench
+from cli.evaluate import evaluate
 from cli.export import export
 from cli.info import info
 from cli.sample import sample
@@ -54,6 +55,7 @@ _EXTRAS = {
     "torch": "train",
     "sklearn": "train",
     "tensorboard": "train",
+    "torchmetrics": "train",
     "scipy": "export",
     "onnx": "export",
     "onnxscript": "export",
@@ -62,6 +64,7 @@ _EXTRAS = {
 
 for command in (train, export, verify, serve, sample, bench, info):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def main() -> None:

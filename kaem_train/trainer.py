@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
 from kaem_train.checkpoint import FILE_NAME, Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
 from kaem_train.data import Dataset, training_batch
-from kaem_train.evaluate import held_out_bound
+from kaem_train.evaluation.likelihood import held_out_bound
 from kaem_train.events import Event, Listener, Progress, Samples, Saved
 from kaem_train.interrupt import stop_request
 from kaem_train.model.generator import KanGenerator, refit_steps
@@ -230,7 +230,7 @@ class Trainer:
         self.step = checkpoint.step
 
     def held_out_bound(self) -> float:
-        """Return the bound of `evaluate.held_out_bound` on the held-out images, from its own noise."""
+        """Return the bound of `likelihood.held_out_bound` on the held-out images, from its own noise."""
         rng = noise_stream(self.config.training.seed, 0, "held-out bound")
         num_samples = self.posterior.num_bound_samples
         return held_out_bound(self.model, self.posterior, self.dataset.holdout, rng, num_samples=num_samples)

@@ -49,7 +49,9 @@ def test_every_module_of_kaem_and_serve_imports_where_torch_is_blocked():
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["export"], ["verify"], ["serve"], ["sample"], ["bench"], ["info"]], ids=" ".join
+    "command",
+    [[], ["train"], ["export"], ["verify"], ["serve"], ["sample"], ["bench"], ["info"], ["eval"]],
+    ids=" ".join,
 )
 def test_help_loads_nothing_heavy(command):
     code = (

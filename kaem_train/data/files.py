@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,7 @@ def read_npz(path: Path) -> RawImages:
 
 def is_idx_folder(folder: Path) -> bool:
     """Return whether the folder holds IDX images to train on."""
-    return _find_idx(folder, "train") is not None
+    return find_idx(folder, "train", "images") is not None
 
 
 def read_idx_folder(folder: Path) -> RawImages:
@@ -71,14 +71,16 @@ def read_idx_folder(folder: Path) -> RawImages:
     Raises:
         DataError: One of them is unreadable, or there is none to train on.
     """
-    train, test = _find_idx(folder, "train"), _find_idx(folder, "t10k")
+    train, test = find_idx(folder, "train", "images"), find_idx(folder, "t10k", "images")
     if train is None:
         raise DataError(f"{folder} holds no training images in IDX format", hint="check the path given with --data")
     return RawImages(origin=str(folder), train=read_idx(train), holdout=read_idx(test) if test else None)
 
 
-def _find_idx(folder: Path, split: str) -> Path | None:
-    names = (f"{split}-images{mark}idx3-ubyte{end}" for mark in "-." for end in ("", ".gz"))
+def find_idx(folder: Path, split: Literal["train", "t10k"], kind: Literal["images", "labels"]) -> Path | None:
+    """Return the file of a split's images or labels, plain or gzipped, or None."""
+    dimensions = 3 if kind == "images" else 1
+    names = (f"{split}-{kind}{mark}idx{dimensions}-ubyte{end}" for mark in "-." for end in ("", ".gz"))
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 

@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 
 from kaem_train.data import load_dataset
-from kaem_train.evaluate import held_out_bound
+from kaem_train.evaluation.likelihood import held_out_bound
 from kaem_train.events import Progress
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import build_prior

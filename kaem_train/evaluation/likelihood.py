@@ -11,7 +11,8 @@ from kaem_train.model.kaem import Kaem
 from kaem_train.posterior import Posterior
 
 _BATCH = 250
-_MOST_IMAGES = 1000
+MOST_IMAGES = 1000
+"""Images of which the bound is taken, the first ones."""
 
 
 def held_out_bound(
@@ -29,7 +30,7 @@ def held_out_bound(
         rng: Source of the draws.
         num_samples: K.
     """
-    some = images[:_MOST_IMAGES]
+    some = images[:MOST_IMAGES]
     total = 0.0
     for batch in torch.split(some, _BATCH):
         weights = posterior.log_weights(model, batch, num_samples, rng)

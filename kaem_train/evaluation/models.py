@@ -1,0 +1,149 @@
+"""What is evaluated: a checkpoint, or an exported artifact, which knows nothing but how to draw images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import kaem
+from kaem.artifact import fingerprint
+from kaem.config import from_mapping
+from kaem.errors import ConfigError
+from kaem.images import to_uint8
+from kaem.sampler import Sampler
+from kaem_train.checkpoint import load_model, read_checkpoint
+from kaem_train.evaluation.features import Pixels
+from kaem_train.model.encoder import Encoder
+from kaem_train.model.kaem import Kaem
+from kaem_train.posterior import Posterior, build_posterior
+from kaem_train.sections import DataConfig
+from kaem_train.streams import noise_stream
+
+_TOGETHER = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedModel:
+    """A checkpoint.
+
+    Attributes:
+        source: Its path.
+        fingerprint: `sha256:` digest of the file.
+        data: Which images it was trained on.
+        model: In evaluation mode.
+        posterior: With its trained network.
+        encoder: That network's encoder; None where latents are inferred without one.
+    """
+
+    source: str
+    fingerprint: str
+    data: DataConfig
+    model: Kaem
+    posterior: Posterior
+    encoder: Encoder | None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self.model.image_shape
+
+    def draw(self, num: int, seed: int) -> Iterator[Pixels]:
+        """Yield `num` unselected samples in batches, rounded to 8 bits."""
+        rng = noise_stream(seed, 0, "evaluation samples")
+        for start in range(0, num, _TOGETHER):
+            yield pixels_of(self.model.sample(min(_TOGETHER, num - start), rng))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedModel:
+    """An artifact.
+
+    Attributes:
+        source: Its path.
+        fingerprint: `sha256:` digest of the graph.
+        data: Which images it was trained on; None where the manifest does not say.
+        sampler: The loaded file.
+    """
+
+    source: str
+    fingerprint: str
+    data: DataConfig | None
+    sampler: Sampler
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self.sampler.manifest.image_shape
+
+    def draw(self, num: int, seed: int) -> Iterator[Pixels]:
+        """Yield samples 0 .. num - 1 of `seed` in batches, rounded to 8 bits."""
+        for chunk in self.sampler.stream(num, seed):
+            yield to_uint8(chunk.images)
+
+
+def open_model(path: Path) -> TrainedModel | ExportedModel:
+    """Open a checkpoint, or an artifact where the name ends in .onnx.
+
+    Raises:
+        ArtifactError: The file is missing, damaged or neither.
+        BackendError: ONNX Runtime cannot run the artifact.
+    """
+    if path.suffix == ".onnx":
+        sampler = kaem.load(path)
+        manifest = sampler.manifest
+        return ExportedModel(
+            source=str(path),
+            fingerprint=manifest.graph_fingerprint,
+            data=_data_of(manifest.config.get("data")),
+            sampler=sampler,
+        )
+    _, model = load_model(path)
+    checkpoint = read_checkpoint(path)
+    posterior = build_posterior(checkpoint.config, model.prior.latent_shape)
+    encoder = next((part for part in posterior.network.modules() if isinstance(part, Encoder)), None)
+    try:
+        posterior.network.load_state_dict(checkpoint.posterior_state)
+    except (RuntimeError, AttributeError, TypeError):
+        # A prior that was fitted to somebody else's latents has no encoder of ours.
+        encoder = None
+    posterior.network.eval().requires_grad_(False)
+    return TrainedModel(
+        source=str(path),
+        fingerprint=fingerprint(path.read_bytes()),
+        data=checkpoint.config.data,
+        model=model,
+        posterior=posterior,
+        encoder=encoder,
+    )
+
+
+def data_for(model: TrainedModel | ExportedModel, path: str | None) -> DataConfig:
+    """Return which images a model is compared with: those it was trained on, or those at `path`, fitted alike.
+
+    Raises:
+        ConfigError: Neither the model nor `path` says.
+    """
+    if path is None:
+        if model.data is None:
+            raise ConfigError(f"{model.source} does not say what it was trained on", hint="pass --data PATH")
+        return model.data
+    if model.data is None:
+        return DataConfig(source="files", path=path, image_shape=model.image_shape)
+    return replace(model.data, source="files", path=path)
+
+
+def pixels_of(images: Tensor) -> Pixels:
+    """Return images in [0, 1] as 8 bits, rounded to nearest and not truncated."""
+    return np.asarray(to_uint8(images.numpy()))
+
+
+def _data_of(content: Any) -> DataConfig | None:
+    try:
+        return from_mapping(DataConfig, content) if isinstance(content, dict) else None
+    except ConfigError:
+        return None
