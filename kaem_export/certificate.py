@@ -192,7 +192,7 @@ def _check_identity(artifact: Path, manifest: Manifest, weights: str, checkpoint
 def _check_description(artifact: Path, manifest: Manifest, config: Config) -> None:
     """Refuse a manifest that describes another model than the checkpoint holds."""
     prior = to_mapping(config.prior)
-    said = {
+    said: dict[str, Any] = {
         "config": manifest.config,
         "prior": {name: manifest.prior.get(name) for name in prior},
         "family": manifest.family,
@@ -200,10 +200,10 @@ def _check_description(artifact: Path, manifest: Manifest, config: Config) -> No
         "latent_dim": manifest.latent_dim,
         "noise_dim": manifest.noise_dim,
     }
-    true = {
+    true: dict[str, Any] = {
         "config": to_mapping(config),
         "prior": prior,
-        "family": "kaem",
+        "family": config.family,
         "image_shape": list(config.data.image_shape),
         "latent_dim": config.prior.num_latents,
         "noise_dim": config.prior.num_latents + (config.prior.variant == "experts"),

@@ -54,7 +54,7 @@ def export(checkpoint: Path, output: Path, *, image_type: ImageType = "float32")
         tables, marginals, promise = _tables(model.prior)
         graph = build_graph(tables, model.generator, image_type, _frame(model.prior))
         manifest = Manifest(
-            family="kaem",
+            family=config.family,
             name=config.name,
             noise_dim=config.prior.num_latents + (config.prior.variant == "experts"),
             latent_dim=config.prior.num_latents,

@@ -23,6 +23,7 @@ from torch import Tensor
 from kaem.config import from_mapping, to_mapping
 from kaem.errors import ArtifactError, ConfigError
 from kaem.files import replacing
+from kaem_train.build import build_model
 from kaem_train.model.kaem import Kaem
 from kaem_train.sections import PriorConfig
 from kaem_train.settings import Config
@@ -153,7 +154,7 @@ def load_model(path: Path) -> tuple[Config, Kaem]:
     config, state = checkpoint.config, checkpoint.model_state
     if checkpoint.finished is not None:
         config, state = replace(config, prior=checkpoint.finished.prior), checkpoint.finished.model_state
-    model = Kaem(config)
+    model = build_model(config)
     try:
         model.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError):

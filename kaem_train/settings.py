@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kaem.config import from_mapping, merge, parse_overrides, read_toml
 from kaem.errors import ConfigError
+from kaem_train.baselines.prescription import STANDARD_NORMAL, prescribe
 from kaem_train.sections import (
     DataConfig,
     GeneratorConfig,
@@ -27,9 +28,11 @@ class Config:
 
     Attributes:
         name: Of the preset or run; names the default output folder and the exported model.
+        family: `kaem`, or a baseline on the same data with the same trainer: `vae`.
     """
 
     name: str
+    family: Literal["kaem", "vae"] = "kaem"
     data: DataConfig
     prior: PriorConfig
     generator: GeneratorConfig
@@ -39,6 +42,8 @@ class Config:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]{0,99}", self.name):
             raise ConfigError(f"name = {self.name!r} cannot name a folder", hint="use letters, digits, . - and _")
+        if self.family != "kaem":
+            self._require_standard_normal()
         if self.posterior.has_encoder and self.prior.reference != "gaussian":
             raise ConfigError(
                 f"the {self.posterior.kind} posterior has unbounded support, "
@@ -60,6 +65,15 @@ class Config:
                     f"widths, images of {list(self.data.image_shape)} need {doublings}",
                     hint="give one width per doubling of the image size",
                 )
+
+    def _require_standard_normal(self) -> None:
+        wanted = {"num_latents": self.prior.num_latents, **STANDARD_NORMAL}
+        is_never_replaced = self.posterior.has_encoder and self.posterior.prior_from == 1.0
+        if self.prior != PriorConfig(**wanted) or not is_never_replaced:
+            raise ConfigError(
+                f"family = {self.family!r} has another prior than N(0, I)",
+                hint="name the family in a TOML file or with --family; the prior's settings then follow",
+            )
 
     def _require_contrastive_is_valid(self) -> None:
         if self.prior.variant != "independent":
@@ -85,7 +99,8 @@ def preset_names() -> tuple[str, ...]:
 def load_config(preset_or_path: str, overrides: Iterable[str] = ()) -> Config:
     """Read a configuration: a packaged preset or a TOML file, then `section.key=value` overrides.
 
-    A file may name a preset it starts from with a top-level `preset = "..."`; then preset < file < overrides.
+    A file may name a preset it starts from with a top-level `preset = "..."`; then preset < file < overrides <
+    what the family prescribes.
 
     Raises:
         ConfigError: No such preset or file, or a setting is unknown, missing or wrong.
@@ -99,7 +114,7 @@ def load_config(preset_or_path: str, overrides: Iterable[str] = ()) -> Config:
             mapping = merge(_read_preset(str(parent)), mapping)
     else:
         raise _unknown_preset(preset_or_path)
-    return from_mapping(Config, merge(mapping, parse_overrides(overrides)))
+    return from_mapping(Config, prescribe(merge(mapping, parse_overrides(overrides))))
 
 
 def _read_preset(name: str) -> dict[str, Any]:

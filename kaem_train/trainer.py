@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
+from kaem_train.build import build_model
 from kaem_train.checkpoint import FILE_NAME, Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
 from kaem_train.data import Dataset, training_batch
 from kaem_train.evaluate import held_out_bound
 from kaem_train.events import Event, Listener, Progress, Samples, Saved
 from kaem_train.interrupt import stop_request
 from kaem_train.model.generator import KanGenerator, refit_steps
-from kaem_train.model.kaem import Kaem
 from kaem_train.posterior import build_posterior
 from kaem_train.settings import Config
 from kaem_train.streams import Purpose, noise_stream
@@ -127,7 +127,7 @@ class Trainer:
         self.finished: FinishedModel | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
-            self.model = Kaem(config)
+            self.model = build_model(config)
             self.posterior = build_posterior(config, self.model.prior.latent_shape)
         prior = self.model.prior
         frame = [] if prior.frame is None else list(prior.frame.parameters())
@@ -299,6 +299,8 @@ def _difference(old: Config, new: Config) -> str:
     """Name the first setting that differs and matters, or return ""; where the data lies does not matter."""
     if replace(old, data=replace(old.data, path=new.data.path)) == new:
         return ""
+    if old.family != new.family:
+        return f"family: {old.family}, now {new.family}"
     for section in ("data", "prior", "generator", "posterior", "training"):
         before, after = getattr(old, section), getattr(new, section)
         for name in before.__dataclass_fields__:

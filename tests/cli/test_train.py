@@ -65,6 +65,15 @@ def test_a_run_that_cannot_start_touches_neither_an_old_run_nor_the_disk(folder)
     assert not (folder / "there").exists()
 
 
+def test_a_family_has_a_folder_of_its_own_and_says_what_it_overrides():
+    result = _run("digits", "--family", "vae", *SMALL)
+    assert result.exit_code == 0, result.exception
+    assert result.stdout == "runs/digits-vae/ckpt.pt\n"
+    assert "of [prior], only num_latents is used" in result.stderr
+    assert read_checkpoint(Path("runs/digits-vae/ckpt.pt")).config.family == "vae"
+    assert isinstance(_error("digits", "--family", "gan"), ConfigError)
+
+
 def test_files_are_given_with_data(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
     path = tmp_path / "my = images.npz"

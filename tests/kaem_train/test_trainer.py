@@ -20,6 +20,7 @@ from kaem_train.interrupt import StopRequest
 from kaem_train.trainer import Trainer, train
 
 RUNS = {
+    "vae": ("family=vae",),
     "amortized": ("posterior.prior_from=0.5",),
     "sampled prior term": ("posterior.prior_from=0.0", "prior.base=silu"),
     "independent": ("prior.variant=independent", "posterior.prior_from=0.5"),
