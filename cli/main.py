@@ -54,6 +54,7 @@ _EXTRAS = {
     "torch": "train",
     "sklearn": "train",
     "tensorboard": "train",
+    "diffusers": "diffusion",
     "scipy": "export",
     "onnx": "export",
     "onnxscript": "export",

@@ -26,7 +26,7 @@ def train(
     ] = None,
     family: Annotated[
         str | None,
-        typer.Option(help="kaem, or a baseline on the same data and updates: vae. Default: what the file says."),
+        typer.Option(help="kaem, or a baseline on the same data: vae, latent-ebm, ddpm. Default: what the file says."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of this run; default runs/NAME.")] = None,
     assignments: Annotated[
@@ -109,7 +109,9 @@ def train(
         TensorBoardLog(logs, step=done) as log,
     ):
         outcome = run_training(settings, dataset, folder, resume=resume, listeners=(report, log))
-    if outcome.bound is not None:
+    if outcome.is_finished and outcome.bound is None:
+        message = f"the family {settings.family} has no likelihood, and so no held-out bound"
+    elif outcome.is_finished:
         message = f"held-out log-likelihood at least {outcome.bound:.2f} nats per image"
     else:
         options = {"--data": data, "--family": family, "--out": out, "--updates": updates, "--seed": seed}

@@ -24,7 +24,7 @@ from kaem.runtime import LocalSampler
 from kaem_export.graph import graph_fingerprint
 from kaem_export.oracle import LatentOracle
 from kaem_export.quantile import U_ERROR_BOUND
-from kaem_train.checkpoint import load_model
+from kaem_train.checkpoint import load_kaem
 from kaem_train.model.kaem import Kaem
 from kaem_train.sections import PriorConfig
 from kaem_train.settings import Config
@@ -59,7 +59,7 @@ def verify(artifact: Path, checkpoint: Path) -> tuple[Manifest, tuple[Figure, ..
         VerificationError: The artifact was not made from this checkpoint, its graph was changed, or its manifest
             says something that is not so.
     """
-    config, model = load_model(checkpoint)
+    config, model = load_kaem(checkpoint)
     with LocalSampler(artifact, workers=1) as sampler:
         manifest = sampler.manifest
         _check_identity(artifact, manifest, fingerprint_weights(model.state_dict()), checkpoint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,9 @@ from kaem.errors import ConfigError
 from kaem_train.baselines.prescription import STANDARD_NORMAL, prescribe
 from kaem_train.sections import (
     DataConfig,
+    DiffusionConfig,
     GeneratorConfig,
+    LatentEbmConfig,
     PosteriorConfig,
     PriorConfig,
     TrainingConfig,
@@ -28,16 +30,19 @@ class Config:
 
     Attributes:
         name: Of the preset or run; names the default output folder and the exported model.
-        family: `kaem`, or a baseline on the same data with the same trainer: `vae`.
+        family: `kaem`, or a baseline on the same data with the same trainer: `vae`, `latent_ebm`
+            or `ddpm`; see `kaem_train.baselines`.
     """
 
     name: str
-    family: Literal["kaem", "vae"] = "kaem"
+    family: Literal["kaem", "vae", "latent_ebm", "ddpm"] = "kaem"
     data: DataConfig
     prior: PriorConfig
     generator: GeneratorConfig
     posterior: PosteriorConfig
     training: TrainingConfig
+    latent_ebm: LatentEbmConfig = field(default_factory=LatentEbmConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]{0,99}", self.name):
@@ -57,7 +62,9 @@ class Config:
                 f"frame = 'global' is learned from encoded images, which the {self.posterior.kind} posterior has not",
                 hint="set posterior.kind=amortized or prior.frame=none",
             )
-        if self.generator.kind == "cnn":
+        if self.family == "ddpm":
+            self._require_halving()
+        elif self.generator.kind == "cnn":
             _, doublings = first_size_and_doublings(self.data.image_shape)
             if len(self.generator.channels) != doublings:
                 raise ConfigError(
@@ -65,6 +72,24 @@ class Config:
                     f"widths, images of {list(self.data.image_shape)} need {doublings}",
                     hint="give one width per doubling of the image size",
                 )
+
+    @property
+    def learning_rates(self) -> tuple[float, float]:
+        """Adam step sizes of the networks and of the prior."""
+        if self.family == "latent_ebm":
+            return self.training.learning_rate, self.latent_ebm.learning_rate
+        if self.family == "ddpm":
+            return self.diffusion.learning_rate, self.diffusion.learning_rate
+        return self.training.learning_rate, self.training.prior_learning_rate
+
+    def _require_halving(self) -> None:
+        smallest = 2 ** (len(self.diffusion.channels) - 1)
+        if any(side % smallest for side in self.data.image_shape[1:]):
+            raise ConfigError(
+                f"diffusion.channels = {list(self.diffusion.channels)} halves images "
+                f"{len(self.diffusion.channels) - 1} times, which {list(self.data.image_shape)} does not allow",
+                hint="give fewer widths",
+            )
 
     def _require_standard_normal(self) -> None:
         wanted = {"num_latents": self.prior.num_latents, **STANDARD_NORMAL}
