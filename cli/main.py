@@ -56,6 +56,7 @@ _EXTRAS = {
     "sklearn": "train",
     "tensorboard": "train",
     "torchmetrics": "train",
+    "diffusers": "diffusion",
     "scipy": "export",
     "onnx": "export",
     "onnxscript": "export",

@@ -24,6 +24,10 @@ def train(
             "images, a folder of IDX, .mat or Hugging Face files, or hf:OWNER/NAME from the hub.",
         ),
     ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="kaem, or a baseline on the same data: vae, latent-ebm, ddpm. Default: what the file says."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of this run; default runs/NAME.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")
@@ -50,6 +54,8 @@ def train(
 
     `kaem train digits --set prior.num_latents=12 --updates 3000`
 
+    `kaem train digits --family vae`
+
     `kaem train digits --resume`
     """
     import shutil
@@ -57,6 +63,7 @@ def train(
     from rich.console import Console
 
     from kaem.errors import ArtifactError, ConfigError
+    from kaem_train.baselines.prescription import prescription_note
     from kaem_train.checkpoint import FILE_NAME, read_checkpoint
     from kaem_train.data import load_dataset
     from kaem_train.progress import ProgressReport, decoding_progress
@@ -67,7 +74,7 @@ def train(
 
     if resume and force:
         raise ConfigError("--resume and --force contradict each other", hint="give one of them")
-    settings = load_config(config, _overrides(assignments, data, updates, seed))
+    settings = load_config(config, _overrides(assignments, data, family, updates, seed))
     folder = out if out is not None else Path("runs") / settings.name
     path = folder / FILE_NAME
     if path.exists() and not (resume or force):
@@ -85,6 +92,8 @@ def train(
         raise ArtifactError(
             f"cannot write to {folder}: {error.strerror}", hint="choose another folder with --out"
         ) from None
+    if settings.family != "kaem":
+        console.print(prescription_note(settings.family), soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{settings.name}: {len(dataset.train)} images to train on, {len(dataset.holdout)} held out; "
         f"update {done} to {settings.training.updates}; folder {folder}",
@@ -100,10 +109,12 @@ def train(
         TensorBoardLog(logs, step=done) as log,
     ):
         outcome = run_training(settings, dataset, folder, resume=resume, listeners=(report, log))
-    if outcome.bound is not None:
+    if outcome.is_finished and outcome.bound is None:
+        message = f"the family {settings.family} has no likelihood, and so no held-out bound"
+    elif outcome.is_finished:
         message = f"held-out log-likelihood at least {outcome.bound:.2f} nats per image"
     else:
-        options = {"--data": data, "--out": out, "--updates": updates, "--seed": seed}
+        options = {"--data": data, "--family": family, "--out": out, "--updates": updates, "--seed": seed}
         again = _resume_command(config, options, assignments or [])
         message = f"stopped and saved at update {outcome.step}; go on with: {again}"
     console.print(message, soft_wrap=True, highlight=False, markup=False)
@@ -112,12 +123,16 @@ def train(
         raise typer.Exit(130)
 
 
-def _overrides(assignments: Iterable[str] | None, data: str | None, updates: int | None, seed: int | None) -> list[str]:
+def _overrides(
+    assignments: Iterable[str] | None, data: str | None, family: str | None, updates: int | None, seed: int | None
+) -> list[str]:
     """Turn the options that stand for settings into `section.key=value` words, after the user's own."""
     words = list(assignments or [])
     if data is not None:
         # JSON strings are TOML strings: a path with spaces, quotes or an equals sign survives.
         words += ["data.source=files", f"data.path={json.dumps(str(Path(data).expanduser()))}"]
+    if family is not None:
+        words.append(f"family={family}")
     if updates is not None:
         words.append(f"training.updates={updates}")
     if seed is not None:

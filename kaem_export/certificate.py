@@ -24,7 +24,7 @@ from kaem.runtime import LocalSampler
 from kaem_export.graph import graph_fingerprint
 from kaem_export.oracle import LatentOracle
 from kaem_export.quantile import U_ERROR_BOUND
-from kaem_train.checkpoint import load_model
+from kaem_train.checkpoint import load_kaem
 from kaem_train.model.kaem import Kaem
 from kaem_train.sections import PriorConfig
 from kaem_train.settings import Config
@@ -59,7 +59,7 @@ def verify(artifact: Path, checkpoint: Path) -> tuple[Manifest, tuple[Figure, ..
         VerificationError: The artifact was not made from this checkpoint, its graph was changed, or its manifest
             says something that is not so.
     """
-    config, model = load_model(checkpoint)
+    config, model = load_kaem(checkpoint)
     with LocalSampler(artifact, workers=1) as sampler:
         manifest = sampler.manifest
         _check_identity(artifact, manifest, fingerprint_weights(model.state_dict()), checkpoint)
@@ -192,7 +192,7 @@ def _check_identity(artifact: Path, manifest: Manifest, weights: str, checkpoint
 def _check_description(artifact: Path, manifest: Manifest, config: Config) -> None:
     """Refuse a manifest that describes another model than the checkpoint holds."""
     prior = to_mapping(config.prior)
-    said = {
+    said: dict[str, Any] = {
         "config": manifest.config,
         "prior": {name: manifest.prior.get(name) for name in prior},
         "family": manifest.family,
@@ -200,10 +200,10 @@ def _check_description(artifact: Path, manifest: Manifest, config: Config) -> No
         "latent_dim": manifest.latent_dim,
         "noise_dim": manifest.noise_dim,
     }
-    true = {
+    true: dict[str, Any] = {
         "config": to_mapping(config),
         "prior": prior,
-        "family": "kaem",
+        "family": config.family,
         "image_shape": list(config.data.image_shape),
         "latent_dim": config.prior.num_latents,
         "noise_dim": config.prior.num_latents + (config.prior.variant == "experts"),

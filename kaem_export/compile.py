@@ -25,7 +25,7 @@ from kaem_export.experts import ExpertTables, expert_tables, expert_weights
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
 from kaem_export.quantile import TABLE_CELLS, U_ERROR_BOUND, QuantileTables, quantile_tables
-from kaem_train.checkpoint import load_model
+from kaem_train.checkpoint import load_kaem
 from kaem_train.model.experts import ExpertsPrior
 from kaem_train.model.prior import Prior
 
@@ -49,12 +49,12 @@ def export(checkpoint: Path, output: Path, *, image_type: ImageType = "float32")
         VerificationError: The compiled graph does not keep a bound of the certificate; no file is written.
     """
     with replacing(output) as draft:  # first of all: an output that cannot be written should not cost a compilation
-        config, model = load_model(checkpoint)
+        config, model = load_kaem(checkpoint)
         weights = fingerprint_weights(model.state_dict())
         tables, marginals, promise = _tables(model.prior)
         graph = build_graph(tables, model.generator, image_type, _frame(model.prior))
         manifest = Manifest(
-            family="kaem",
+            family=config.family,
             name=config.name,
             noise_dim=config.prior.num_latents + (config.prior.variant == "experts"),
             latent_dim=config.prior.num_latents,

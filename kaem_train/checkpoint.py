@@ -23,6 +23,7 @@ from torch import Tensor
 from kaem.config import from_mapping, to_mapping
 from kaem.errors import ArtifactError, ConfigError
 from kaem.files import replacing
+from kaem_train.build import Model, build_model
 from kaem_train.model.kaem import Kaem
 from kaem_train.sections import PriorConfig
 from kaem_train.settings import Config
@@ -141,7 +142,7 @@ def _finished(content: dict[str, Any] | None) -> FinishedModel | None:
     return FinishedModel(prior=from_mapping(PriorConfig, content["prior"]), model_state=content["model_state"])
 
 
-def load_model(path: Path) -> tuple[Config, Kaem]:
+def load_model(path: Path) -> tuple[Config, Model]:
     """Return the configuration and the finished model in evaluation mode, without gradients.
 
     Both are those of `Checkpoint.finished` where there is one.
@@ -153,7 +154,7 @@ def load_model(path: Path) -> tuple[Config, Kaem]:
     config, state = checkpoint.config, checkpoint.model_state
     if checkpoint.finished is not None:
         config, state = replace(config, prior=checkpoint.finished.prior), checkpoint.finished.model_state
-    model = Kaem(config)
+    model = build_model(config)
     try:
         model.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError):
@@ -161,3 +162,18 @@ def load_model(path: Path) -> tuple[Config, Kaem]:
             f"the weights in {path} do not fit its configuration", hint="the file is damaged: train again"
         ) from None
     return config, model.eval().requires_grad_(False)
+
+
+def load_kaem(path: Path) -> tuple[Config, Kaem]:
+    """Return what `load_model` does, of a family whose prior is a product of univariate densities.
+
+    Raises:
+        ArtifactError: As of `load_model`, or the model is of another family.
+    """
+    config, model = load_model(path)
+    if not isinstance(model, Kaem):
+        raise ArtifactError(
+            f"{path} holds a model of the family {config.family}, which has no compiled form yet",
+            hint="export a kaem or a vae",
+        )
+    return config, model

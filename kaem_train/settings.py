@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kaem.config import from_mapping, merge, parse_overrides, read_toml
 from kaem.errors import ConfigError
+from kaem_train.baselines.prescription import STANDARD_NORMAL, prescribe
 from kaem_train.sections import (
     DataConfig,
+    DiffusionConfig,
     GeneratorConfig,
+    LatentEbmConfig,
     PosteriorConfig,
     PriorConfig,
     TrainingConfig,
@@ -27,18 +30,25 @@ class Config:
 
     Attributes:
         name: Of the preset or run; names the default output folder and the exported model.
+        family: `kaem`, or a baseline on the same data with the same trainer: `vae`, `latent_ebm`
+            or `ddpm`; see `kaem_train.baselines`.
     """
 
     name: str
+    family: Literal["kaem", "vae", "latent_ebm", "ddpm"] = "kaem"
     data: DataConfig
     prior: PriorConfig
     generator: GeneratorConfig
     posterior: PosteriorConfig
     training: TrainingConfig
+    latent_ebm: LatentEbmConfig = field(default_factory=LatentEbmConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]{0,99}", self.name):
             raise ConfigError(f"name = {self.name!r} cannot name a folder", hint="use letters, digits, . - and _")
+        if self.family != "kaem":
+            self._require_standard_normal()
         if self.posterior.has_encoder and self.prior.reference != "gaussian":
             raise ConfigError(
                 f"the {self.posterior.kind} posterior has unbounded support, "
@@ -52,7 +62,9 @@ class Config:
                 f"frame = 'global' is learned from encoded images, which the {self.posterior.kind} posterior has not",
                 hint="set posterior.kind=amortized or prior.frame=none",
             )
-        if self.generator.kind == "cnn":
+        if self.family == "ddpm":
+            self._require_halving()
+        elif self.generator.kind == "cnn":
             _, doublings = first_size_and_doublings(self.data.image_shape)
             if len(self.generator.channels) != doublings:
                 raise ConfigError(
@@ -60,6 +72,33 @@ class Config:
                     f"widths, images of {list(self.data.image_shape)} need {doublings}",
                     hint="give one width per doubling of the image size",
                 )
+
+    @property
+    def learning_rates(self) -> tuple[float, float]:
+        """Adam step sizes of the networks and of the prior."""
+        if self.family == "latent_ebm":
+            return self.training.learning_rate, self.latent_ebm.learning_rate
+        if self.family == "ddpm":
+            return self.diffusion.learning_rate, self.diffusion.learning_rate
+        return self.training.learning_rate, self.training.prior_learning_rate
+
+    def _require_halving(self) -> None:
+        smallest = 2 ** (len(self.diffusion.channels) - 1)
+        if any(side % smallest for side in self.data.image_shape[1:]):
+            raise ConfigError(
+                f"diffusion.channels = {list(self.diffusion.channels)} halves images "
+                f"{len(self.diffusion.channels) - 1} times, which {list(self.data.image_shape)} does not allow",
+                hint="give fewer widths",
+            )
+
+    def _require_standard_normal(self) -> None:
+        wanted = {"num_latents": self.prior.num_latents, **STANDARD_NORMAL}
+        is_never_replaced = self.posterior.has_encoder and self.posterior.prior_from == 1.0
+        if self.prior != PriorConfig(**wanted) or not is_never_replaced:
+            raise ConfigError(
+                f"family = {self.family!r} has another prior than N(0, I)",
+                hint="name the family in a TOML file or with --family; the prior's settings then follow",
+            )
 
     def _require_contrastive_is_valid(self) -> None:
         if self.prior.variant != "independent":
@@ -86,7 +125,7 @@ def load_config(preset_or_path: str, overrides: Iterable[str] = ()) -> Config:
     """Read a configuration: a packaged preset or a TOML file, then `section.key=value` overrides.
 
     A file, or a preset, may name a preset it starts from with a top-level `preset = "..."`; then
-    preset < file < overrides.
+    preset < file < overrides < what the family prescribes.
 
     Raises:
         ConfigError: No such preset or file, or a setting is unknown, missing or wrong.
@@ -97,7 +136,7 @@ def load_config(preset_or_path: str, overrides: Iterable[str] = ()) -> Config:
         mapping = _with_parent(read_toml(Path(preset_or_path)))
     else:
         raise _unknown_preset(preset_or_path)
-    return from_mapping(Config, merge(mapping, parse_overrides(overrides)))
+    return from_mapping(Config, prescribe(merge(mapping, parse_overrides(overrides))))
 
 
 def _read_preset(name: str) -> dict[str, Any]:

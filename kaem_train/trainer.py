@@ -9,12 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
+from kaem_train.baselines.diffusion import Diffusion
+from kaem_train.build import build_model, build_objective
 from kaem_train.checkpoint import FILE_NAME, Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
 from kaem_train.data import Dataset, training_batch
 from kaem_train.evaluation.likelihood import held_out_bound
@@ -22,7 +25,7 @@ from kaem_train.events import Event, Listener, Progress, Samples, Saved
 from kaem_train.interrupt import stop_request
 from kaem_train.model.generator import KanGenerator, refit_steps
 from kaem_train.model.kaem import Kaem
-from kaem_train.posterior import build_posterior
+from kaem_train.posterior import InfersLatents, Posterior
 from kaem_train.settings import Config
 from kaem_train.streams import Purpose, noise_stream
 
@@ -40,7 +43,8 @@ class Outcome:
         checkpoint: The file that holds the model.
         step: Updates done.
         is_finished: False where a signal stopped the run early.
-        bound: Held-out lower bound of log p(x), nats per image; None unless finished.
+        bound: Held-out lower bound of log p(x), nats per image; None unless finished, and where a
+            family has none.
     """
 
     checkpoint: Path
@@ -93,11 +97,14 @@ def train(
 
 
 def check_trainable(config: Config, dataset: Dataset) -> None:
-    """Check that there are images enough for a configuration, before anything is made or replaced.
+    """Check that a configuration has the library and the images it needs, before anything is made or replaced.
 
     Raises:
         DataError: Fewer images than one batch, or than the experts that start from them.
+        ModuleNotFoundError: The family needs a library that is not installed.
     """
+    if config.family == "ddpm":
+        import_module("diffusers")
     if len(dataset.train) < config.training.batch_size:
         raise DataError(
             f"{len(dataset.train)} training images do not fill one batch of {config.training.batch_size}",
@@ -127,17 +134,13 @@ class Trainer:
         self.finished: FinishedModel | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
-            self.model = Kaem(config)
-            self.posterior = build_posterior(config, self.model.prior.latent_shape)
-        prior = self.model.prior
-        frame = [] if prior.frame is None else list(prior.frame.parameters())
-        energies = [value for name, value in prior.named_parameters() if not name.startswith("frame.")]
-        # The frame is a linear layer: it learns at the rate of the networks that it stands between.
-        network = [*self.model.generator.parameters(), *self.posterior.network.parameters(), *frame]
-        self._rates = (config.training.learning_rate, config.training.prior_learning_rate)
+            self.model = build_model(config)
+            self.posterior = build_objective(config, self.model)
+        network, energies = self.model.parameter_groups(self.posterior.network)
+        self._rates = config.learning_rates
         self.optimiser = torch.optim.Adam(
             [{"params": network}, {"params": energies}],
-            lr=config.training.learning_rate,
+            lr=self._rates[0],
             betas=_BETAS,
         )
         generator = config.generator
@@ -178,7 +181,7 @@ class Trainer:
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._decay()
         self.optimiser.step()
-        if settings.learn_sigma:
+        if settings.learn_sigma and terms.squared_error is not None:
             self._follow_sigma(terms.squared_error / images[0].numel())
         self.step += 1
         self._report({"loss": terms.loss.detach(), **terms.metrics, "gradient_norm": norm}, len(images))
@@ -229,8 +232,13 @@ class Trainer:
             ) from None
         self.step = checkpoint.step
 
-    def held_out_bound(self) -> float:
-        """Return the bound of `likelihood.held_out_bound` on the held-out images, from its own noise."""
+    def held_out_bound(self) -> float | None:
+        """Return the bound of `likelihood.held_out_bound` on the held-out images, from its own noise.
+
+        None for a family that has none: its density is known up to a constant only, or not at all.
+        """
+        if not (isinstance(self.model, Kaem) and isinstance(self.posterior, Posterior)):
+            return None
         rng = noise_stream(self.config.training.seed, 0, "held-out bound")
         num_samples = self.posterior.num_bound_samples
         return held_out_bound(self.model, self.posterior, self.dataset.holdout, rng, num_samples=num_samples)
@@ -244,11 +252,14 @@ class Trainer:
         return min(1.0, left / max(1.0 - self.config.training.decay_from, 1e-9))
 
     def _follow_sigma(self, pixel_variance: Tensor) -> None:
+        assert self.model.sigma is not None  # noqa: S101
         variance = _VARIANCE_MEMORY * self.model.sigma**2 + (1.0 - _VARIANCE_MEMORY) * pixel_variance
         self.model.sigma.copy_(variance.clamp_min(_LEAST_VARIANCE).sqrt())
 
     def _refit_grids(self) -> None:
         generator = self.model.generator
+        if isinstance(self.model, Diffusion) or not isinstance(self.posterior, InfersLatents):
+            return  # nothing to infer
         if isinstance(generator, KanGenerator) and self.step + 1 in self._refits:
             latents = self.posterior.latents(self.model, self.dataset.train[:1024], self._noise("grid refit"))
             for parameter in generator.refit_grids(self.model.prior.generator_input(latents)):
@@ -259,7 +270,8 @@ class Trainer:
         self._window.add(metrics, num_images)
         if self.step % settings.log_every == 0 or self.step == settings.updates:
             means, speed = self._window.take()
-            means["sigma"] = float(self.model.sigma)
+            if self.model.sigma is not None:
+                means["sigma"] = float(self.model.sigma)
             self._tell(Progress(step=self.step, updates=settings.updates, images_per_second=speed, metrics=means))
         if self._listeners and (self.step % settings.samples_every == 0 or self.step == settings.updates):
             # The same noise every time, so that a person sees the same latents become images.
@@ -299,7 +311,9 @@ def _difference(old: Config, new: Config) -> str:
     """Name the first setting that differs and matters, or return ""; where the data lies does not matter."""
     if replace(old, data=replace(old.data, path=new.data.path)) == new:
         return ""
-    for section in ("data", "prior", "generator", "posterior", "training"):
+    if old.family != new.family:
+        return f"family: {old.family}, now {new.family}"
+    for section in ("data", "prior", "generator", "posterior", "training", "latent_ebm", "diffusion"):
         before, after = getattr(old, section), getattr(new, section)
         for name in before.__dataclass_fields__:
             values = getattr(before, name), getattr(after, name)

@@ -33,6 +33,19 @@ class Kaem(nn.Module):
         images: Tensor = self.generator(self.prior.generator_input(z))
         return images
 
+    def parameter_groups(self, inference: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Return what learns at the networks' rate and what at the prior's.
+
+        The order is part of every checkpoint: optimiser states are kept by position.
+
+        Args:
+            inference: Network of the posterior, trained along.
+        """
+        frame = [] if self.prior.frame is None else list(self.prior.frame.parameters())
+        energies = [value for name, value in self.prior.named_parameters() if not name.startswith("frame.")]
+        # The frame is a linear layer: it learns at the rate of the networks that it stands between.
+        return [*self.generator.parameters(), *inference.parameters(), *frame], energies
+
     @torch.no_grad()
     def sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Draw images: exact prior samples, decoded; shape (num, C, H, W), in [0, 1]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,28 +18,39 @@ from kaem_train.posterior.terms import Terms
 from kaem_train.posterior.weighted_bound import WeightedBoundPosterior
 from kaem_train.settings import Config
 
-__all__ = ["Posterior", "Terms", "build_posterior"]
+__all__ = ["InfersLatents", "Objective", "Posterior", "Terms", "build_posterior"]
 
 
-class Posterior(Protocol):
-    """Inference of latents given images.
+class Objective(Protocol):
+    """What a model learns from; `model` is of the family that the objective is made for.
 
-    `network` holds trainable parameters of the posterior itself (none for importance sampling); they are
+    `network` holds trainable parameters of the objective itself (none for importance sampling); they are
     optimised and saved with the model, buffers included. `rng` is the only source of randomness.
     """
 
     network: nn.Module
-    num_bound_samples: int
-    """Latents per image that make the held-out bound worth reading."""
 
-    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
+    def prepare(self, model: Any, train: Images, step: int, rng: torch.Generator) -> None:
         """Do what is due before update `step` (from 0), for example start the prior from data."""
 
-    def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
+    def terms(self, model: Any, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the loss of one batch, shape (B, C, H, W), at update `step` (from 0)."""
 
-    def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
+
+@runtime_checkable
+class InfersLatents(Protocol):
+    """An objective whose images have latents."""
+
+    def latents(self, model: Any, images: Tensor, rng: torch.Generator) -> Tensor:
         """Return latents for which the generator must work, without gradient: (N, *latent_shape)."""
+
+
+@runtime_checkable
+class Posterior(Objective, InfersLatents, Protocol):
+    """Inference of latents given images, under a prior with a known density."""
+
+    num_bound_samples: int
+    """Latents per image that make the held-out bound worth reading."""
 
     def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
         """Return log p(x, z) / q(z) of `num` latents per image, without gradient: shape (B, num)."""

@@ -13,11 +13,12 @@ class Terms:
     """The loss of one batch.
 
     Attributes:
-        loss: What to minimise, scalar, in nats per image.
-        squared_error: |x - G(z)|^2 per image under the posterior, without gradient, scalar.
+        loss: What to minimise, scalar; in nats per image where it bounds a likelihood.
+        squared_error: |x - G(z)|^2 per image under the posterior, without gradient, scalar; None where nothing is
+            reconstructed.
         metrics: Parts of the loss and diagnostics, for people to watch; scalars without gradient.
     """
 
     loss: Tensor
-    squared_error: Tensor
+    squared_error: Tensor | None
     metrics: Mapping[str, Tensor]

@@ -1,7 +1,9 @@
 """The sections of a training configuration: one frozen dataclass per component, its ranges checked once."""
 
 from kaem_train.sections.data import DataConfig
+from kaem_train.sections.diffusion import DiffusionConfig
 from kaem_train.sections.generator import GeneratorConfig, first_size_and_doublings
+from kaem_train.sections.latent_ebm import LatentEbmConfig
 from kaem_train.sections.posterior import PosteriorConfig
 from kaem_train.sections.prior import LEAST_EXPERT_STD, PriorConfig
 from kaem_train.sections.training import TrainingConfig
@@ -9,7 +11,9 @@ from kaem_train.sections.training import TrainingConfig
 __all__ = [
     "LEAST_EXPERT_STD",
     "DataConfig",
+    "DiffusionConfig",
     "GeneratorConfig",
+    "LatentEbmConfig",
     "PosteriorConfig",
     "PriorConfig",
     "TrainingConfig",

@@ -65,6 +65,30 @@ def test_a_run_that_cannot_start_touches_neither_an_old_run_nor_the_disk(folder)
     assert not (folder / "there").exists()
 
 
+def test_a_family_has_a_folder_of_its_own_and_says_what_it_overrides():
+    result = _run("digits", "--family", "vae", *SMALL)
+    assert result.exit_code == 0, result.exception
+    assert result.stdout == "runs/digits-vae/ckpt.pt\n"
+    assert "of [prior], only num_latents is used" in result.stderr
+    assert read_checkpoint(Path("runs/digits-vae/ckpt.pt")).config.family == "vae"
+    assert isinstance(_error("digits", "--family", "gan"), ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("latent-ebm", ("latent_ebm.prior_steps=3", "latent_ebm.posterior_steps=2")),
+        ("ddpm", ("diffusion.channels=[8, 8]", "diffusion.sampling_steps=2")),
+    ],
+)
+def test_a_family_without_a_likelihood_says_so_and_finishes(family, settings):
+    words = ["digits", "--family", family, "--updates", "50", "--set", "training.batch_size=16"]
+    result = _run(*words, *(word for setting in settings for word in ("--set", setting)))
+    assert result.exit_code == 0, result.exception
+    assert result.stdout == f"runs/digits-{family}/ckpt.pt\n"
+    assert "no held-out bound" in result.stderr
+
+
 def test_files_are_given_with_data(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
     path = tmp_path / "my = images.npz"

@@ -20,6 +20,16 @@ from kaem_train.interrupt import StopRequest
 from kaem_train.trainer import Trainer, train
 
 RUNS = {
+    "vae": ("family=vae",),
+    "latent ebm": ("family=latent_ebm", "latent_ebm.prior_steps=4", "latent_ebm.posterior_steps=3"),
+    "latent ebm, kan": (
+        "family=latent_ebm",
+        "latent_ebm.prior_steps=4",
+        "generator.kind=kan",
+        "generator.hidden=[6]",
+        "generator.refit_interval=4",
+    ),
+    "ddpm": ("family=ddpm", "diffusion.channels=[8, 8]", "diffusion.sampling_steps=4"),
     "amortized": ("posterior.prior_from=0.5",),
     "sampled prior term": ("posterior.prior_from=0.0", "prior.base=silu"),
     "independent": ("prior.variant=independent", "posterior.prior_from=0.5"),

@@ -1,0 +1,54 @@
+"""The denoising diffusion model: its network, its noise and its sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kaem.errors import ConfigError
+from kaem_train.sections.checks import require_at_least, require_positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffusionConfig:
+    """A denoising diffusion model (DDPM, Ho et al. 2020) and its samplers.
+
+    Attributes:
+        channels: Of the UNet, one width per resolution, halved from each to the next; multiples of 8.
+        layers_per_block: Residual layers per resolution.
+        attention: Sides in pixels of the feature maps that get self-attention; the innermost always has it.
+        noise_steps: T, levels of noise.
+        betas: `linear` (Ho et al.) or `cosine` (Nichol & Dhariwal 2021) growth of the noise.
+        sampler: `ddim` (Song et al. 2021) or `ddpm`.
+        sampling_steps: Network passes per sample; divides `noise_steps`.
+        eta: DDIM: 0 is deterministic given the first noise, 1 has the variance of DDPM.
+        learning_rate: Adam step size, in place of `training.learning_rate`.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 64)
+    layers_per_block: int = 1
+    attention: tuple[int, ...] = (7, 8)
+    noise_steps: int = 1000
+    betas: Literal["linear", "cosine"] = "linear"
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    sampling_steps: int = 50
+    eta: float = 0.0
+    learning_rate: float = 5e-4
+
+    def __post_init__(self) -> None:
+        if not self.channels or any(width < 8 or width % 8 for width in self.channels):
+            raise ConfigError(
+                f"channels = {list(self.channels)} must hold multiples of 8",
+                hint="for example diffusion.channels=[32, 64, 64]",
+            )
+        for name in ("layers_per_block", "sampling_steps"):
+            require_at_least(name, getattr(self, name), 1)
+        require_at_least("noise_steps", self.noise_steps, 2)
+        require_positive("learning_rate", self.learning_rate)
+        if self.noise_steps % self.sampling_steps:
+            raise ConfigError(
+                f"sampling_steps = {self.sampling_steps} does not divide noise_steps = {self.noise_steps}",
+                hint="for 1000 noise steps take 1000, 250, 100, 50, 20 or 10",
+            )
+        if not 0.0 <= self.eta <= 1.0:
+            raise ConfigError(f"eta = {self.eta} is outside [0, 1]")
