@@ -47,8 +47,8 @@ class Config:
             )
         if self.posterior.has_encoder and self.prior.u_sharing == "per_p":
             raise ConfigError(
-                f"the {self.posterior.kind} posterior maximises a bound of the density, which prior.u_sharing = 'per_p' "
-                "does not sample from",
+                f"the {self.posterior.kind} posterior maximises a bound of the density, "
+                "which prior.u_sharing = 'per_p' does not sample from",
                 hint="set posterior.kind=importance or prior.u_sharing=per_qp",
             )
         if self.training.prior_gradient == "contrastive":
@@ -69,17 +69,17 @@ class Config:
                 )
 
     def _check_weight_penalty(self) -> None:
-        if self.training.weight_penalty == 0.0:
+        penalty = self.training.weight_penalty
+        if penalty == 0.0:
             return
         if self.prior.variant == "independent":
             raise ConfigError(
-                f"training.weight_penalty = {self.training.weight_penalty} does not fit the independent prior, which has "
-                "no mixture weights",
+                f"training.weight_penalty = {penalty} does not fit the independent prior, which has no mixture weights",
                 hint="set training.weight_penalty=0 or prior.variant=mixture",
             )
         if not self.prior.train_proportions:
             raise ConfigError(
-                f"training.weight_penalty = {self.training.weight_penalty} has no effect on weights that are not trained",
+                f"training.weight_penalty = {penalty} has no effect on weights that are not trained",
                 hint="set training.weight_penalty=0 or prior.train_proportions=true",
             )
 

@@ -25,7 +25,7 @@ class IndependentPrior(AbstractPrior):
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
-        self._shares_uniforms = config.u_sharing == "per_p"
+        self.shares_uniforms = config.u_sharing == "per_p"
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ class IndependentPrior(AbstractPrior):
 
     def _sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Draw z_{q,p} = F_{q,p}^-1(u), u by itself for every (q, p) or shared over q (eq. 13): shape (num, Q, P)."""
-        rows = 1 if self._shares_uniforms else self.num_latents
+        rows = 1 if self.shares_uniforms else self.num_latents
         uniform = torch.rand((rows, self.num_components, num), generator=rng, dtype=torch.float64)
         return self.cumulative().invert(uniform.expand(*self.latent_shape, -1)).permute(2, 0, 1)
 
