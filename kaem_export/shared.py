@@ -13,6 +13,9 @@ from kaem_export.collapse import LatentDistributions
 from kaem_export.quantile import QuantileTables
 from kaem_export.warp import WarpTables, normal_table, warp_tables
 
+BUDGET_BYTES = 64_000_000
+"""For 1,024 cells in each of the 3,240 tables of the published sizes; smooth energies need 128."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedTables:
@@ -36,4 +39,5 @@ class SharedTables:
 
 def shared_tables(distributions: LatentDistributions, num_components: int) -> SharedTables:
     """Tabulate the Q P distributions of all components, row q P + p."""
-    return SharedTables(normal=normal_table(), warps=warp_tables(distributions), num_components=num_components)
+    warps = warp_tables(distributions, budget_bytes=BUDGET_BYTES)
+    return SharedTables(normal=normal_table(), warps=warps, num_components=num_components)
