@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from kaem.artifact import Figure, Manifest, fingerprint
 from kaem.config import to_mapping
 from kaem.errors import ArtifactError, VerificationError
-from kaem.noise import uniforms
 from kaem.runtime import LocalSampler
 from kaem_export.graph import graph_fingerprint
 from kaem_export.oracle import LatentOracle
+from kaem_export.probes import probe_uniforms
 from kaem_export.quantile import U_ERROR_BOUND
+from kaem_export.shared_certificate import shared_u_error
 from kaem_train.checkpoint import load_kaem
 from kaem_train.model.kaem import Kaem
 from kaem_train.sections import PriorConfig
@@ -32,7 +33,6 @@ from kaem_train.settings import Config
 PARITY_BOUND = 1e-5
 """Largest difference of an intensity in [0, 1] between ONNX Runtime and torch, both in float32."""
 
-_SEED = 2506_14167
 _BATCHES = (1, 2, 3, 5, 7, 8, 15, 16, 31, 33, 64, 100, 127, 128, 255, 256)
 _PARITY_ROWS = 256
 _CLAIM_FACTOR = 4.0
@@ -74,7 +74,7 @@ def measure(sampler: LocalSampler, config: Config, model: Kaem) -> tuple[Figure,
     """Measure the figures of a loaded artifact against the model it was compiled from."""
     model = model.float().eval()
     return (
-        _u_error(sampler, LatentOracle(model.state_dict(), config.prior), config.prior),
+        _u_error_of_latents(sampler, model.state_dict(), config.prior),
         _parity(sampler, model),
         _row_difference(sampler),
     )
@@ -89,8 +89,22 @@ def fingerprint_weights(state: Mapping[str, torch.Tensor]) -> str:
     return fingerprint(b"".join(parts))
 
 
-def _u_error(sampler: LocalSampler, oracle: LatentOracle, prior: PriorConfig) -> Figure:
+def _u_error_of_latents(sampler: LocalSampler, state: Mapping[str, torch.Tensor], prior: PriorConfig) -> Figure:
     """sup over u of |F(F^-1(u)) - u|: the graph's float32 latents against the oracle's float64 CDF."""
+    if prior.u_sharing == "per_p":
+        value, what = shared_u_error(sampler, state, prior), ", of every component and of their sums"
+    else:
+        value = _u_error(sampler, LatentOracle(state, prior), prior)
+        what = ", every expert on its own share of the last uniform" if prior.variant == "experts" else ""
+    return Figure(
+        name="u_error",
+        value=value,
+        bound=float(sampler.manifest.prior["u_error_bound"]),
+        meaning="max |F(F^-1(u)) - u|: baked quantiles against independent float64 quadrature" + what,
+    )
+
+
+def _u_error(sampler: LocalSampler, oracle: LatentOracle, prior: PriorConfig) -> float:
     worst = 0.0
     dim = prior.num_latents
     for first_row, uniform in _probes(oracle, prior):
@@ -98,13 +112,7 @@ def _u_error(sampler: LocalSampler, oracle: LatentOracle, prior: PriorConfig) ->
         expected = np.mod(uniform.astype(np.float64), 1.0)
         errors = [np.abs(oracle.cdf(first_row + q, univariate[:, q]) - expected[:, q]).max() for q in range(dim)]
         worst = float(np.max([worst, *errors]))  # unlike Python's max, NumPy's keeps a NaN wherever it stands
-    return Figure(
-        name="u_error",
-        value=worst,
-        bound=float(sampler.manifest.prior["u_error_bound"]),
-        meaning="max |F(F^-1(u)) - u|: baked quantiles against independent float64 quadrature"
-        + (", every expert on its own share of the last uniform" if prior.variant == "experts" else ""),
-    )
+    return worst
 
 
 def _probes(oracle: LatentOracle, prior: PriorConfig) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -115,9 +123,9 @@ def _probes(oracle: LatentOracle, prior: PriorConfig) -> Iterator[tuple[int, NDA
     """
     dim = prior.num_latents
     if prior.variant != "experts":
-        yield 0, _probe_uniforms(dim, 2_000 if prior.variant == "independent" else 20_000)
+        yield 0, probe_uniforms(dim, 2_000 if prior.variant == "independent" else 20_000)
         return
-    uniform = _probe_uniforms(dim, max(64, 20_000 // len(oracle.weights)))
+    uniform = probe_uniforms(dim, max(64, 20_000 // len(oracle.weights)))
     ends = np.concatenate([[0.0], np.cumsum(oracle.weights)]) - 0.5
     for expert, (low, high) in enumerate(pairwise(ends)):
         if high - low > 2 * _SHARE_MARGIN:
@@ -125,16 +133,9 @@ def _probes(oracle: LatentOracle, prior: PriorConfig) -> Iterator[tuple[int, NDA
             yield expert * dim, np.concatenate([uniform, choice[:, None]], axis=1)
 
 
-def _probe_uniforms(dim: int, num: int) -> NDArray[np.float32]:
-    """Signed uniforms, shape (2 num, D): half of them random, half spread evenly over log |v| in both tails."""
-    depth = np.geomspace(2.0**-33, 0.5, num // 2)[:, None] * np.ones(dim)
-    tails = np.concatenate([depth, -depth]).astype(np.float32)
-    return np.concatenate([uniforms(_SEED, 0, num, dim), tails])
-
-
 def _parity(sampler: LocalSampler, model: Kaem) -> Figure:
     """max |onnx - torch| of the images decoded from the same latents."""
-    uniform = _probe_uniforms(sampler.manifest.noise_dim, _PARITY_ROWS)
+    uniform = probe_uniforms(sampler.manifest.noise_dim, _PARITY_ROWS)
     with torch.no_grad():
         expected = model.generator(torch.from_numpy(sampler.latents(uniform))).numpy()
     images = sampler.decode(uniform)
@@ -151,7 +152,7 @@ def _parity(sampler: LocalSampler, model: Kaem) -> Figure:
 
 def _row_difference(sampler: LocalSampler) -> Figure:
     """Largest difference between a sample alone in its batch and the same sample in other batches."""
-    uniform = _probe_uniforms(sampler.manifest.noise_dim, max(_BATCHES) // 2)
+    uniform = probe_uniforms(sampler.manifest.noise_dim, max(_BATCHES) // 2)
     alone = np.concatenate([sampler.decode(row[None]) for row in uniform]).astype(np.float32)
     worst = 0.0
     for size in _BATCHES:
@@ -206,9 +207,9 @@ def _check_description(artifact: Path, manifest: Manifest, config: Config) -> No
         "family": config.family,
         "image_shape": list(config.data.image_shape),
         "latent_dim": config.prior.num_latents,
-        "noise_dim": config.prior.num_latents + (config.prior.variant == "experts"),
+        "noise_dim": config.prior.num_uniforms,
     }
-    if config.prior.variant != "experts":  # whose tables, and so whose bound, depend on the model
+    if config.prior.is_collapsed:  # otherwise the tables, and so their bound, depend on the model
         said["u_error_bound"], true["u_error_bound"] = manifest.prior["u_error_bound"], U_ERROR_BOUND
     for name, value in true.items():
         if said[name] != value:

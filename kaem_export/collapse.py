@@ -4,7 +4,8 @@ The generator's input is `z_q` drawn from `sum_p alpha_qp p_qp` (mixture prior) 
 `z_qp ~ p_qp` (independent prior). Either way its coordinates are independent, so the whole prior has the same
 law as Q univariate distributions: the mixture marginals, or the P-fold convolutions. One uniform and one table
 lookup per coordinate then replace P of them, with nothing approximated but the quadrature below. Experts do not
-collapse: given the expert the coordinates are independent, so K Q distributions stay. A frame comes after all this.
+collapse: given the expert the coordinates are independent, so K Q distributions stay. Nor do components that share
+their uniforms over q: Q P distributions stay. A frame comes after all this.
 """
 
 from __future__ import annotations
@@ -75,6 +76,18 @@ def expert_distributions(prior: ExpertsPrior) -> LatentDistributions:
     prior = copy.deepcopy(prior).double()  # the caller keeps the model as it was
     edges = _cell_edges(prior, EXPERT_CELLS)
     masses = component_masses(prior, edges).swapaxes(0, 1).reshape(-1, len(edges) - 1)
+    return _distributions(np.broadcast_to(edges, (len(masses), len(edges))), masses)
+
+
+def component_distributions(prior: IndependentPrior) -> LatentDistributions:
+    """Return the Q P distributions of the components of an independent prior, row q P + p, in float64.
+
+    Raises:
+        ArtifactError: See `collapse`.
+    """
+    prior = copy.deepcopy(prior).double()  # the caller keeps the model as it was
+    edges = _cell_edges(prior, EXPERT_CELLS)
+    masses = component_masses(prior, edges).reshape(-1, len(edges) - 1)
     return _distributions(np.broadcast_to(edges, (len(masses), len(edges))), masses)
 
 

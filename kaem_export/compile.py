@@ -20,14 +20,22 @@ from kaem.errors import VerificationError
 from kaem.files import replacing
 from kaem.runtime import LocalSampler
 from kaem_export.certificate import fingerprint_weights, measure
-from kaem_export.collapse import LatentDistributions, collapse, expert_distributions, expert_marginals
+from kaem_export.collapse import (
+    LatentDistributions,
+    collapse,
+    component_distributions,
+    expert_distributions,
+    expert_marginals,
+)
 from kaem_export.experts import ExpertTables, expert_tables, expert_weights
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
 from kaem_export.quantile import TABLE_CELLS, U_ERROR_BOUND, QuantileTables, quantile_tables
+from kaem_export.shared import SharedTables, shared_tables
+from kaem_export.warp import WarpTables
 from kaem_train.checkpoint import load_kaem
 from kaem_train.model.experts import ExpertsPrior
-from kaem_train.model.prior import Prior
+from kaem_train.model.prior import IndependentPrior, Prior
 
 _PLOT_BINS = 64
 
@@ -56,11 +64,11 @@ def export(checkpoint: Path, output: Path, *, image_type: ImageType = "float32")
         manifest = Manifest(
             family=config.family,
             name=config.name,
-            noise_dim=config.prior.num_latents + (config.prior.variant == "experts"),
+            noise_dim=config.prior.num_uniforms,
             latent_dim=config.prior.num_latents,
             image_shape=_three(model.image_shape),
             image_type=image_type,
-            prior={**to_mapping(config.prior), "collapsed": config.prior.variant != "experts", **promise},
+            prior={**to_mapping(config.prior), "collapsed": config.prior.is_collapsed, **promise},
             densities=_densities(marginals),
             config=to_mapping(config),
             checkpoint_fingerprint=weights,
@@ -75,17 +83,23 @@ def export(checkpoint: Path, output: Path, *, image_type: ImageType = "float32")
     return manifest
 
 
-def _tables(prior: Prior) -> tuple[QuantileTables | ExpertTables, LatentDistributions, dict[str, Any]]:
+def _tables(prior: Prior) -> tuple[QuantileTables | ExpertTables | SharedTables, LatentDistributions, dict[str, Any]]:
     """Return the tables of a prior, the marginals of its Q univariate latents, and what is promised of them."""
     if isinstance(prior, ExpertsPrior):
         weights = expert_weights(prior)
         distributions = expert_distributions(prior)
         tables = expert_tables(distributions, weights)
-        promise = {"table_cells": tables.warps.coefficients.shape[1], "u_error_bound": tables.warps.u_error_bound}
-        return tables, expert_marginals(distributions, weights), promise
+        return tables, expert_marginals(distributions, weights), _promise(tables.warps)
     distributions = collapse(prior)
+    if isinstance(prior, IndependentPrior) and prior.shares_uniforms:
+        shared = shared_tables(component_distributions(prior), prior.num_components)
+        return shared, distributions, _promise(shared.warps)
     promise = {"table_cells": TABLE_CELLS, "u_error_bound": U_ERROR_BOUND}
     return quantile_tables(distributions), distributions, promise
+
+
+def _promise(warps: WarpTables) -> dict[str, Any]:
+    return {"table_cells": warps.coefficients.shape[1], "u_error_bound": warps.u_error_bound}
 
 
 def _frame(prior: Prior) -> Frame | None:

@@ -19,6 +19,7 @@ from kaem.artifact import MANIFEST_KEY, ImageType, Manifest, fingerprint, write_
 from kaem_export.experts import ExpertTables
 from kaem_export.head import Constants, Frame, head_nodes
 from kaem_export.quantile import QuantileTables
+from kaem_export.shared import SharedTables
 
 OPSET = 21
 """Newest opset for which ONNX Runtime's CUDA provider has a kernel for every node used here."""
@@ -28,7 +29,7 @@ IR_VERSION = 10
 
 
 def build_graph(
-    tables: QuantileTables | ExpertTables,
+    tables: QuantileTables | ExpertTables | SharedTables,
     generator: torch.nn.Module,
     image_type: ImageType,
     frame: Frame | None = None,
@@ -36,14 +37,14 @@ def build_graph(
     """Compose the quantile lookup and the frame with a generator.
 
     Args:
-        tables: Quantile tables of Q coordinates, or those of K experts.
+        tables: Quantile tables of Q coordinates, those of K experts, or those of components with shared uniforms.
         generator: Maps (N, Q) float32 to images (N, C, H, W) in [0, 1]; in eval mode.
         image_type: Element type of the output `image`; uint8 is rounded to nearest as the graph's last step.
         frame: Applied to the looked-up quantiles; None where they are the latents themselves.
 
     Returns:
-        A checked model with input `uniform` (N, Q), or (N, Q + 1) with experts, and outputs `image` and `latent`;
-        no metadata yet.
+        A checked model with input `uniform` (N, Q), or (N, Q + 1) with experts, or (N, P) with shared uniforms, and
+        outputs `image` and `latent`; no metadata yet.
     """
     nodes, constants, noise_dim, latent_dim = head_nodes(tables, frame)
     model = compose.merge_models(

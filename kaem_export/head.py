@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from kaem_export.experts import ExpertTables
 from kaem_export.quantile import LEVEL_SCALE, LEVELS, QuantileTables
+from kaem_export.shared import SharedTables
 from kaem_export.warp import REACH
 
 Constants = dict[str, NDArray[np.generic] | np.generic]
@@ -29,13 +30,16 @@ class Frame:
 
 
 def head_nodes(
-    tables: QuantileTables | ExpertTables, frame: Frame | None
+    tables: QuantileTables | ExpertTables | SharedTables, frame: Frame | None
 ) -> tuple[list[onnx.NodeProto], Constants, int, int]:
     """Return the nodes and constants from `uniform` (N, D) to `latent` (N, Q), then D and Q."""
     target = "latent" if frame is None else "unframed"
     if isinstance(tables, QuantileTables):
         latent_dim = noise_dim = len(tables.left)
         nodes, constants = quantile_nodes(tables, "uniform", target)
+    elif isinstance(tables, SharedTables):
+        latent_dim, noise_dim = tables.latent_dim, tables.num_components
+        nodes, constants = shared_nodes(tables, "uniform", target)
     else:
         latent_dim, noise_dim = tables.latent_dim, tables.latent_dim + 1
         nodes, constants = expert_nodes(tables, "uniform", target)
@@ -113,16 +117,13 @@ def expert_nodes(tables: ExpertTables, source: str, target: str) -> tuple[list[o
     """Pick an expert with the last uniform and warp the normal quantiles of the others: (N, Q + 1) -> (N, Q)."""
     cells, latent_dim = tables.warps.coefficients.shape[1], tables.latent_dim
     node = helper.make_node
-    lookup, constants = quantile_nodes(tables.normal, "latent_uniform", "normal")
+    lookup, constants = _piece_nodes(tables.normal, cells, "latent_uniform", "t")
     constants |= {
         "uniform_sizes": np.array([latent_dim, 1], np.int64),
         "thresholds": tables.thresholds[None, :],
         "expert_axis": np.array([1], np.int64),
         "expert_rows": np.int32(latent_dim * cells),
         "latent_rows": (np.arange(latent_dim, dtype=np.int32) * cells)[None, :],
-        "reach": np.float32(REACH),
-        "cells_per_unit": np.float32(cells / (2 * REACH)),
-        "last_piece": np.float32(cells - 1),
         "warps": tables.warps.coefficients.reshape(-1, 4),
     }
     nodes = [
@@ -137,19 +138,66 @@ def expert_nodes(tables: ExpertTables, source: str, target: str) -> tuple[list[o
         node("Cast", ["expert_float"], ["expert"], to=TensorProto.INT32),
         node("Mul", ["expert", "expert_rows"], ["expert_row"]),
         *lookup,
-        # The piece of T that holds x, and where in it.
+        node("Add", ["piece_row", "latent_rows"], ["row_in_expert"]),
+        node("Add", ["row_in_expert", "expert_row"], ["warp_row"]),
+        *_cubic_nodes("pair_axis", 2, target),
+    ]
+    return nodes, constants
+
+
+def shared_nodes(tables: SharedTables, source: str, target: str) -> tuple[list[onnx.NodeProto], Constants]:
+    """Warp the normal quantile of each u_p for every q and sum over p: (N, P) -> (N, Q)."""
+    num_rows, cells, _ = tables.warps.coefficients.shape
+    node = helper.make_node
+    lookup, constants = _piece_nodes(tables.normal, cells, source, "t_of_uniform")
+    constants |= {
+        "latent_axis": np.array([1], np.int64),
+        "component_axis": np.array([2], np.int64),
+        "coefficient_axis": np.array([3], np.int64),
+        "component_rows": (np.arange(num_rows, dtype=np.int32) * cells).reshape(1, -1, tables.num_components),
+        "warps": tables.warps.coefficients.reshape(-1, 4),
+    }
+    nodes = [
+        *lookup,
+        node("Unsqueeze", ["piece_row", "latent_axis"], ["piece_of_all"]),
+        node("Unsqueeze", ["t_of_uniform", "latent_axis"], ["t"]),
+        node("Add", ["piece_of_all", "component_rows"], ["warp_row"]),
+        *_cubic_nodes("coefficient_axis", 3, "components"),
+        node("ReduceSum", ["components", "component_axis"], [target], keepdims=0),
+    ]
+    return nodes, constants
+
+
+def _piece_nodes(
+    normal: QuantileTables, cells: int, source: str, fraction: str
+) -> tuple[list[onnx.NodeProto], Constants]:
+    """From uniforms (N, M) to the piece of T that holds their normal quantiles, `piece_row`, and where in it."""
+    node = helper.make_node
+    lookup, constants = quantile_nodes(normal, source, "normal")
+    constants |= {
+        "reach": np.float32(REACH),
+        "cells_per_unit": np.float32(cells / (2 * REACH)),
+        "last_piece": np.float32(cells - 1),
+    }
+    nodes = [
+        *lookup,
         node("Add", ["normal", "reach"], ["from_left"]),
         node("Mul", ["from_left", "cells_per_unit"], ["warp_position"]),
         node("Floor", ["warp_position"], ["warp_floor"]),
         node("Clip", ["warp_floor", "zero", "last_piece"], ["piece"]),
-        node("Sub", ["warp_position", "piece"], ["t"]),
+        node("Sub", ["warp_position", "piece"], [fraction]),
         node("Cast", ["piece"], ["piece_row"], to=TensorProto.INT32),
-        node("Add", ["piece_row", "latent_rows"], ["row_in_expert"]),
-        node("Add", ["row_in_expert", "expert_row"], ["warp_row"]),
-        # One gather of the four coefficients of a piece from [K Q J, 4], then Horner's rule.
+    ]
+    return nodes, constants
+
+
+def _cubic_nodes(axis_name: str, axis: int, target: str) -> list[onnx.NodeProto]:
+    """One gather of four coefficients per `warp_row` from `warps`, then Horner's rule in `t`; `axis` holds the four."""
+    node = helper.make_node
+    return [
         node("Gather", ["warps", "warp_row"], ["pieces"], axis=0),
-        node("Split", ["pieces"], ["a0_1", "a1_1", "a2_1", "a3_1"], axis=2, num_outputs=4),
-        *(node("Squeeze", [f"a{power}_1", "pair_axis"], [f"a{power}"]) for power in range(4)),
+        node("Split", ["pieces"], ["a0_1", "a1_1", "a2_1", "a3_1"], axis=axis, num_outputs=4),
+        *(node("Squeeze", [f"a{power}_1", axis_name], [f"a{power}"]) for power in range(4)),
         node("Mul", ["a3", "t"], ["cubic"]),
         node("Add", ["cubic", "a2"], ["to_quadratic"]),
         node("Mul", ["to_quadratic", "t"], ["quadratic"]),
@@ -157,4 +205,3 @@ def expert_nodes(tables: ExpertTables, source: str, target: str) -> tuple[list[o
         node("Mul", ["to_linear", "t"], ["linear"]),
         node("Add", ["linear", "a0"], [target]),
     ]
-    return nodes, constants

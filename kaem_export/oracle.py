@@ -9,13 +9,13 @@ characteristic functions (the baker: convolution).
     p_qp(z)  = exp(f_qp(z)) pi0(z) / Z_qp                                      (method of the paper, eqs. 9 and 20)
     mixture:      F_q(x) = sum_p alpha_qp int_low^x p_qp
     independent:  F_q    = law of sum_p z_qp, by its Fourier series on the sum's support
+    shared u:     F_qp(x) = int_low^x p_qp, row q P + p
     experts:      F_kq(x) = int_low^x p_qk, row k Q + q, with pi0 replaced by exp(-((z - m_qk) / s_qk)^2 / 2)
     frame:        u = W^-1 (z - b) follows all of the above
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,9 +34,11 @@ _LARGEST_PHASE = 10.0
 """Radians of e^itz over half a piece up to which polynomials of this degree integrate it to 1e-14."""
 
 _FREQUENCIES_AT_ONCE = 256
+_HALVINGS = 40
 _NEGLIGIBLE = 1e-8
 _TAU_RANGE = (0.25, 4.0)
 _LOG_STD_RANGE = (-2.0, 1.5)
+_LEAST_REFERENCE_STD = 0.1
 
 
 class LatentOracle:
@@ -54,11 +56,13 @@ class LatentOracle:
 
     def __init__(self, state: Mapping[str, Any], config: PriorConfig) -> None:
         tensors = {name: np.asarray(state[f"prior.{name}"], np.float64) for name in _names(config)}
-        self._is_sum = config.variant == "independent" and config.num_components > 1
+        self._is_sum = config.variant == "independent" and config.num_components > 1 and config.u_sharing == "per_qp"
         self._terms, self._low, self._high = config.num_components, config.low, config.high
         centers = tensors["bank.centers"]
         inside = centers[(centers > config.low) & (centers < config.high)]
         breaks = np.append(inside, 0.0) if config.low < 0 < config.high else inside
+        if config.reference == "lognormal":  # smooth over log z
+            breaks = np.append(breaks, np.geomspace(config.low, config.high, _PIECES // 2))
         pieces = _PIECES_OF_SUMS if self._is_sum else _PIECES
         self._edges = np.union1d(np.linspace(config.low, config.high, pieces + 1), breaks)
         points = chebyshev.chebpts1(_DEGREE + 1)
@@ -93,6 +97,16 @@ class LatentOracle:
         local = (z - self._edges[piece]) / self._half[piece] - 1
         within = chebyshev.chebval(local, self._antiderivatives[q][piece].T, tensor=False)
         return np.asarray(np.clip(self._below[q][piece] + within, 0.0, 1.0))
+
+    def quantile(self, q: int, u: Float64) -> Float64:
+        """Return F^-1(u) of the q-th univariate latent by bisection; not of a sum; shape of `u`."""
+        piece = np.clip(np.searchsorted(self._below[q], u, side="right") - 1, 0, len(self._half) - 1)
+        low, high = self._edges[piece], self._edges[piece + 1]
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            is_below = self.cdf(q, middle) < u
+            low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
+        return np.asarray((low + high) / 2)
 
     def _integrals(self, density: Float64) -> Float64:
         """Integrate the interpolant over each piece: (..., pieces, nodes) -> (..., pieces)."""
@@ -134,6 +148,8 @@ def _names(config: PriorConfig) -> list[str]:
         names += ["frame.offset", "frame.matrix"]
     if config.variant == "experts":
         names += ["means", "log_stds"]
+    if config.reference == "learnable_gaussian":
+        names += ["reference.mean", "reference.rho"]
     return names if config.variant == "independent" else [*names, "logits"]
 
 
@@ -143,7 +159,7 @@ def _rows(density: Float64, tensors: Mapping[str, Float64], config: PriorConfig)
         return density.swapaxes(0, 1).reshape(-1, *density.shape[2:])
     if config.variant == "mixture":
         return np.asarray(np.einsum("qp,qpen->qen", _softmax(tensors["logits"]), density))
-    return density[:, 0]
+    return density.reshape(-1, *density.shape[2:])
 
 
 def _log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callable[[Float64], Float64]:
@@ -162,11 +178,25 @@ def _log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callabl
         if config.variant == "experts":
             stds = np.exp(np.clip(tensors["log_stds"], *_LOG_STD_RANGE))
             value -= ((z - tensors["means"][:, :, None]) / stds[:, :, None]) ** 2 / 2
-        elif config.reference == "gaussian":
-            value += -(z**2) / 2 - math.log(2 * math.pi) / 2
+        else:
+            value += _log_reference(tensors, config, z)
         return np.asarray(value)
 
     return evaluate
+
+
+def _log_reference(tensors: Mapping[str, Float64], config: PriorConfig, z: Float64) -> Float64 | float:
+    """Return log pi0(z) up to a constant per function: z (M,) -> shape that broadcasts with (Q, P, M)."""
+    if config.reference == "gaussian":
+        return -(z**2) / 2
+    if config.reference == "lognormal":
+        return -(np.log(z) ** 2) / 2 - np.log(z)
+    if config.reference == "learnable_gaussian":
+        length, centre = config.high - config.low, (config.high + config.low) / 2
+        mean = np.clip(tensors["reference.mean"], centre - length / 4, centre + length / 4)
+        std = np.clip(np.logaddexp(0, tensors["reference.rho"]) + 1e-3, _LEAST_REFERENCE_STD, length / 8)
+        return np.asarray(-(((z - mean[:, :, None]) / std[:, :, None]) ** 2) / 2)
+    return 0.0
 
 
 def _softmax(logits: Float64) -> Float64:

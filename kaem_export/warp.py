@@ -58,18 +58,18 @@ class WarpTables:
         return float(1.05 * (min(2 * self.u_error, proved) + 1 / TABLE_CELLS))
 
 
-def warp_tables(distributions: LatentDistributions) -> WarpTables:
+def warp_tables(distributions: LatentDistributions, *, budget_bytes: int = BUDGET_BYTES) -> WarpTables:
     """Tabulate T of R distributions on the fewest cells that reach a u-error of 2e-5.
 
-    The number of cells J starts at 128 and doubles, up to 4096 and as long as all tables together stay below
-    12 MB; what is reached then is for the certificate to say.
+    The number of cells J starts at 128 and doubles, up to 4096 and as long as all tables together stay within
+    the budget; what is reached then is for the certificate to say.
     """
     cells = LEAST_CELLS
     while True:
         pieces = [_pieces(edges, cdf, cells) for edges, cdf in zip(distributions.edges, distributions.cdf, strict=True)]
         error = max(error for _, error in pieces)
         grown = 2 * cells * len(pieces) * _BYTES_PER_CELL
-        if error <= WANTED_U_ERROR or cells == MOST_CELLS or grown > BUDGET_BYTES:
+        if error <= WANTED_U_ERROR or cells == MOST_CELLS or grown > budget_bytes:
             return WarpTables(coefficients=np.stack([table for table, _ in pieces]), u_error=error)
         cells *= 2
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from kaem_train.model.prior import IndependentPrior, Prior
-from kaem_train.model.reference import log_reference
 
 PriorGradient = Literal["quadrature", "contrastive"]
 
@@ -37,4 +36,4 @@ def log_prior_term(prior: Prior, z: Tensor, gradient: PriorGradient, rng: torch.
 
 
 def _energy(prior: IndependentPrior, z: Tensor) -> Tensor:
-    return (prior.bank.paired(z) + log_reference(prior.reference, z)).sum((1, 2))
+    return (prior.bank.paired(z) + prior.reference.paired(z)).sum((1, 2))

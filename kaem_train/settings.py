@@ -49,14 +49,21 @@ class Config:
             raise ConfigError(f"name = {self.name!r} cannot name a folder", hint="use letters, digits, . - and _")
         if self.family != "kaem":
             self._require_standard_normal()
-        if self.posterior.has_encoder and self.prior.reference != "gaussian":
+        if self.posterior.has_encoder and self.prior.reference not in {"gaussian", "learnable_gaussian"}:
             raise ConfigError(
                 f"the {self.posterior.kind} posterior has unbounded support, "
                 f"the reference {self.prior.reference!r} has not",
                 hint="set posterior.kind=importance or prior.reference=gaussian",
             )
+        if self.posterior.has_encoder and self.prior.u_sharing == "per_p":
+            raise ConfigError(
+                f"the {self.posterior.kind} posterior maximises a bound of the density, "
+                "which prior.u_sharing = 'per_p' does not sample from",
+                hint="set posterior.kind=importance or prior.u_sharing=per_qp",
+            )
         if self.training.prior_gradient == "contrastive":
             self._require_contrastive_is_valid()
+        self._check_weight_penalty()
         if self.prior.frame == "global" and not self.posterior.has_encoder:
             raise ConfigError(
                 f"frame = 'global' is learned from encoded images, which the {self.posterior.kind} posterior has not",
@@ -98,6 +105,21 @@ class Config:
             raise ConfigError(
                 f"family = {self.family!r} has another prior than N(0, I)",
                 hint="name the family in a TOML file or with --family; the prior's settings then follow",
+            )
+
+    def _check_weight_penalty(self) -> None:
+        penalty = self.training.weight_penalty
+        if penalty == 0.0:
+            return
+        if self.prior.variant == "independent":
+            raise ConfigError(
+                f"training.weight_penalty = {penalty} does not fit the independent prior, which has no mixture weights",
+                hint="set training.weight_penalty=0 or prior.variant=mixture",
+            )
+        if not self.prior.train_proportions:
+            raise ConfigError(
+                f"training.weight_penalty = {penalty} has no effect on weights that are not trained",
+                hint="set training.weight_penalty=0 or prior.train_proportions=true",
             )
 
     def _require_contrastive_is_valid(self) -> None:

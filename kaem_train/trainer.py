@@ -25,6 +25,7 @@ from kaem_train.events import Event, Listener, Progress, Samples, Saved
 from kaem_train.interrupt import stop_request
 from kaem_train.model.generator import KanGenerator, refit_steps
 from kaem_train.model.kaem import Kaem
+from kaem_train.model.prior import weight_penalty
 from kaem_train.posterior import InfersLatents, Posterior
 from kaem_train.settings import Config
 from kaem_train.streams import Purpose, noise_stream
@@ -168,14 +169,16 @@ class Trainer:
         self.posterior.prepare(self.model, self.dataset.train, self.step, self._noise("prior start"))
         self._refit_grids()
         terms = self.posterior.terms(self.model, images, self.step, self._noise("posterior"))
+        loss = terms.loss
+        if settings.weight_penalty and isinstance(self.model, Kaem):
+            loss = loss + weight_penalty(self.model.prior, settings.weight_penalty)
         self.optimiser.zero_grad()
-        terms.loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         parameters = [value for group in self.optimiser.param_groups for value in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
-        if not bool(torch.isfinite(terms.loss) & torch.isfinite(norm)):
+        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
             raise KaemError(
-                f"the loss became {float(terms.loss.detach()):g} at update {self.step + 1}, "
-                f"its gradient {float(norm):g}",
+                f"the loss became {float(loss.detach()):g} at update {self.step + 1}, its gradient {float(norm):g}",
                 hint=f"lower training.learning_rate; the last good checkpoint, if any, is {checkpoint}",
             )
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
@@ -184,7 +187,7 @@ class Trainer:
         if settings.learn_sigma and terms.squared_error is not None:
             self._follow_sigma(terms.squared_error / images[0].numel())
         self.step += 1
-        self._report({"loss": terms.loss.detach(), **terms.metrics, "gradient_norm": norm}, len(images))
+        self._report({"loss": loss.detach(), **terms.metrics, "gradient_norm": norm}, len(images))
 
     def save(self, path: Path) -> None:
         """Write the whole state to `path`, atomically, and say so."""

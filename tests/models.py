@@ -37,6 +37,16 @@ _NO_REFERENCE = (
     "prior.grid_high=1.2",
     "posterior.kind=importance",
 )
+_LOGNORMAL = (
+    "prior.reference=lognormal",
+    "prior.low=0.001",
+    "prior.high=8",
+    "prior.grid_low=0.001",
+    "prior.grid_high=8",
+    "posterior.kind=importance",
+)
+_LEARNABLE = ("prior.reference=learnable_gaussian",)
+_SHARED = (*_INDEPENDENT, "prior.u_sharing=per_p", "posterior.kind=importance")
 _EXPERTS = ("prior.variant=experts", "prior.low=-8", "prior.high=8")
 _KAN = ("generator.kind=kan", "generator.channels=[]", "generator.hidden=[12]")
 
@@ -52,6 +62,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "one expert": (*_EXPERTS, "prior.num_components=1"),
     "mixture in a frame": ("prior.frame=global",),
     "kan generator": (*_INDEPENDENT, *_NO_REFERENCE, *_KAN),
+    "lognormal mixture": _LOGNORMAL,
+    "learnable gaussian mixture": _LEARNABLE,
+    "learnable gaussian independent": (*_INDEPENDENT, *_LEARNABLE),
+    "shared uniforms": _SHARED,
+    "latent joined to every layer": ("generator.latent_concat=true",),
 }
 """Settings laid over the `digits` preset, by what they cover."""
 
@@ -69,6 +84,10 @@ def random_model(*overrides: str, amplitude: float = 1.5, seed: int = 0) -> tupl
             if isinstance(model.prior, ExpertsPrior):
                 model.prior.means.normal_(0.0, 1.5)
                 model.prior.log_stds.uniform_(-1.5, 0.4)
+            if model.prior.reference.is_learnable:
+                # Some of them beyond the bounds that hold where they are used.
+                model.prior.reference.mean.normal_(0.0, 2.0)
+                model.prior.reference.rho.uniform_(-4.0, 3.0)
             if model.prior.frame is not None:
                 model.prior.frame.offset.normal_()
                 model.prior.frame.matrix.add_(0.3 * torch.randn_like(model.prior.frame.matrix))

@@ -27,11 +27,14 @@ from kaem_train.evaluation.models import ExportedModel, TrainedModel
 from kaem_train.evaluation.reals import Reals, nothing, pixels_of_set, some_rows
 from kaem_train.evaluation.reconstruction import ACTIVE_VARIANCE, decoded_draws, reconstruction_error
 from kaem_train.evaluation.report import EvaluationReport, Figure, NetworkIdentity
+from kaem_train.model.kaem import Kaem
+from kaem_train.posterior import Posterior
 from kaem_train.streams import noise_stream
 
 _NUM, _NUM_INCEPTION = 10_000, 2_000
 _SUBSETS, _SUBSETS_OF_A_SIZE = 100, 20
 _NO_CHECKPOINT = "an exported file draws images and keeps neither likelihood nor encoder: evaluate the checkpoint"
+_NO_LIKELIHOOD = "a model of this family has no likelihood that can be bounded"
 _NO_ENCODER = "the checkpoint has no encoder"
 
 
@@ -193,7 +196,10 @@ def _model_figures(
     if isinstance(model, ExportedModel):
         missing.update(dict.fromkeys(("log_likelihood", *inner), _NO_CHECKPOINT))
         return []
-    figures = [_likelihood(model, reals, progress)]
+    if model.posterior is None or not isinstance(model.model, Kaem):
+        missing.update(dict.fromkeys(("log_likelihood", *inner), _NO_LIKELIHOOD))
+        return []
+    figures = [_likelihood(model.model, model.posterior, reals, progress, has_encoder=model.encoder is not None)]
     if model.encoder is None:
         missing.update(dict.fromkeys(inner, _NO_ENCODER))
         return figures
@@ -226,18 +232,18 @@ def _model_figures(
     return figures
 
 
-def _likelihood(model: TrainedModel, reals: Reals, progress: Progress) -> Figure:
-    num_samples = model.posterior.num_bound_samples
+def _likelihood(model: Kaem, posterior: Posterior, reals: Reals, progress: Progress, *, has_encoder: bool) -> Figure:
+    num_samples = posterior.num_bound_samples
     progress("likelihood", 0, 1)
     bound = held_out_bound(
-        model.model,
-        model.posterior,
+        model,
+        posterior,
         reals.dataset.holdout,
         noise_stream(reals.options.seed, 0, "held-out bound"),
         num_samples=num_samples,
     )
     progress("likelihood", 1, 1)
-    proposals = "the prior" if model.encoder is None else "the encoder"
+    proposals = "the encoder" if has_encoder else "the prior"
     num_images = min(MOST_IMAGES, len(reals.dataset.holdout))
     return Figure(
         name="log_likelihood",

@@ -16,7 +16,8 @@ from kaem.config import from_mapping
 from kaem.errors import ConfigError
 from kaem.images import to_uint8
 from kaem.sampler import Sampler
-from kaem_train.checkpoint import load_model, read_checkpoint
+from kaem_train.build import Model
+from kaem_train.checkpoint import Checkpoint, load_model, read_checkpoint
 from kaem_train.evaluation.features import Pixels
 from kaem_train.model.encoder import Encoder
 from kaem_train.model.kaem import Kaem
@@ -36,15 +37,15 @@ class TrainedModel:
         fingerprint: `sha256:` digest of the file.
         data: Which images it was trained on.
         model: In evaluation mode.
-        posterior: With its trained network.
+        posterior: With its trained network; None for a family whose likelihood is not to be had.
         encoder: That network's encoder; None where latents are inferred without one.
     """
 
     source: str
     fingerprint: str
     data: DataConfig
-    model: Kaem
-    posterior: Posterior
+    model: Model
+    posterior: Posterior | None
     encoder: Encoder | None
 
     @property
@@ -104,6 +105,8 @@ def open_model(path: Path) -> TrainedModel | ExportedModel:
         )
     _, model = load_model(path)
     checkpoint = read_checkpoint(path)
+    if not isinstance(model, Kaem):
+        return _without_likelihood(path, checkpoint, model)
     posterior = build_posterior(checkpoint.config, model.prior.latent_shape)
     encoder = next((part for part in posterior.network.modules() if isinstance(part, Encoder)), None)
     try:
@@ -119,6 +122,17 @@ def open_model(path: Path) -> TrainedModel | ExportedModel:
         model=model,
         posterior=posterior,
         encoder=encoder,
+    )
+
+
+def _without_likelihood(path: Path, checkpoint: Checkpoint, model: Model) -> TrainedModel:
+    return TrainedModel(
+        source=str(path),
+        fingerprint=fingerprint(path.read_bytes()),
+        data=checkpoint.config.data,
+        model=model,
+        posterior=None,
+        encoder=None,
     )
 
 

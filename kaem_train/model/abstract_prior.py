@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from kaem_train.model.energy import UnivariateBank
 from kaem_train.model.frame import LinearFrame
 from kaem_train.model.quadrature import Cumulative, cell_edges, integrate
-from kaem_train.model.reference import log_reference
+from kaem_train.model.reference import ReferenceDensity
 from kaem_train.sections import PriorConfig
 
 
 class AbstractPrior(nn.Module):
     """What all variants share: the bank of energies, their domain, their integrals and the frame.
 
-    State: `bank.*` (see `UnivariateBank`), `frame.*` where there is one, and what a variant adds. The quadrature
-    nodes are derived from the configuration and are not part of the state.
+    State: `bank.*` (see `UnivariateBank`), `reference.*` where pi0 has parameters (see `ReferenceDensity`), `frame.*`
+    where there is one, and what a variant adds. The quadrature nodes are derived from the configuration and are
+    not part of the state.
 
     Attributes:
         variant: `mixture`, `independent` or `experts`.
@@ -44,7 +45,7 @@ class AbstractPrior(nn.Module):
         super().__init__()
         self.num_latents = config.num_latents
         self.num_components = config.num_components
-        self.reference = config.reference
+        self.reference = ReferenceDensity(config)
         self.low = config.low
         self.high = config.high
         self.bank = UnivariateBank(
@@ -104,8 +105,8 @@ class AbstractPrior(nn.Module):
     def expected_log_prob(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return E_q log p(z), or a lower bound of it, for a diagonal Gaussian q, in closed form.
 
-        The reference must be gaussian and the bank free of a base activation. The energies are
-        taken beyond the domain too, as in `log_density`.
+        The reference must be a Gaussian, learnable or not, and the bank free of a base activation. The energies
+        are taken beyond the domain too, as in `log_density`.
 
         Args:
             mean: Of q, shape (S, *latent_shape).
@@ -139,18 +140,19 @@ class AbstractPrior(nn.Module):
         Returns:
             Shape (Q, P, M).
         """
-        return self.bank.nodes(z) + log_reference(self.reference, z)
+        return self.bank.nodes(z) + self.reference.nodes(z)
 
     def cell_edges(self, cells_per_knot: int) -> Tensor:
         """Return cell boundaries shared by all Q x P functions, ascending from `low` to `high`.
 
-        Every density is smooth inside a cell: edges lie on all knots, on the kink of the base activation
-        and on the ends of the support.
+        Every density is smooth inside a cell: edges lie on all knots, on the kink of the base activation,
+        on the breaks of the reference and on the ends of the support.
 
         Returns:
             Shape (E,), float64.
         """
-        return cell_edges(self.low, self.high, self.bank.centers, self.bank.kinks, cells_per_knot=cells_per_knot)
+        breaks = (*self.bank.kinks, *self.reference.breaks(self.low, self.high))
+        return cell_edges(self.low, self.high, self.bank.centers, breaks, cells_per_knot=cells_per_knot)
 
     def log_normalizer(self) -> Tensor:
         """Return log Z_{q,p} (eq. 20) by quadrature, differentiable: shape (Q, P)."""

@@ -38,7 +38,8 @@ class ExpertsPrior(AbstractPrior):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
         shape = (config.num_latents, config.num_components)
-        self.logits = nn.Parameter(torch.zeros(config.num_components))
+        self.trains_proportions = config.train_proportions
+        self.logits = nn.Parameter(torch.zeros(config.num_components), requires_grad=config.train_proportions)
         self.means = nn.Parameter(0.5 * torch.randn(shape))
         self.log_stds = nn.Parameter(torch.zeros(shape))
 
@@ -67,8 +68,9 @@ class ExpertsPrior(AbstractPrior):
 
     @torch.no_grad()
     def start(self, weights: Tensor, means: Tensor, stds: Tensor) -> None:
-        """Set the Gaussian parts: pi (K,), m and s (Q, K); the other coefficients stay as they are."""
-        self.logits.copy_(weights.log())
+        """Set the Gaussian parts: pi (K,), if it is trained, m and s (Q, K); the other coefficients stay."""
+        if self.trains_proportions:
+            self.logits.copy_(weights.log())
         self.means.copy_(means)
         self.log_stds.copy_(stds.log().clamp(*_LOG_STD_RANGE))
 

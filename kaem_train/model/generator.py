@@ -23,6 +23,9 @@ class CnnGenerator(nn.Module):
     layer to 4 x 4 or 7 x 7, then layers of kernel 4 and stride 2 that each double the size. Weights start
     Xavier normal. There is no batch normalisation: a row never depends on its batch.
 
+    With `latent_concat` the latent vector, the same at every pixel, is appended to the channels that enter each
+    of the layers of stride 2: their kernels get Q more input channels.
+
     Args:
         num_latents: Q.
         image_shape: (C, H, W).
@@ -33,6 +36,8 @@ class CnnGenerator(nn.Module):
         super().__init__()
         first, _ = first_size_and_doublings(image_shape)
         widths = (*config.channels, image_shape[0])
+        appended = num_latents if config.latent_concat else 0
+        self._appends_latent = config.latent_concat
         layers: list[nn.Module] = []
         width = num_latents
         if config.dense:
@@ -40,7 +45,7 @@ class CnnGenerator(nn.Module):
             width = config.dense
         layers.append(nn.ConvTranspose2d(width, widths[0], first))
         for narrow, wide in pairwise(widths):
-            layers += [nn.LeakyReLU(_SLOPE), nn.ConvTranspose2d(narrow, wide, 4, stride=2, padding=1)]
+            layers += [nn.LeakyReLU(_SLOPE), nn.ConvTranspose2d(narrow + appended, wide, 4, stride=2, padding=1)]
         for layer in layers:
             if isinstance(layer, nn.ConvTranspose2d):
                 nn.init.xavier_normal_(layer.weight)
@@ -49,7 +54,12 @@ class CnnGenerator(nn.Module):
 
     def logits(self, latent: Tensor) -> Tensor:
         """Return the image before the sigmoid: shape (N, Q) -> (N, C, H, W)."""
-        image: Tensor = self.layers(latent[:, :, None, None])
+        pixel = latent[:, :, None, None]
+        image = pixel
+        for layer in self.layers:
+            if self._appends_latent and isinstance(layer, nn.ConvTranspose2d) and layer.stride == (2, 2):
+                image = torch.cat([image, pixel.expand(-1, -1, *image.shape[2:])], 1)
+            image = layer(image)
         return image
 
     def forward(self, latent: Tensor) -> Tensor:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.experts import ExpertsPrior
 from kaem_train.model.quadrature import gauss_legendre
-from kaem_train.model.reference import log_reference
 from kaem_train.sections import PriorConfig
 
 _TRAINING_ORDER = 8
 
 
 class IndependentPrior(AbstractPrior):
-    """Q x P independent latents (eqs. 14-15); the generator sees their sums over p (eq. 30)."""
+    """Q x P independent latents (eqs. 14-15); the generator sees their sums over p (eq. 30).
+
+    With `u_sharing = per_p` samples are comonotone over q: z_{q,p} = F_{q,p}^-1(u_p). Every latent alone still
+    follows its density, but their joint law lives on a P-dimensional set, and the density is that of independent
+    latents all the same, as in the reference implementation.
+    """
 
     variant = "independent"
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__(config)
+        self.shares_uniforms = config.u_sharing == "per_p"
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -28,17 +34,18 @@ class IndependentPrior(AbstractPrior):
 
     def _log_density(self, u: Tensor) -> Tensor:
         """Return sum_{q,p} f(z) + log pi0(z) - log Z (eq. 15): shape (S, Q, P) -> (S,)."""
-        return (self.bank.paired(u) + log_reference(self.reference, u) - self.log_normalizer()).sum((1, 2))
+        return (self.bank.paired(u) + self.reference.paired(u) - self.log_normalizer()).sum((1, 2))
 
     def _expected_log_density(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return E_q log p(z), exact because the sum of eq. 15 and the expectation commute."""
-        energy = self.bank.expected_paired(mean, std) + _expected_log_reference(mean, std)
+        energy = self.bank.expected_paired(mean, std) + self.reference.expected_paired(mean, std)
         return (energy - self.log_normalizer()).sum((1, 2))
 
     def _sample(self, num: int, rng: torch.Generator) -> Tensor:
-        """Draw z_{q,p} = F_{q,p}^-1(u_{q,p}) with independent uniforms: shape (num, Q, P)."""
-        uniform = torch.rand((*self.latent_shape, num), generator=rng, dtype=torch.float64)
-        return self.cumulative().invert(uniform).permute(2, 0, 1)
+        """Draw z_{q,p} = F_{q,p}^-1(u), u by itself for every (q, p) or shared over q (eq. 13): shape (num, Q, P)."""
+        rows = 1 if self.shares_uniforms else self.num_latents
+        uniform = torch.rand((rows, self.num_components, num), generator=rng, dtype=torch.float64)
+        return self.cumulative().invert(uniform.expand(*self.latent_shape, -1)).permute(2, 0, 1)
 
     def generator_input(self, z: Tensor) -> Tensor:
         """Return s_q = sum_p z_{q,p}: shape (S, Q, P) -> (S, Q)."""
@@ -51,14 +58,17 @@ class IndependentPrior(AbstractPrior):
 class MixturePrior(AbstractPrior):
     """Q independent latents, each a mixture of P univariate densities (eqs. 17-18).
 
-    State besides `bank.*`: `logits` (Q, P), start 0; alpha = softmax over p.
+    State besides `bank.*`: `logits` (Q, P), start 0, which is where they stay if proportions are not trained;
+    alpha = softmax over p.
     """
 
     variant = "mixture"
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
-        self.logits = nn.Parameter(torch.zeros(config.num_latents, config.num_components))
+        self.trains_proportions = config.train_proportions
+        logits = torch.zeros(config.num_latents, config.num_components)
+        self.logits = nn.Parameter(logits, requires_grad=config.train_proportions)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -75,13 +85,13 @@ class MixturePrior(AbstractPrior):
         Z stays: it sets the relative weight of the components. The product over q stays a sum of
         logarithms: as a product of densities it underflows for a few dozen latents.
         """
-        components = self.log_weights() + self.bank.broadcast(u) - self.log_normalizer()
-        return (torch.logsumexp(components, -1) + log_reference(self.reference, u)).sum(-1)
+        energies = self.bank.broadcast(u) + self.reference.broadcast(u)
+        return torch.logsumexp(self.log_weights() + energies - self.log_normalizer(), -1).sum(-1)
 
     def _expected_log_density(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return sum_q logsumexp_p E_q[...] <= E_q log p(z): logsumexp is convex (Jensen)."""
-        components = self.log_weights() + self.bank.expected_broadcast(mean, std) - self.log_normalizer()
-        return (torch.logsumexp(components, -1) + _expected_log_reference(mean, std)).sum(-1)
+        energies = self.bank.expected_broadcast(mean, std) + self.reference.expected_broadcast(mean, std)
+        return torch.logsumexp(self.log_weights() + energies - self.log_normalizer(), -1).sum(-1)
 
     def _sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Draw a component of every latent, then invert its distribution function: shape (num, Q)."""
@@ -114,5 +124,11 @@ def build_prior(config: PriorConfig) -> Prior:
     return _VARIANTS[config.variant](config)
 
 
-def _expected_log_reference(mean: Tensor, std: Tensor) -> Tensor:
-    return -0.5 * (mean * mean + std * std) - 0.5 * math.log(2.0 * math.pi)
+def weight_penalty(prior: Prior, strength: float) -> Tensor:
+    """Return lambda sum |a| over the logits a of the mixture weights, scalar; 0 for independent latents.
+
+    On the logits, for on the weights themselves it would be the constant lambda Q, whose gradient is 0.
+    """
+    if isinstance(prior, IndependentPrior):
+        return torch.zeros(())
+    return strength * prior.logits.abs().sum()

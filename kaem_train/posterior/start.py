@@ -46,8 +46,8 @@ def start_marginals(prior: MixturePrior | IndependentPrior, latents: Tensor) -> 
     """Set the prior's energies so that its univariate densities match those of `latents`.
 
     A mixture coordinate gets P Gaussian components fitted by expectation maximisation; an independent
-    latent gets one Gaussian. f = log Gaussian - log pi0 is then fitted by least squares where the Gaussian
-    has its mass; training shapes it from there.
+    latent gets one Gaussian. A learnable reference becomes that Gaussian; with any other, f = log Gaussian - log pi0
+    is fitted by least squares where the Gaussian has its mass. Training shapes it from there.
 
     Args:
         prior: Changed in place.
@@ -58,15 +58,18 @@ def start_marginals(prior: MixturePrior | IndependentPrior, latents: Tensor) -> 
     weights, means, stds = fit_gaussian_mixtures(columns, prior.num_components if is_mixture else 1)
     shape = (prior.num_latents, prior.num_components)
     means, stds = means.reshape(shape), stds.reshape(shape)
+    if isinstance(prior, MixturePrior) and prior.trains_proportions:
+        prior.logits.copy_(weights.log())
+    if prior.reference.is_learnable:
+        prior.reference.start(means, stds)
+        return
     low, high = float(prior.bank.centers[0]), float(prior.bank.centers[-1])
     nodes = torch.linspace(low, high, 8 * len(prior.bank.centers), dtype=torch.float64)
     log_normal = log_reference("gaussian", (nodes - means.unsqueeze(-1)) / stds.unsqueeze(-1))
-    targets = log_normal - log_reference(prior.reference, nodes)
+    targets = log_normal - prior.reference.nodes(nodes)
     importance = log_normal.exp() + 1e-9
     dtype = prior.bank.coefficients.dtype
     prior.bank.fit(targets, importance / importance.sum(-1, keepdim=True), nodes.to(dtype))
-    if isinstance(prior, MixturePrior):
-        prior.logits.copy_(weights.log())
 
 
 def fit_gaussian_mixtures(columns: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,8 @@ class GeneratorConfig:
         kind: `cnn` (transposed convolutions) or `kan` (Kolmogorov-Arnold layers, eq. 30-32).
         dense: CNN: width of a fully connected layer before the first convolution; 0 leaves it out.
         channels: CNN: channels after each layer but the last, one per doubling of the image size.
+        latent_concat: CNN: whether the latent vector, repeated at every pixel, joins the input of every convolution
+            after the first.
         hidden: KAN: widths of the hidden layers; empty gives the single layer of eq. 30.
         grid_size: KAN: G, intervals of each layer's grid.
         refit_interval: KAN: updates between the first two grid refits; 0 keeps the first refit only.
@@ -27,6 +29,7 @@ class GeneratorConfig:
     kind: Literal["cnn", "kan"] = "cnn"
     dense: int = 0
     channels: tuple[int, ...] = ()
+    latent_concat: bool = False
     hidden: tuple[int, ...] = ()
     grid_size: int = 20
     refit_interval: int = 100
@@ -39,6 +42,11 @@ class GeneratorConfig:
         for name, widths in (("channels", self.channels), ("hidden", self.hidden)):
             if any(width < 1 for width in widths):
                 raise ConfigError(f"{name} = {list(widths)} holds a width below 1")
+        if self.latent_concat and self.kind != "cnn":
+            raise ConfigError(
+                f"latent_concat = True does not suit kind = {self.kind!r}, which has no feature maps",
+                hint="set generator.latent_concat=false or generator.kind=cnn",
+            )
         if not 0.0 < self.refit_decay <= 1.0:
             raise ConfigError(f"refit_decay = {self.refit_decay} is outside (0, 1]")
 

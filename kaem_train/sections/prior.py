@@ -23,26 +23,32 @@ class PriorConfig:
         num_latents: Q, length of the vector the generator sees.
         num_components: P, components (mixture), summands (independent) of each latent, or experts.
         frame: `global` learns z = b + W u, u from the univariate densities; `none` is z = u.
-        reference: pi0: `gaussian`, `uniform` (exactly on [0, 1]) or `none` (constant on the grid range).
+        reference: pi0: `gaussian`, `learnable_gaussian` (its mean and deviation trained per function), `lognormal`
+            (domain in (0, inf), say [0.001, 8]), `uniform` (exactly on [0, 1]) or `none` (constant on the grid range).
         low: Lower end of the domain on which the density is defined.
         high: Upper end of that domain.
         grid_low: First knot of the radial basis functions.
         grid_high: Last knot.
         grid_size: G, intervals between the knots; there are G + 1 functions.
         base: Activation b of the term w_b b(z); `none` leaves the term at zero.
+        train_proportions: Whether the weights of components or experts are trained; false keeps them equal.
+        u_sharing: Independent variant: `per_qp` samples every latent from its own uniform, `per_p` shares u_p over q
+            (eq. 13), which the density (eq. 15) knows nothing of.
     """
 
     variant: Literal["mixture", "independent", "experts"] = "mixture"
     num_latents: int
     num_components: int
     frame: Literal["none", "global"] = "none"
-    reference: Literal["gaussian", "uniform", "none"] = "gaussian"
+    reference: Literal["gaussian", "learnable_gaussian", "lognormal", "uniform", "none"] = "gaussian"
     low: float = -6.0
     high: float = 6.0
     grid_low: float = -4.0
     grid_high: float = 4.0
     grid_size: int = 20
     base: Literal["none", "silu", "relu"] = "none"
+    train_proportions: bool = True
+    u_sharing: Literal["per_qp", "per_p"] = "per_qp"
 
     def __post_init__(self) -> None:
         require_at_least("num_latents", self.num_latents, 1)
@@ -50,16 +56,7 @@ class PriorConfig:
         require_at_least("grid_size", self.grid_size, 2)
         require_range("low", self.low, "high", self.high)
         require_range("grid_low", self.grid_low, "grid_high", self.grid_high)
-        if self.reference == "uniform" and (self.low, self.high) != (0.0, 1.0):
-            raise ConfigError(
-                f"domain [{self.low}, {self.high}] does not fit the uniform reference, whose support is [0, 1]",
-                hint="set prior.low=0 and prior.high=1",
-            )
-        if self.reference == "none" and (self.low, self.high) != (self.grid_low, self.grid_high):
-            raise ConfigError(
-                f"domain [{self.low}, {self.high}] is not the grid range [{self.grid_low}, {self.grid_high}]",
-                hint="without a reference the density lives on the grid: set prior.low and prior.high to it",
-            )
+        self._check_domain_of_reference()
         if self.grid_low < self.low or self.grid_high > self.high:
             raise ConfigError(
                 f"grid [{self.grid_low}, {self.grid_high}] reaches outside the domain [{self.low}, {self.high}]",
@@ -72,6 +69,51 @@ class PriorConfig:
             )
         if self.variant == "experts":
             self._check_experts()
+        if self.variant != "independent" and self.u_sharing == "per_p":
+            raise ConfigError(
+                f"u_sharing = 'per_p' does not suit variant = {self.variant!r}, whose latents have a uniform each",
+                hint="set prior.u_sharing=per_qp or prior.variant=independent",
+            )
+        if self.variant == "independent" and not self.train_proportions:
+            raise ConfigError(
+                "train_proportions = False does not suit variant = 'independent', which has no proportions",
+                hint="leave prior.train_proportions out or set prior.variant=mixture",
+            )
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether the generator's input is Q independent univariate latents, in a frame or not."""
+        return self.variant != "experts" and self.u_sharing == "per_qp"
+
+    @property
+    def num_uniforms(self) -> int:
+        """D, uniforms that one sample takes: Q, one more to pick an expert, or P where they are shared over q."""
+        if self.u_sharing == "per_p":
+            return self.num_components
+        return self.num_latents + (self.variant == "experts")
+
+    def _check_domain_of_reference(self) -> None:
+        domain = f"domain [{self.low}, {self.high}]"
+        if self.reference == "uniform" and (self.low, self.high) != (0.0, 1.0):
+            raise ConfigError(
+                f"{domain} does not fit the uniform reference, whose support is [0, 1]",
+                hint="set prior.low=0 and prior.high=1",
+            )
+        if self.reference == "lognormal" and self.low <= 0.0:
+            raise ConfigError(
+                f"{domain} does not fit the lognormal reference, whose support is (0, inf)",
+                hint="set prior.low=0.001 prior.high=8 prior.grid_low=0.001 prior.grid_high=8",
+            )
+        if self.reference == "learnable_gaussian" and not (self.low <= -4.0 and self.high >= 4.0):
+            raise ConfigError(
+                f"{domain} does not hold [-4, 4], where the learnable Gaussian reference starts",
+                hint="set prior.low=-6 and prior.high=6",
+            )
+        if self.reference == "none" and (self.low, self.high) != (self.grid_low, self.grid_high):
+            raise ConfigError(
+                f"{domain} is not the grid range [{self.grid_low}, {self.grid_high}]",
+                hint="without a reference the density lives on the grid: set prior.low and prior.high to it",
+            )
 
     def _check_experts(self) -> None:
         if self.reference != "gaussian":

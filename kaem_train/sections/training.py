@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,8 @@ class TrainingConfig:
         decay_from: Fraction of the updates after which both rates fall linearly to zero.
         prior_gradient: Of the prior: `quadrature` (log Z differentiated, no sampling noise) or `contrastive`
             (eq. 16: a batch of prior samples in place of log Z; independent variant only).
+        weight_penalty: lambda of the term lambda sum |a| on the logits a of the mixture weights (of components or
+            experts); it draws the weights together.
         gradient_clip: Largest global gradient norm.
         sigma: Standard deviation of the likelihood (eq. 7), on pixels in [0, 1]; the start value if learned.
         learn_sigma: Follow the running mean of the squared reconstruction error instead of keeping `sigma`.
@@ -36,6 +39,7 @@ class TrainingConfig:
     prior_learning_rate: float = 5e-3
     decay_from: float = 0.7
     prior_gradient: Literal["quadrature", "contrastive"] = "quadrature"
+    weight_penalty: float = 0.0
     gradient_clip: float = 100.0
     sigma: float = 0.1
     learn_sigma: bool = True
@@ -49,6 +53,8 @@ class TrainingConfig:
             require_at_least(name, getattr(self, name), 1)
         for name in ("learning_rate", "prior_learning_rate", "gradient_clip", "sigma"):
             require_positive(name, getattr(self, name))
+        if not (self.weight_penalty >= 0.0 and math.isfinite(self.weight_penalty)):
+            raise ConfigError(f"weight_penalty = {self.weight_penalty} is not a number of at least 0")
         if not 0.0 <= self.decay_from <= 1.0:
             raise ConfigError(f"decay_from = {self.decay_from} is outside [0, 1]")
         if not 0 <= self.seed < 2**63:

@@ -8,7 +8,7 @@ import torch
 from models import VARIANTS, random_model
 
 from kaem.errors import ArtifactError
-from kaem_export.collapse import collapse, expert_distributions, expert_marginals
+from kaem_export.collapse import collapse, component_distributions, expert_distributions, expert_marginals
 from kaem_export.experts import expert_weights
 from kaem_export.oracle import LatentOracle
 from kaem_train.model.experts import ExpertsPrior
@@ -66,6 +66,9 @@ def test_the_collapsed_cdf_agrees_with_the_independent_oracle(variant):
     oracle = LatentOracle(model.state_dict(), config.prior)
     if isinstance(model.prior, ExpertsPrior):
         distributions = expert_distributions(model.prior)
+        assert len(distributions.cdf) == config.prior.num_latents * config.prior.num_components
+    elif config.prior.u_sharing == "per_p":
+        distributions = component_distributions(model.prior)
         assert len(distributions.cdf) == config.prior.num_latents * config.prior.num_components
     else:
         distributions = collapse(model.prior)

@@ -103,3 +103,50 @@ def test_every_parameter_learns_from_the_first_update():
     for generator, num in ((_cnn(dense=9), 6), (_kan(), 5)):
         generator(torch.randn(4, num)).square().sum().backward()
         assert all(float(p.grad.abs().max()) > 0 for p in generator.parameters())
+
+
+def _joined(dense=0):
+    torch.manual_seed(0)
+    config = GeneratorConfig(channels=(16, 8, 4), dense=dense, latent_concat=True)
+    return CnnGenerator(6, (3, 32, 32), config)
+
+
+@pytest.mark.parametrize("dense", [0, 12])
+def test_the_joined_latent_widens_every_convolution_but_the_first(dense):
+    generator = _joined(dense)
+    layers = [layer for layer in generator.layers if isinstance(layer, torch.nn.ConvTranspose2d)]
+    assert [layer.in_channels for layer in layers] == ([6] if dense else []) + [dense or 6, 16 + 6, 8 + 6, 4 + 6]
+    assert [layer.out_channels for layer in layers][-4:] == [16, 8, 4, 3]
+    assert generator(torch.randn(2, 6)).shape == (2, 3, 32, 32)
+
+
+def test_the_joined_latent_is_the_same_at_every_pixel_and_follows_the_features():
+    generator = _joined()
+    seen = []
+    for layer in generator.layers:
+        if isinstance(layer, torch.nn.ConvTranspose2d) and layer.stride == (2, 2):
+            layer.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0][:, -6:]))
+    latent = torch.randn(2, 6)
+    generator(latent)
+    assert [appended.shape[-1] for appended in seen] == [4, 8, 16]
+    for appended in seen:
+        assert torch.equal(appended, latent[:, :, None, None].expand_as(appended))
+
+
+def test_the_latent_reaches_the_image_through_the_join_of_every_layer():
+    reaches = []
+    for kept in range(4):  # the last one keeps no join at all
+        generator = _joined()
+        joins = [x for x in generator.layers if isinstance(x, torch.nn.ConvTranspose2d) and x.stride == (2, 2)]
+        with torch.no_grad():
+            generator.layers[0].weight.zero_()  # the road that every CNN has is closed
+            for index, layer in enumerate(joins):
+                if index != kept:
+                    layer.weight[-6:] = 0.0
+
+        def blocks(latent, generator=generator):
+            return torch.nn.functional.avg_pool2d(generator(latent), 16)
+
+        jacobian = torch.autograd.functional.jacobian(blocks, torch.randn(1, 6))  # (1, 3, 2, 2, 1, 6)
+        reaches.append(bool((jacobian.flatten(0, 4).abs().sum(0) > 0).all()))
+    assert reaches == [True, True, True, False]

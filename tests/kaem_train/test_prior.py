@@ -17,7 +17,22 @@ DOMAINS = {
     "gaussian": {"low": -6.0, "high": 6.0, "grid_low": -4.0, "grid_high": 4.0},
     "uniform": {"low": 0.0, "high": 1.0, "grid_low": 0.0, "grid_high": 1.0},
     "none": {"low": -1.2, "high": 1.2, "grid_low": -1.2, "grid_high": 1.2},
+    "lognormal": {"low": 1e-3, "high": 8.0, "grid_low": 1e-3, "grid_high": 8.0},
+    "learnable_gaussian": {"low": -6.0, "high": 6.0, "grid_low": -4.0, "grid_high": 4.0},
 }
+
+
+class TruncatedLognormal:
+    """exp(N(0, 1)) on [0.001, 8], from scipy's untruncated one."""
+
+    whole = scipy.stats.lognorm(1.0)
+    below, above = whole.cdf(1e-3), whole.cdf(8.0)
+
+    def cdf(self, z):
+        return np.clip((self.whole.cdf(z) - self.below) / (self.above - self.below), 0.0, 1.0)
+
+    def logpdf(self, z):
+        return self.whole.logpdf(z) - np.log(self.above - self.below)
 
 
 def _prior(variant="mixture", reference="gaussian", *, q=3, p=4, base="none", amplitude=1.0):
@@ -38,6 +53,8 @@ def _prior(variant="mixture", reference="gaussian", *, q=3, p=4, base="none", am
             prior.bank.base_weight.copy_(torch.randn_like(prior.bank.base_weight))
         if variant == "mixture":
             prior.logits.copy_(torch.randn_like(prior.logits))
+        if reference == "learnable_gaussian" and amplitude:
+            prior.reference.start(torch.randn(q, p), 0.3 + torch.rand(q, p))
     return prior
 
 
@@ -57,8 +74,11 @@ def _coordinate_densities(prior, z):
     return (alpha[..., None] * np.exp(log_joint) / totals[..., None]).sum(1)
 
 
-@pytest.mark.parametrize("base", ["none", "silu", "relu"])
-@pytest.mark.parametrize("reference", DOMAINS)
+@pytest.mark.parametrize(
+    ("reference", "base"),
+    [(reference, "none") for reference in DOMAINS]
+    + [(reference, base) for reference in ("gaussian", "uniform", "none") for base in ("silu", "relu")],
+)
 def test_every_component_integrates_to_one(reference, base):
     prior = _prior("independent", reference, base=base, amplitude=2.0)
     log_normalizer = prior.log_normalizer().detach()
@@ -98,7 +118,12 @@ def test_a_constant_added_to_one_energy_changes_nothing():
 
 @pytest.mark.parametrize(
     ("reference", "distribution"),
-    [("gaussian", scipy.stats.truncnorm(-6, 6)), ("uniform", scipy.stats.uniform(0, 1))],
+    [
+        ("gaussian", scipy.stats.truncnorm(-6, 6)),
+        ("uniform", scipy.stats.uniform(0, 1)),
+        ("lognormal", TruncatedLognormal()),
+        ("learnable_gaussian", scipy.stats.truncnorm(-6, 6)),
+    ],
 )
 @pytest.mark.parametrize("variant", ["mixture", "independent"])
 def test_without_energy_the_prior_is_its_reference(variant, reference, distribution):
@@ -212,13 +237,14 @@ def test_the_quadrature_gradient_is_the_contrastive_one_in_expectation(variant):
     assert bool((per_sample.mean(0).abs() <= 4.5 * error + 1e-9).all())
 
 
+@pytest.mark.parametrize("reference", ["gaussian", "learnable_gaussian"])
 @pytest.mark.parametrize("variant", ["mixture", "independent"])
-def test_the_expected_log_density_is_exact_or_a_bound(variant):
-    prior = _prior(variant, amplitude=0.5)
+def test_the_expected_log_density_is_exact_or_a_bound(variant, reference):
+    prior = _prior(variant, reference, amplitude=0.5)
     mean = 0.5 * torch.randn(4, *prior.latent_shape)
     std = 0.05 + 0.5 * torch.rand(4, *prior.latent_shape)
     draws = mean + std * torch.randn(20_000, *mean.shape, generator=_rng())
-    values = prior.log_prob(draws.flatten(0, 1)).unflatten(0, draws.shape[:2])
+    values = prior.log_density(draws.flatten(0, 1)).unflatten(0, draws.shape[:2])
     error = values.std(0) / math.sqrt(20_000)
     closed = prior.expected_log_prob(mean, std)
     if variant == "independent":

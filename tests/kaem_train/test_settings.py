@@ -46,6 +46,10 @@ def test_a_strict_preset_has_one_energy_per_latent_and_is_otherwise_its_parent()
         ("prior.variant=mixtur", "did you mean 'mixture'"),
         ("prior.reference=uniform", "prior.low=0"),
         ("prior.reference=none", "set prior.low and prior.high"),
+        ("prior.reference=lognormal", "prior.low=0.001 prior.high=8"),
+        ("prior.u_sharing=per_q", "one of: per_qp, per_p"),
+        ("training.weight_penalty=-1", "weight_penalty = -1"),
+        ("training.weight_penalty=nan", "weight_penalty = nan"),
         ("prior.low=-3.5", "reaches outside the domain"),
         ("prior.frame=local", "one of: none, global"),
         ("prior.grid_size=1", "grid_size = 1"),
@@ -84,12 +88,28 @@ def test_an_encoder_without_bounds_needs_a_reference_without_bounds():
     assert load_config("digits", [*bounded, "posterior.kind=importance"]).prior.high == 1.0
 
 
+def test_the_encoder_takes_a_learnable_gaussian_and_refuses_a_lognormal():
+    settings = ["prior.variant=mixture", "prior.frame=none"]
+    config = load_config("digits", [*settings, "prior.reference=learnable_gaussian"])
+    assert (config.posterior.kind, config.prior.reference) == ("amortized", "learnable_gaussian")
+    settings += ["prior.reference=lognormal", "prior.low=0.001", "prior.high=8"]
+    settings += ["prior.grid_low=0.001", "prior.grid_high=8"]
+    with pytest.raises(ConfigError, match=r"posterior\.kind=importance"):
+        load_config("digits", settings)
+    assert load_config("digits", [*settings, "posterior.kind=langevin"]).prior.reference == "lognormal"
+
+
 @pytest.mark.parametrize(
     ("overrides", "hint"),
     [
         (["prior.variant=experts", "prior.base=silu"], "set prior.base=none"),
         (["prior.variant=independent", "prior.frame=global"], "prior.num_components=1"),
         (["prior.frame=global", "posterior.kind=importance"], "posterior.kind=amortized"),
+        (["prior.reference=learnable_gaussian", "prior.low=-1", "prior.grid_low=-1"], "prior.low=-6 and prior.high=6"),
+        (["prior.variant=independent", "prior.train_proportions=false"], "prior.variant=mixture"),
+        (["prior.variant=independent", "training.weight_penalty=1e-4"], "training.weight_penalty=0"),
+        (["prior.train_proportions=false", "training.weight_penalty=1e-4"], "prior.train_proportions=true"),
+        (["generator.kind=kan", "generator.channels=[]", "generator.latent_concat=true"], "generator.kind=cnn"),
         (
             ["prior.variant=experts", "prior.reference=none", "posterior.kind=importance"]
             + [f"prior.{name}" for name in ("low=-1", "high=1", "grid_low=-1", "grid_high=1")],

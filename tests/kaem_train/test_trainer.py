@@ -33,6 +33,12 @@ RUNS = {
     "amortized": ("posterior.prior_from=0.5",),
     "sampled prior term": ("posterior.prior_from=0.0", "prior.base=silu"),
     "independent": ("prior.variant=independent", "posterior.prior_from=0.5"),
+    "learnable reference": ("prior.reference=learnable_gaussian", "posterior.prior_from=0.5"),
+    "shared uniforms": ("prior.variant=independent", "prior.u_sharing=per_p", "posterior.kind=importance"),
+    "lognormal, penalised": (
+        *("prior.reference=lognormal", "prior.low=0.001", "prior.high=8", "prior.grid_low=0.001", "prior.grid_high=8"),
+        *("posterior.kind=langevin", "posterior.num_steps=3", "training.weight_penalty=0.1"),
+    ),
     "experts in a frame": ("prior.variant=experts", "prior.frame=global", "posterior.prior_from=0.5"),
     "mixture in a frame": ("prior.frame=global", "posterior.prior_from=0.5"),
     "importance": ("posterior.kind=importance", "posterior.resample_below=0.5"),
