@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.evaluate import evaluate
-from kaem.errors import ArtifactError, DataError, RequestError
+from kaem.errors import ArtifactError, ConfigError, DataError, RequestError
 from kaem_export.compile import export
 from kaem_train.data import load_dataset
 from kaem_train.evaluation.evaluate import evaluate as measure
@@ -161,3 +161,20 @@ def test_a_set_of_another_shape_is_refused_by_the_function_too(folder, tmp_path)
     reals = prepare_reals(config, EvaluationOptions(num=50))
     with pytest.raises(DataError, match="draws images of shape"):
         measure(open_model(folder / "ckpt.pt"), reals)
+
+
+def test_an_artifact_that_names_no_data_asks_for_some(artifact_path, tmp_path):
+    assert isinstance(_run(artifact_path).exception, ConfigError)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (150, 8, 8), dtype=np.uint8)
+    labels = rng.integers(0, 3, 150)
+    np.savez(
+        tmp_path / "a.npz",
+        images_train=images[:100],
+        images_test=images[100:],
+        labels_train=labels[:100],
+        labels_test=labels[100:],
+    )
+    done, result = _result(artifact_path, "--data", tmp_path / "a.npz", "-n", 60, to=tmp_path / "a.json")
+    assert result["data"] == str(tmp_path / "a.npz")
+    assert "not measured: log likelihood" in done.stdout
