@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least, require_range
+from kaem_train.sections.checks import require_at_least, require_at_most, require_range
 
 LEAST_EXPERT_STD = math.exp(-2.0)
 """Smallest deviation of an expert's Gaussian part; every quadrature of experts resolves it."""
+
+_MOST_WEIGHTS = 2**28
+_MOST_CELLS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +51,14 @@ class PriorConfig:
         require_at_least("num_latents", self.num_latents, 1)
         require_at_least("num_components", self.num_components, 1)
         require_at_least("grid_size", self.grid_size, 2)
+        # Far beyond use; the products below bound the memory of the density and of its frame.
+        for name, most in (("num_latents", 8192), ("num_components", 65_536), ("grid_size", 4096)):
+            require_at_most(name, getattr(self, name), most)
+        num_weights = self.num_latents * self.num_components * self.grid_size
+        require_at_most("num_latents x num_components x grid_size", num_weights, _MOST_WEIGHTS)
         require_range("low", self.low, "high", self.high)
         require_range("grid_low", self.grid_low, "grid_high", self.grid_high)
+        self._check_domain()
         if self.reference == "uniform" and (self.low, self.high) != (0.0, 1.0):
             raise ConfigError(
                 f"domain [{self.low}, {self.high}] does not fit the uniform reference, whose support is [0, 1]",
@@ -72,6 +81,18 @@ class PriorConfig:
             )
         if self.variant == "experts":
             self._check_experts()
+
+    def _check_domain(self) -> None:
+        spacing = (self.grid_high - self.grid_low) / self.grid_size
+        width = self.high - self.low
+        if self.variant == "experts":
+            spacing = min(spacing, LEAST_EXPERT_STD)
+        if width > _MOST_CELLS * spacing:
+            raise ConfigError(
+                f"domain [{self.low}, {self.high}] is {width / spacing:.3g} times as wide as the functions are "
+                f"({spacing:.3g}), above {_MOST_CELLS}: its quadrature would need as many cells",
+                hint="narrow prior.low and prior.high, or lower prior.grid_size",
+            )
 
     def _check_experts(self) -> None:
         if self.reference != "gaussian":
