@@ -50,7 +50,8 @@ def plan_run(config: Config, dataset: Dataset) -> Plan:
     updates = config.training.updates
     start = round(config.posterior.prior_from * updates) if config.posterior.has_encoder else 0
     first = _seconds(trainer)
-    seconds, start_seconds, total = (first,), 0.0, first * updates
+    seconds: tuple[float, ...] = (first,)
+    start_seconds, total = 0.0, first * updates
     if 0 < start < updates:
         trainer.step = start
         begin = time.perf_counter()

@@ -51,8 +51,8 @@ class PriorConfig:
         require_at_least("num_latents", self.num_latents, 1)
         require_at_least("num_components", self.num_components, 1)
         require_at_least("grid_size", self.grid_size, 2)
-        # Far beyond use; the products below bound the memory of the density and of its frame.
-        for name, most in (("num_latents", 8192), ("num_components", 65_536), ("grid_size", 4096)):
+        # Far beyond use. Experts start at as many clusters of 8192 encoded images; the product bounds the memory.
+        for name, most in (("num_latents", 8192), ("num_components", 8192), ("grid_size", 4096)):
             require_at_most(name, getattr(self, name), most)
         num_weights = self.num_latents * self.num_components * self.grid_size
         require_at_most("num_latents x num_components x grid_size", num_weights, _MOST_WEIGHTS)
