@@ -122,8 +122,8 @@ def to_toml(config: Any) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
-    # JSON writes strings, whole numbers, booleans and finite numbers as TOML does; but DEL has to be escaped there.
-    return json.dumps(value).replace("\x7f", "\\u007f")
+    # JSON writes booleans, numbers and strings as TOML does, but for DEL, and its escapes of surrogates are not TOML.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _plain(value: Any) -> Any:

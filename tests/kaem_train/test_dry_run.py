@@ -18,7 +18,7 @@ from tests.kaem_train.conftest import TINY
 
 
 def test_a_plan_counts_every_trained_number_and_adds_up(tiny):
-    config = tiny("prior.variant=experts", "prior.frame=global", "training.updates=100")
+    config = tiny("prior.variant=experts", "prior.frame=global", "posterior.prior_from=0.6", "training.updates=100")
     plan = plan_run(config, load_dataset(config.data))
     # Q = 3, K = 2, G + 1 = 21: coefficients, w_s, tau, logits, m and s, frame.
     assert plan.num_parameters["prior"] == 3 * 2 * 21 + 3 * 2 + 1 + 2 + 2 * 3 * 2 + 3 + 9
@@ -58,7 +58,7 @@ def test_any_path_survives_the_way_through_toml(path):
         ("prior.num_latents=100000000000", "num_latents = 100000000000 is above"),
         ("prior.num_components=100000", "num_components = 100000 is above"),
         ("prior.grid_size=1000000", "grid_size = 1000000 is above"),
-        ("prior.high=1000000.0", r"domain \[-6.0, 1000000.0\] is .* times as wide"),
+        ("prior.high=1000000.0", r"domain \[-8.0, 1000000.0\] is .* times as wide"),
         ("data.image_shape=[1, 1000000, 1000000]", "height = 1000000 is above"),
         ("generator.dense=1000000000", "dense = 1000000000 is above"),
         ("generator.channels=[10000000]", "holds a width above"),
