@@ -6,9 +6,13 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from kaem_train.data import Dataset
+    from kaem_train.settings import Config
 
 
 def train(
@@ -36,6 +40,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, bit for bit.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print configuration, sizes and estimated time as TOML; write nothing.")
+    ] = False,
 ) -> None:
     """Train a model and write its checkpoint; prints the checkpoint's path.
 
@@ -57,6 +64,8 @@ def train(
     `kaem train digits --family vae`
 
     `kaem train digits --resume`
+
+    `kaem train digits --dry-run > digits.toml`
     """
     import shutil
 
@@ -77,7 +86,7 @@ def train(
     settings = load_config(config, _overrides(assignments, data, family, updates, seed))
     folder = out if out is not None else Path("runs") / settings.name
     path = folder / FILE_NAME
-    if path.exists() and not (resume or force):
+    if path.exists() and not (resume or force or dry_run):
         raise ArtifactError(
             f"{path} exists already", hint="continue it with --resume, replace it with --force, or choose --out"
         )
@@ -86,6 +95,9 @@ def train(
     with decoding_progress(console) as progress:
         dataset = load_dataset(settings.data, progress=progress)
     check_trainable(settings, dataset)
+    if dry_run:
+        _print_plan(settings, dataset)
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -121,6 +133,34 @@ def train(
     typer.echo(outcome.checkpoint)
     if not outcome.is_finished:
         raise typer.Exit(130)
+
+
+def _print_plan(settings: Config, dataset: Dataset) -> None:
+    """Print a TOML file that trains this run, what it would be in comments on top."""
+    import torch
+
+    from kaem.config import to_toml
+    from kaem_train.dry_run import plan_run
+
+    plan = plan_run(settings, dataset)
+    parts = ", ".join(f"{name} {count:,}" for name, count in plan.num_parameters.items())
+    times = ", then ".join(f"{1e3 * seconds:.1f} ms" for seconds in plan.update_seconds)
+    lines = [
+        f"images      {plan.num_train:,} to train on, {plan.num_holdout:,} held out",
+        f"parameters  {sum(plan.num_parameters.values()):,}: {parts}",
+        f"one update  {times} on {torch.get_num_threads()} threads",
+    ]
+    if plan.start_seconds:
+        lines.append(f"the prior's start at encoded images  {plan.start_seconds:.1f} s")
+    lines.append(f"all {settings.training.updates:,} updates  about {_duration(plan.total_seconds)}")
+    typer.echo("".join(f"# {line}\n" for line in lines) + "\n" + to_toml(settings), nl=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _overrides(

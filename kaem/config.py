@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import types
 import typing
@@ -106,6 +107,23 @@ def from_mapping(cls: type[Config], mapping: Mapping[str, Any], *, path: str = "
 def to_mapping(config: Any) -> dict[str, Any]:
     """Return a configuration dataclass as nested plain containers (tuples become lists); inverse of `from_mapping`."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
+
+
+def to_toml(config: Any) -> str:
+    """Return a configuration dataclass as TOML that `read_toml` and `from_mapping` turn into an equal one."""
+    values = to_mapping(config)
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items() if not isinstance(value, dict)]
+    for name, section in values.items():
+        if isinstance(section, dict):
+            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    # JSON writes booleans, numbers and strings as TOML does, but for DEL, and its escapes of surrogates are not TOML.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 Format versions, newest first (bump for a change that an older reader would misread):
     3   finished: the prior's section and the weights of the model to use, where they are not those that training
-        would go on with. Files of formats 1 and 2 are read.
+        would go on with; average: averages of the weights and their counts, where they are kept.
+        Files of formats 1 and 2 are read.
     2   no rng_state: noise is a function of (seed, step). Files of format 1 are read; resumed, they continue
         with noise of the new kind.
     1   first version: kaem_checkpoint, config, model_state, posterior_state, optimiser_state, step,
@@ -65,6 +66,7 @@ class Checkpoint:
         optimiser_state: `state_dict` of Adam.
         step: Updates done.
         data_fingerprint: Of the data set trained on.
+        average_state: `state_dict` of `WeightAverage`; None where no average is kept.
         finished: The model to use where it is not `model_state`: averaged weights, a refitted prior.
     """
 
@@ -74,6 +76,7 @@ class Checkpoint:
     optimiser_state: dict[str, Any]
     step: int
     data_fingerprint: str
+    average_state: dict[str, Any] | None = None
     finished: FinishedModel | None = None
 
 
@@ -89,6 +92,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.finished is not None:
         finished = checkpoint.finished
         content["finished"] = {"prior": to_mapping(finished.prior), "model_state": finished.model_state}
+    if checkpoint.average_state is not None:
+        content["average"] = checkpoint.average_state
     with replacing(path) as draft:
         torch.save(content, draft)
 
@@ -133,7 +138,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             hint="use the kaem version that trained it",
         ) from None
     fields = {name: content[name] for name in _FIELDS if name != "config"}
-    return Checkpoint(config=config, finished=finished, **fields)
+    return Checkpoint(config=config, average_state=content.get("average"), finished=finished, **fields)
 
 
 def _finished(content: dict[str, Any] | None) -> FinishedModel | None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from kaem_train.sections import (
     TrainingConfig,
     first_size_and_doublings,
 )
+
+_MOST_NUMBERS = 2**31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,7 @@ class Config:
                 f"frame = 'global' is learned from encoded images, which the {self.posterior.kind} posterior has not",
                 hint="set posterior.kind=amortized or prior.frame=none",
             )
+        self._require_memory()
         if self.family == "ddpm":
             self._require_halving()
         elif self.generator.kind == "cnn":
@@ -120,6 +124,40 @@ class Config:
             raise ConfigError(
                 f"training.weight_penalty = {penalty} has no effect on weights that are not trained",
                 hint="set training.weight_penalty=0 or prior.train_proportions=true",
+            )
+
+    def _require_memory(self) -> None:
+        """Refuse what no machine that trains these models holds: numbers of one layer, and of one batch's chains."""
+        channels, height, width = self.data.image_shape
+        pixels = channels * height * width
+        generator, posterior, num_latents = self.generator, self.posterior, self.prior.num_latents
+        if generator.kind == "kan":
+            widths = (num_latents, *generator.hidden, pixels)
+            largest = max(a * b for a, b in pairwise(widths)) * (generator.grid_size + 1)
+        else:
+            widths = (num_latents, generator.dense or num_latents, *generator.channels, channels)
+            largest = 49 * max(a * b for a, b in pairwise(widths))
+        if largest > _MOST_NUMBERS:
+            raise ConfigError(
+                f"a layer of the generator would hold {largest:.2g} weights, above {_MOST_NUMBERS:.2g}",
+                hint="lower the widths in the generator section, or prior.num_latents",
+            )
+        if posterior.has_encoder:
+            reduction = 4 ** len(posterior.encoder_channels)
+            dense = posterior.encoder_channels[-1] * max(height * width // reduction, 1) * posterior.encoder_dense
+            if dense > _MOST_NUMBERS:
+                raise ConfigError(
+                    f"the encoder's dense layer would hold {dense:.2g} weights, above {_MOST_NUMBERS:.2g}",
+                    hint="lower posterior.encoder_dense, or give posterior.encoder_channels more layers",
+                )
+        per_image = {"weighted_bound": posterior.bound_samples, "tempering": posterior.num_temperatures}
+        images = self.training.batch_size * per_image.get(posterior.kind, 1)
+        if posterior.kind == "importance":
+            images = max(images, posterior.num_proposals)
+        if images * pixels > _MOST_NUMBERS:
+            raise ConfigError(
+                f"one update would decode {images} images of {pixels} pixels, above {_MOST_NUMBERS:.2g} in all",
+                hint="lower training.batch_size",
             )
 
     def _require_contrastive_is_valid(self) -> None:

@@ -6,16 +6,19 @@ last two. All of it is in the checkpoint, so a run that was stopped and resumed 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
+from kaem_train.acceleration import accelerate, networks, plain
+from kaem_train.averaging import WeightAverage
 from kaem_train.baselines.diffusion import Diffusion
 from kaem_train.build import build_model, build_objective
 from kaem_train.checkpoint import FILE_NAME, Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
@@ -26,11 +29,12 @@ from kaem_train.interrupt import stop_request
 from kaem_train.model.generator import KanGenerator, refit_steps
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import weight_penalty
+from kaem_train.optimisation import build_optimiser, first_not_finite, set_rates
 from kaem_train.posterior import InfersLatents, Posterior
 from kaem_train.settings import Config
 from kaem_train.streams import Purpose, noise_stream
+from kaem_train.window import Window
 
-_BETAS = (0.9, 0.99)
 _VARIANCE_MEMORY = 0.98
 _LEAST_VARIANCE = 1e-3
 _GRID_IMAGES = 64
@@ -137,26 +141,28 @@ class Trainer:
             torch.manual_seed(config.training.seed)
             self.model = build_model(config)
             self.posterior = build_objective(config, self.model)
-        network, energies = self.model.parameter_groups(self.posterior.network)
-        self._rates = config.learning_rates
-        self.optimiser = torch.optim.Adam(
-            [{"params": network}, {"params": energies}],
-            lr=self._rates[0],
-            betas=_BETAS,
-        )
+        self.optimiser = build_optimiser(self.model, self.posterior.network, config)
+        self._parameters = {
+            **dict(self.model.named_parameters()),
+            **{f"posterior.{name}": value for name, value in self.posterior.network.named_parameters()},
+        }
+        decay = config.training.ema_decay
+        self._average = WeightAverage(self._parameters, decay) if decay else None
+        self._networks = networks(self.model, self.posterior.network)
+        accelerate(self._networks, config.training)
         generator = config.generator
         self._refits = refit_steps(generator.refit_interval, generator.refit_decay, config.training.updates)
         self._listeners = listeners
-        self._window = _Window()
+        self._window = Window()
 
-    def update(self, checkpoint: Path) -> None:
+    def update(self, checkpoint: Path | None) -> None:
         """Do one optimiser step on the batch that (seed, step) names.
 
         Args:
             checkpoint: Named in the error message where the update fails.
 
         Raises:
-            KaemError: The loss or its gradient is not finite; no parameter was changed.
+            KaemError: A parameter, the loss or a gradient is not finite; no parameter was changed.
         """
         settings = self.config.training
         images = training_batch(
@@ -168,29 +174,36 @@ class Trainer:
         )
         self.posterior.prepare(self.model, self.dataset.train, self.step, self._noise("prior start"))
         self._refit_grids()
+        if self._average:
+            self._average.restart_jumped()
         terms = self.posterior.terms(self.model, images, self.step, self._noise("posterior"))
         loss = terms.loss
         if settings.weight_penalty and isinstance(self.model, Kaem):
             loss = loss + weight_penalty(self.model.prior, settings.weight_penalty)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        parameters = [value for group in self.optimiser.param_groups for value in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            raise KaemError(
-                f"the loss became {float(loss.detach()):g} at update {self.step + 1}, its gradient {float(norm):g}",
-                hint=f"lower training.learning_rate; the last good checkpoint, if any, is {checkpoint}",
-            )
-        for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
-            group["lr"] = rate * self._decay()
+            self._refuse(first_not_finite(self._parameters.items(), loss), checkpoint)
+        nn.utils.clip_grads_with_norm_(self._parameters.values(), settings.gradient_clip, norm)
+        set_rates(self.optimiser, self.config, self.step)
         self.optimiser.step()
+        if self._average:
+            self._average.follow()
         if settings.learn_sigma and terms.squared_error is not None:
             self._follow_sigma(terms.squared_error / images[0].numel())
         self.step += 1
         self._report({"loss": loss.detach(), **terms.metrics, "gradient_norm": norm}, len(images))
 
     def save(self, path: Path) -> None:
-        """Write the whole state to `path`, atomically, and say so."""
+        """Write the whole state to `path`, atomically, and say so.
+
+        Raises:
+            KaemError: A parameter is not finite: the last good checkpoint stays.
+        """
+        broken = first_not_finite(self._parameters.items())
+        if broken:
+            self._refuse(broken, path)
         write_checkpoint(
             path,
             Checkpoint(
@@ -200,7 +213,8 @@ class Trainer:
                 optimiser_state=self.optimiser.state_dict(),
                 step=self.step,
                 data_fingerprint=self.dataset.fingerprint,
-                finished=self.finished,
+                average_state=None if self._average is None else self._average.state_dict(),
+                finished=self.finished or self._averaged_model(),
             ),
         )
         self._tell(Saved(step=self.step, path=path))
@@ -229,6 +243,8 @@ class Trainer:
             self.model.load_state_dict(checkpoint.model_state)
             self.posterior.network.load_state_dict(checkpoint.posterior_state)
             self.optimiser.load_state_dict(checkpoint.optimiser_state)
+            if self._average:
+                self._average.load_state_dict(checkpoint.average_state or {})
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
             raise ArtifactError(
                 "the checkpoint's state does not fit its configuration", hint="the file is damaged: train again"
@@ -244,15 +260,31 @@ class Trainer:
             return None
         rng = noise_stream(self.config.training.seed, 0, "held-out bound")
         num_samples = self.posterior.num_bound_samples
-        return held_out_bound(self.model, self.posterior, self.dataset.holdout, rng, num_samples=num_samples)
+        with self.in_use():
+            return held_out_bound(self.model, self.posterior, self.dataset.holdout, rng, num_samples=num_samples)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Make `model` and the posterior's network the ones to use inside: averaged, in full precision."""
+        with self._average.applied() if self._average else nullcontext(), plain(self._networks):
+            yield
+
+    def _averaged_model(self) -> FinishedModel | None:
+        """Return the model to use where it is not the one that training goes on with."""
+        if self._average is None:
+            return None
+        with self._average.applied():
+            state = {name: value.clone() for name, value in self.model.state_dict().items()}
+        return FinishedModel(prior=self.config.prior, model_state=state)
+
+    def _refuse(self, broken: str, checkpoint: Path | None) -> NoReturn:
+        raise KaemError(
+            f"{broken} at update {self.step + 1}",
+            hint=f"lower training.learning_rate; the last good checkpoint, if any, is {checkpoint}",
+        )
 
     def _noise(self, purpose: Purpose) -> torch.Generator:
         return noise_stream(self.config.training.seed, self.step, purpose)
-
-    def _decay(self) -> float:
-        """Return the factor of both rates: 1, then linearly towards 0 at the last update."""
-        left = 1.0 - self.step / self.config.training.updates
-        return min(1.0, left / max(1.0 - self.config.training.decay_from, 1e-9))
 
     def _follow_sigma(self, pixel_variance: Tensor) -> None:
         assert self.model.sigma is not None  # noqa: S101
@@ -279,35 +311,13 @@ class Trainer:
         if self._listeners and (self.step % settings.samples_every == 0 or self.step == settings.updates):
             # The same noise every time, so that a person sees the same latents become images.
             rng = noise_stream(settings.seed, 0, "sample grid")
-            self._tell(Samples(step=self.step, images=self.model.sample(_GRID_IMAGES, rng)))
+            with self.in_use():
+                images = self.model.sample(_GRID_IMAGES, rng)
+            self._tell(Samples(step=self.step, images=images))
 
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
-
-
-class _Window:
-    """Means of metrics over the updates that had them, and the speed, since the last report."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def add(self, metrics: dict[str, Tensor], num_images: int) -> None:
-        for name, value in metrics.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = (total + float(value), count + 1)
-        self._images += num_images
-
-    def take(self) -> tuple[dict[str, float], float]:
-        means = {name: total / count for name, (total, count) in self._sums.items()}
-        speed = self._images / max(time.perf_counter() - self._start, 1e-9)
-        self._reset()
-        return means, speed
-
-    def _reset(self) -> None:
-        self._sums: dict[str, tuple[float, int]] = {}
-        self._images = 0
-        self._start = time.perf_counter()
 
 
 def _difference(old: Config, new: Config) -> str:

@@ -66,6 +66,10 @@ class ExpertsPrior(AbstractPrior):
         scaled = (z - self.means.unsqueeze(-1)) / self.stds.unsqueeze(-1)
         return self.bank.nodes(z) - 0.5 * scaled * scaled
 
+    def log_normalizer(self) -> Tensor:
+        """Return log Z_{q,k} (eq. 20) by quadrature, differentiable: shape (Q, K)."""
+        return self._log_integrals(self._energy_weights()) - 0.5 * (self.means / self.stds).square()
+
     @torch.no_grad()
     def start(self, weights: Tensor, means: Tensor, stds: Tensor) -> None:
         """Set the Gaussian parts: pi (K,), if it is trained, m and s (Q, K); the other coefficients stay."""
@@ -92,13 +96,28 @@ class ExpertsPrior(AbstractPrior):
 
         f is linear in them, so the joint energies of all K experts are one matrix product.
         """
-        precision = self.stds.square().reciprocal()
         features = torch.cat([first.unsqueeze(-1), second.unsqueeze(-1), radial], -1).flatten(1)
-        linear = (self.means * precision).unsqueeze(-1)
-        matrix = torch.cat([linear, -0.5 * precision.unsqueeze(-1), self.bank.weights()], -1)  # (Q, K, G + 3)
-        constant = -(0.5 * self.means.square() * precision + self.log_normalizer()).sum(0)  # (K,)
-        joint = torch.addmm(self.log_weights() + constant, features, matrix.transpose(1, 2).flatten(0, 1))
+        matrix = self._energy_weights()
+        # -m^2 / (2 s^2) is in the energy and in log Z alike: neither needs it.
+        constant = self.log_weights() - self._log_integrals(matrix).sum(0)  # (K,)
+        joint = torch.addmm(constant, features, matrix.transpose(1, 2).flatten(0, 1))
         return torch.logsumexp(joint, -1)
+
+    def _energy_weights(self) -> Tensor:
+        """Return the weights of u, u^2 and B_g(u) in every f_{q,k} + m^2 / (2 s^2): shape (Q, K, G + 3)."""
+        precision = self.stds.square().reciprocal()
+        linear = (self.means * precision).unsqueeze(-1)
+        return torch.cat([linear, -0.5 * precision.unsqueeze(-1), self.bank.weights()], -1)
+
+    def _log_integrals(self, matrix: Tensor) -> Tensor:
+        """Return log Z_{q,k} + m^2 / (2 s^2) from `_energy_weights`: shape (Q, K, G + 3) -> (Q, K).
+
+        All Q x K functions on all nodes are one matrix product, the quadrature's weights its bias.
+        """
+        nodes = self._nodes.to(matrix)
+        features = torch.cat([nodes[:, None], nodes.square()[:, None], self.bank.features(nodes)], -1)
+        values = torch.addmm(self._log_node_weights.to(matrix), matrix.flatten(0, 1), features.T)
+        return torch.logsumexp(values, -1).reshape(matrix.shape[:2])
 
     def _sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Draw one expert per sample, then invert its Q distribution functions: shape (num, Q)."""

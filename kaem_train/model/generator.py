@@ -54,17 +54,35 @@ class CnnGenerator(nn.Module):
 
     def logits(self, latent: Tensor) -> Tensor:
         """Return the image before the sigmoid: shape (N, Q) -> (N, C, H, W)."""
-        pixel = latent[:, :, None, None]
-        image = pixel
+        image = latent
         for layer in self.layers:
-            if self._appends_latent and isinstance(layer, nn.ConvTranspose2d) and layer.stride == (2, 2):
-                image = torch.cat([image, pixel.expand(-1, -1, *image.shape[2:])], 1)
+            if isinstance(layer, nn.ConvTranspose2d) and image.dim() == 2:
+                image = _of_point(layer, image)
+                continue
+            if self._appends_latent and isinstance(layer, nn.ConvTranspose2d):
+                image = torch.cat([image, latent[:, :, None, None].expand(-1, -1, *image.shape[2:])], 1)
             image = layer(image)
         return image
 
     def forward(self, latent: Tensor) -> Tensor:
         """Return the mean image in [0, 1]: shape (N, Q) -> (N, C, H, W)."""
         return torch.sigmoid(self.logits(latent))
+
+
+def _of_point(layer: nn.ConvTranspose2d, point: Tensor) -> Tensor:
+    """Apply a transposed convolution to 1 x 1 images, a linear map: (N, I) -> (N, O, h, w), or (N, O) for 1 x 1.
+
+    As one matrix product that leaves channels last in memory it takes half the time of the convolution, and
+    the next one starts in the layout that it is fastest in.
+    """
+    weight = layer.weight  # (I, O, h, w)
+    num_outputs, height, width = weight.shape[1:]
+    if height == width == 1:
+        return nn.functional.linear(point, weight.flatten(1).T, layer.bias)
+    image = (point @ weight.permute(0, 2, 3, 1).flatten(1)).reshape(-1, height, width, num_outputs)
+    if layer.bias is not None:
+        image = image + layer.bias
+    return image.permute(0, 3, 1, 2)
 
 
 class KanGenerator(nn.Module):

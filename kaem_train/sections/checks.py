@@ -13,6 +13,12 @@ def require_at_least(name: str, value: int, least: int) -> None:
         raise ConfigError(f"{name} = {value} is below {least}")
 
 
+def require_at_most(name: str, value: float, most: float) -> None:
+    """Raise `ConfigError` if `value` > `most`: a limit far beyond use, so that a slip is not met by the memory."""
+    if value > most:
+        raise ConfigError(f"{name} = {value} is above {most}", hint="is it a slip of the keyboard?")
+
+
 def require_positive(name: str, value: float) -> None:
     """Raise `ConfigError` unless `value` is a positive finite number."""
     if not (value > 0.0 and math.isfinite(value)):

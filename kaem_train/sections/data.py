@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least
+from kaem_train.sections.checks import require_at_least, require_at_most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,8 @@ class DataConfig:
                 hint="write for example image_shape = [1, 28, 28]",
             )
         require_at_least("num_train", self.num_train, 0)
+        for name, size, most in zip(("channels", "height", "width"), self.image_shape, (16, 4096, 4096), strict=True):
+            require_at_most(f"image_shape's {name}", size, most)
         require_at_least("num_holdout", self.num_holdout, 1)
         require_at_least("crop", self.crop, 0)
         if self.crop and self.resize == "none" and self.image_shape[1:] != (self.crop, self.crop):

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least
+from kaem_train.sections.checks import require_at_least, require_at_most
+
+_MOST_WIDTH = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +40,14 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         require_at_least("dense", self.dense, 0)
         require_at_least("grid_size", self.grid_size, 2)
+        require_at_most("dense", self.dense, _MOST_WIDTH)
+        require_at_most("grid_size", self.grid_size, 4096)
         require_at_least("refit_interval", self.refit_interval, 0)
         for name, widths in (("channels", self.channels), ("hidden", self.hidden)):
             if any(width < 1 for width in widths):
                 raise ConfigError(f"{name} = {list(widths)} holds a width below 1")
+            if widths and max(widths) > _MOST_WIDTH:
+                raise ConfigError(f"{name} = {list(widths)} holds a width above {_MOST_WIDTH}")
         if self.latent_concat and self.kind != "cnn":
             raise ConfigError(
                 f"latent_concat = True does not suit kind = {self.kind!r}, which has no feature maps",

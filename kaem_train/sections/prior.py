@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least, require_range
+from kaem_train.sections.checks import require_at_least, require_at_most, require_range
 
 LEAST_EXPERT_STD = math.exp(-2.0)
 """Smallest deviation of an expert's Gaussian part; every quadrature of experts resolves it."""
+
+_MOST_WEIGHTS = 2**28
+_MOST_CELLS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +57,14 @@ class PriorConfig:
         require_at_least("num_latents", self.num_latents, 1)
         require_at_least("num_components", self.num_components, 1)
         require_at_least("grid_size", self.grid_size, 2)
+        # Far beyond use. Experts start at as many clusters of 8192 encoded images; the product bounds the memory.
+        for name, most in (("num_latents", 8192), ("num_components", 8192), ("grid_size", 4096)):
+            require_at_most(name, getattr(self, name), most)
+        num_weights = self.num_latents * self.num_components * self.grid_size
+        require_at_most("num_latents x num_components x grid_size", num_weights, _MOST_WEIGHTS)
         require_range("low", self.low, "high", self.high)
         require_range("grid_low", self.grid_low, "grid_high", self.grid_high)
+        self._check_domain()
         self._check_domain_of_reference()
         if self.grid_low < self.low or self.grid_high > self.high:
             raise ConfigError(
@@ -113,6 +122,18 @@ class PriorConfig:
             raise ConfigError(
                 f"{domain} is not the grid range [{self.grid_low}, {self.grid_high}]",
                 hint="without a reference the density lives on the grid: set prior.low and prior.high to it",
+            )
+
+    def _check_domain(self) -> None:
+        spacing = (self.grid_high - self.grid_low) / self.grid_size
+        width = self.high - self.low
+        if self.variant == "experts":
+            spacing = min(spacing, LEAST_EXPERT_STD)
+        if width > _MOST_CELLS * spacing:
+            raise ConfigError(
+                f"domain [{self.low}, {self.high}] is {width / spacing:.3g} times as wide as the functions are "
+                f"({spacing:.3g}), above {_MOST_CELLS}: its quadrature would need as many cells",
+                hint="narrow prior.low and prior.high, or lower prior.grid_size",
             )
 
     def _check_experts(self) -> None:

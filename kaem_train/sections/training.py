@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least, require_positive
+from kaem_train.sections.checks import require_at_least, require_at_most, require_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,9 @@ class TrainingConfig:
         batch_size: Images per step.
         learning_rate: Adam step size of generator, encoder and frame.
         prior_learning_rate: Adam step size of the energies and their weights.
-        decay_from: Fraction of the updates after which both rates fall linearly to zero.
+        warmup: Updates over which both rates rise linearly from zero; 0 starts with the whole rates.
+        schedule: How both rates go on: `linear` or `cosine` fall to zero from `decay_from` on, `constant` does not.
+        decay_from: Fraction of the updates after which both rates fall.
         prior_gradient: Of the prior: `quadrature` (log Z differentiated, no sampling noise) or `contrastive`
             (eq. 16: a batch of prior samples in place of log Z; independent variant only).
         weight_penalty: lambda of the term lambda sum |a| on the logits a of the mixture weights (of components or
@@ -27,6 +29,10 @@ class TrainingConfig:
         gradient_clip: Largest global gradient norm.
         sigma: Standard deviation of the likelihood (eq. 7), on pixels in [0, 1]; the start value if learned.
         learn_sigma: Follow the running mean of the squared reconstruction error instead of keeping `sigma`.
+        ema_decay: Weight of the past in a moving average of all weights, for example 0.999; the average is what is
+            evaluated, sampled and exported. 0 keeps none.
+        precision: Of generator and encoder: `float32`, or `bfloat16` by autocast. Densities stay as they are.
+        compile: Compile generator and encoder (torch.compile); needs a C++ compiler.
         seed: Of everything random in the run.
         log_every: Updates between reports.
         checkpoint_every: Updates between checkpoints; one is always written at the end.
@@ -37,12 +43,17 @@ class TrainingConfig:
     batch_size: int = 64
     learning_rate: float = 1e-3
     prior_learning_rate: float = 5e-3
+    warmup: int = 0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     decay_from: float = 0.7
     prior_gradient: Literal["quadrature", "contrastive"] = "quadrature"
     weight_penalty: float = 0.0
     gradient_clip: float = 100.0
     sigma: float = 0.1
     learn_sigma: bool = True
+    ema_decay: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 1000
@@ -51,11 +62,17 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("updates", "batch_size", "log_every", "checkpoint_every", "samples_every"):
             require_at_least(name, getattr(self, name), 1)
+        require_at_most("batch_size", self.batch_size, 1_000_000)
+        require_at_most("updates", self.updates, 10**9)
         for name in ("learning_rate", "prior_learning_rate", "gradient_clip", "sigma"):
             require_positive(name, getattr(self, name))
         if not (self.weight_penalty >= 0.0 and math.isfinite(self.weight_penalty)):
             raise ConfigError(f"weight_penalty = {self.weight_penalty} is not a number of at least 0")
         if not 0.0 <= self.decay_from <= 1.0:
             raise ConfigError(f"decay_from = {self.decay_from} is outside [0, 1]")
+        if not 0 <= self.warmup <= self.updates:
+            raise ConfigError(f"warmup = {self.warmup} is outside 0 to updates = {self.updates}")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ConfigError(f"ema_decay = {self.ema_decay} is outside [0, 1)", hint="0 keeps no average")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed = {self.seed} is outside [0, 2^63)")

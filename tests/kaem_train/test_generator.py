@@ -34,14 +34,26 @@ def test_the_cnn_is_not_an_affine_map_before_its_sigmoid(dense):
 )
 def test_the_cnn_doubles_up_to_the_image(image_shape, channels, sides):
     generator = _cnn(image_shape, channels)
-    seen = []
+    latent = torch.randn(2, 6)
+    seen, image = [], latent[:, :, None, None]
     for layer in generator.layers:
+        image = layer(image)
         if isinstance(layer, torch.nn.ConvTranspose2d):
-            layer.register_forward_hook(lambda _m, _i, output: seen.append(output.shape[-1]))
-    images = generator(torch.randn(2, 6)).detach()
+            seen.append(image.shape[-1])
     assert seen == sides
+    images = generator(latent).detach()
+    assert torch.allclose(images, torch.sigmoid(image), atol=1e-6)
     assert images.shape == (2, *image_shape)
     assert 0.0 <= float(images.min()) <= float(images.max()) <= 1.0
+
+
+def test_a_dense_layer_and_the_first_map_are_the_convolutions_they_stand_for(float64):
+    generator = CnnGenerator(6, (1, 28, 28), GeneratorConfig(channels=(8, 4), dense=12))
+    for layer in generator.layers:
+        if isinstance(layer, torch.nn.ConvTranspose2d):
+            torch.nn.init.normal_(layer.bias)
+    latent = torch.randn(5, 6)
+    assert torch.allclose(generator.logits(latent), generator.layers(latent[:, :, None, None]), atol=1e-12)
 
 
 def test_the_svhn_generator_has_the_published_size():

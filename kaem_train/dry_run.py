@@ -1,0 +1,91 @@
+"""What a run would be, before it is one: sizes, and time from a few real updates whose state is thrown away."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from torch import nn
+
+from kaem_train.baselines.diffusion import Diffusion
+from kaem_train.data import Dataset
+from kaem_train.settings import Config
+from kaem_train.trainer import Trainer
+
+_TIMED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run would be.
+
+    Attributes:
+        num_parameters: Trained numbers by part: `prior`, `generator`, and `encoder` where there is one.
+        num_train: Images to train on.
+        num_holdout: Images held out.
+        update_seconds: Time of one update while the prior is the reference, and after; without a start of the
+            prior, or before a switch that the run never comes to, the first of the two alone.
+        start_seconds: Time of the prior's start at encoded images; 0 where there is none.
+        total_seconds: Of all updates; reports, sample grids, checkpoints and the held-out bound come on top.
+    """
+
+    num_parameters: dict[str, int]
+    num_train: int
+    num_holdout: int
+    update_seconds: tuple[float, ...]
+    start_seconds: float
+    total_seconds: float
+
+
+def plan_run(config: Config, dataset: Dataset) -> Plan:
+    """Measure what a run would take; writes nothing.
+
+    Args:
+        config: Of the run.
+        dataset: Images enough for it (`check_trainable`).
+
+    Raises:
+        KaemError: The first updates give numbers that are not finite.
+    """
+    trainer = Trainer(config, dataset)
+    updates = config.training.updates
+    start = round(config.posterior.prior_from * updates) if config.posterior.has_encoder else 0
+    first = _seconds(trainer)
+    seconds: tuple[float, ...] = (first,)
+    start_seconds, total = 0.0, first * updates
+    if 0 < start < updates:
+        trainer.step = start
+        begin = time.perf_counter()
+        trainer.update(None)
+        with_start = time.perf_counter() - begin
+        second = _seconds(trainer)
+        start_seconds = max(with_start - second, 0.0)
+        seconds, total = (first, second), first * start + second * (updates - start) + start_seconds
+    model = trainer.model
+    parts = {"generator": model.generator, "encoder": trainer.posterior.network}
+    if not isinstance(model, Diffusion):
+        parts = {"prior": model.prior, **parts}
+    counts = {name: _count(module) for name, module in parts.items()}
+    return Plan(
+        num_parameters={name: count for name, count in counts.items() if count},
+        num_train=len(dataset.train),
+        num_holdout=len(dataset.holdout),
+        update_seconds=seconds,
+        start_seconds=start_seconds,
+        total_seconds=total,
+    )
+
+
+def _seconds(trainer: Trainer) -> float:
+    """Return the median time of a few updates after one that warms up."""
+    trainer.update(None)
+    times = []
+    for _ in range(_TIMED):
+        begin = time.perf_counter()
+        trainer.update(None)
+        times.append(time.perf_counter() - begin)
+    return sorted(times)[_TIMED // 2]
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

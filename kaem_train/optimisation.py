@@ -1,0 +1,69 @@
+"""The optimiser: its groups and rates, clipping, and the guard against numbers that are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from kaem_train.build import Model
+from kaem_train.sections import TrainingConfig
+from kaem_train.settings import Config
+
+_BETAS = (0.9, 0.99)
+
+
+def build_optimiser(model: Model, network: nn.Module, config: Config) -> torch.optim.Adam:
+    """Return Adam over two groups: the networks, and the prior; a model without a prior has the first alone.
+
+    Args:
+        model: Of any family.
+        network: Of the posterior.
+        config: The rates of both groups.
+    """
+    groups = [{"params": group} for group in model.parameter_groups(network)]
+    return torch.optim.Adam(groups, lr=config.learning_rates[0], betas=_BETAS, fused=True)
+
+
+def set_rates(optimiser: torch.optim.Optimizer, config: Config, step: int) -> None:
+    """Give both groups their learning rates of update `step` (from 0)."""
+    for group, rate in zip(optimiser.param_groups, config.learning_rates, strict=True):
+        group["lr"] = rate * rate_factor(config.training, step)
+
+
+def rate_factor(settings: TrainingConfig, step: int) -> float:
+    """Return the factor of both rates at update `step` (from 0), in (0, 1].
+
+    `linear` is 1 up to `decay_from` of the updates and falls to 0 at their end, `cosine` falls as half a cosine
+    over the same span, `constant` stays 1. During the first `warmup` updates it is multiplied by
+    (step + 1) / warmup.
+    """
+    left = 1.0 - step / settings.updates
+    share = min(1.0, left / max(1.0 - settings.decay_from, 1e-9))
+    shape = {"linear": share, "cosine": 0.5 - 0.5 * math.cos(math.pi * share), "constant": 1.0}[settings.schedule]
+    return shape * min(1.0, (step + 1) / max(settings.warmup, 1))
+
+
+def first_not_finite(parameters: Iterable[tuple[str, Tensor]], loss: Tensor | None = None) -> str:
+    """Name what first went wrong: a parameter's value, else the loss, else a parameter's gradient; "" if nothing.
+
+    In that order, because a parameter that is not finite makes the loss so, and the loss every gradient.
+
+    Args:
+        parameters: Names and parameters.
+        loss: Scalar, after `backward`; without it gradients are not looked at.
+    """
+    named = list(parameters)
+    for name, value in named:
+        if not bool(torch.isfinite(value).all()):
+            return f"the parameter {name} is not finite"
+    if loss is None:
+        return ""
+    if not bool(torch.isfinite(loss)):
+        return f"the loss became {float(loss.detach()):g}"
+    for name, value in named:
+        if value.grad is not None and not bool(torch.isfinite(value.grad).all()):
+            return f"the gradient of {name} is not finite"
+    return "the norm of the gradient is not finite"

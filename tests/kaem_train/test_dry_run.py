@@ -1,0 +1,83 @@
+"""A dry run counts what a run would train, writes nothing, and prints a file that trains the same run."""
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from cli.main import app
+from kaem.config import from_mapping, to_toml
+from kaem.errors import ConfigError
+from kaem_train.data import load_dataset
+from kaem_train.dry_run import plan_run
+from kaem_train.sections import DataConfig
+from kaem_train.settings import Config, load_config, preset_names
+from tests.kaem_train.conftest import TINY
+
+
+def test_a_plan_counts_every_trained_number_and_adds_up(tiny):
+    config = tiny("prior.variant=experts", "prior.frame=global", "posterior.prior_from=0.6", "training.updates=100")
+    plan = plan_run(config, load_dataset(config.data))
+    # Q = 3, K = 2, G + 1 = 21: coefficients, w_s, tau, logits, m and s, frame.
+    assert plan.num_parameters["prior"] == 3 * 2 * 21 + 3 * 2 + 1 + 2 + 2 * 3 * 2 + 3 + 9
+    # 3 -> 8 (1 x 1), 8 -> 4 (4 x 4), 4 -> 1 (4 x 4), with biases.
+    assert plan.num_parameters["generator"] == 3 * 8 + 8 + 8 * 4 * 16 + 4 + 4 * 16 + 1
+    # 1 -> 4 (3 x 3), 64 -> 8, 8 -> 6, with biases.
+    assert plan.num_parameters["encoder"] == 4 * 9 + 4 + 64 * 8 + 8 + 8 * 6 + 6
+    assert (plan.num_train, plan.num_holdout) == (1500, 297)
+    first, second = plan.update_seconds
+    assert plan.total_seconds == pytest.approx(60 * first + 40 * second + plan.start_seconds)
+
+
+def test_a_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "digits", "--dry-run", "--seed", "7", *(word for item in TINY for word in ("--set", item))]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "1,500 to train on, 297 held out" in result.stdout
+    assert from_mapping(Config, tomllib.loads(result.stdout)) == load_config("digits", (*TINY, "training.seed=7"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_survives_the_way_through_toml(name):
+    assert from_mapping(Config, tomllib.loads(to_toml(load_config(name)))) == load_config(name)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_path_survives_the_way_through_toml(path):
+    config = DataConfig(source="files", path=path, image_shape=(1, 8, 8))
+    assert from_mapping(DataConfig, tomllib.loads(to_toml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prior.num_latents=100000000000", "num_latents = 100000000000 is above"),
+        ("prior.num_components=100000", "num_components = 100000 is above"),
+        ("prior.grid_size=1000000", "grid_size = 1000000 is above"),
+        ("prior.high=1000000.0", r"domain \[-8.0, 1000000.0\] is .* times as wide"),
+        ("data.image_shape=[1, 1000000, 1000000]", "height = 1000000 is above"),
+        ("generator.dense=1000000000", "dense = 1000000000 is above"),
+        ("generator.channels=[10000000]", "holds a width above"),
+        ("posterior.encoder_channels=[10000000]", "holds a width above"),
+        ("posterior.num_proposals=10000000000", "num_proposals = 10000000000 is above"),
+        ("training.batch_size=100000000000", "batch_size = 100000000000 is above"),
+        ("training.warmup=13", "warmup = 13 is outside"),
+        ("training.ema_decay=1.0", "ema_decay = 1.0 is outside"),
+    ],
+)
+def test_sizes_that_no_machine_holds_are_refused_in_one_line(tiny, override, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny(override)
+
+
+def test_products_of_sizes_that_no_machine_holds_are_refused(tiny):
+    with pytest.raises(ConfigError, match="num_latents x num_components x grid_size"):
+        tiny("prior.num_latents=8000", "prior.num_components=8000")
+    with pytest.raises(ConfigError, match="a layer of the generator would hold"):
+        tiny("generator.kind=kan", "generator.hidden=[60000, 60000]")
+    with pytest.raises(ConfigError, match="one update would decode"):
+        tiny("training.batch_size=1000000", "generator.kind=kan", "data.image_shape=[3, 64, 64]")
