@@ -30,6 +30,7 @@ _BETAS = (0.9, 0.99)
 _VARIANCE_MEMORY = 0.98
 _LEAST_VARIANCE = 1e-3
 _GRID_IMAGES = 64
+_FRAMES = ("frame.", "frames.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,8 @@ def train(
         listeners: Called with every event, in order.
 
     Raises:
-        ConfigError: The checkpoint to resume was trained with another configuration.
+        ConfigError: The checkpoint to resume was trained with another configuration, or the prior cannot be trained
+            with this posterior.
         DataError: It was trained on other data, or there are fewer images than one batch or one image per expert needs.
         ArtifactError: There is no readable checkpoint to resume.
         RequestError: The checkpoint cannot be written.
@@ -93,11 +95,18 @@ def train(
 
 
 def check_trainable(config: Config, dataset: Dataset) -> None:
-    """Check that there are images enough for a configuration, before anything is made or replaced.
+    """Check that a configuration can be trained on these images, before anything is made or replaced.
 
     Raises:
+        ConfigError: Frames that only encoded images can start, and no encoder.
         DataError: Fewer images than one batch, or than the experts that start from them.
     """
+    if config.prior.frame == "own" and not config.posterior.has_encoder:
+        # Not a rule of Config: a refit gives such a prior to a model trained with any posterior.
+        raise ConfigError(
+            f"frame = 'own' starts from encoded images, which the {config.posterior.kind} posterior has not",
+            hint="set posterior.kind=amortized or prior.frame=none",
+        )
     if len(dataset.train) < config.training.batch_size:
         raise DataError(
             f"{len(dataset.train)} training images do not fill one batch of {config.training.batch_size}",
@@ -129,9 +138,9 @@ class Trainer:
             torch.manual_seed(config.training.seed)
             self.model = Kaem(config)
             self.posterior = build_posterior(config, self.model.prior.latent_shape)
-        prior = self.model.prior
-        frame = [] if prior.frame is None else list(prior.frame.parameters())
-        energies = [value for name, value in prior.named_parameters() if not name.startswith("frame.")]
+        named = list(self.model.prior.named_parameters())
+        frame = [value for name, value in named if name.startswith(_FRAMES)]
+        energies = [value for name, value in named if not name.startswith(_FRAMES)]
         # The frame is a linear layer: it learns at the rate of the networks that it stands between.
         network = [*self.model.generator.parameters(), *self.posterior.network.parameters(), *frame]
         self._rates = (config.training.learning_rate, config.training.prior_learning_rate)

@@ -24,6 +24,7 @@ RUNS = {
     "sampled prior term": ("posterior.prior_from=0.0", "prior.base=silu"),
     "independent": ("prior.variant=independent", "posterior.prior_from=0.5"),
     "experts in a frame": ("prior.variant=experts", "prior.frame=global", "posterior.prior_from=0.5"),
+    "experts in own frames": ("prior.variant=experts", "prior.frame=own", "posterior.prior_from=0.5"),
     "mixture in a frame": ("prior.frame=global", "posterior.prior_from=0.5"),
     "importance": ("posterior.kind=importance", "posterior.resample_below=0.5"),
     "weighted bound": ("posterior.kind=weighted_bound", "posterior.prior_from=0.5"),
