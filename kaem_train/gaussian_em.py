@@ -1,7 +1,7 @@
 """Gaussian mixtures with full covariances, fitted to latents by expectation maximisation (scikit-learn's).
 
-Maximum likelihood gives a component of n points in Q dimensions a covariance of Q^2 / 2 numbers, far too free
-where n is not many times Q. Each is therefore shrunk to the average of all, as if Q points more had that spread.
+Maximum likelihood gives a component of n images in Q dimensions a covariance of Q^2 / 2 numbers, far too free
+where n is not many times Q. Each is therefore shrunk to the average of all, as if Q images more had that spread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+_SCORED_TOGETHER = 512
 _LEAST_VARIANCE = 1e-4
 """Of a principal axis, in units of the largest one's: float32 resolves u = W^-1 (z - b) from z."""
 
@@ -33,14 +35,23 @@ class FullMixture:
     means: Tensor
     covariances: Tensor
 
+    def log_density(self, z: Tensor) -> Tensor:
+        """Return log p(z) in nats: shape (S, Q) -> (S,), float64."""
+        mixture = MixtureSameFamily(Categorical(self.weights), MultivariateNormal(self.means, self.covariances))
+        parts = torch.split(z.double(), _SCORED_TOGETHER)
+        return torch.cat([mixture.log_prob(part) for part in parts])  # type: ignore[no-untyped-call]
 
-def fit_full_mixture(latents: Tensor, num_components: int, *, seed: int, iterations: int = 30) -> FullMixture:
+
+def fit_full_mixture(
+    latents: Tensor, num_components: int, *, seed: int, draws: int = 1, iterations: int = 30
+) -> FullMixture:
     """Fit K Gaussians, from a k-means start; the same inputs give the same bits.
 
     Args:
         latents: Shape (S, Q), S >= max(2, K).
         num_components: K.
         seed: Decides where k-means starts, in [0, 2^32).
+        draws: Latents of the same image among them: they are not as many images as they are points.
         iterations: Of expectation maximisation, at most.
     """
     points = latents.double().cpu()
@@ -64,7 +75,7 @@ def fit_full_mixture(latents: Tensor, num_components: int, *, seed: int, iterati
     return FullMixture(
         weights=weights,
         means=means,
-        covariances=_resolvable(_shrunk(weights * len(points), covariances)),
+        covariances=_resolvable(_shrunk(weights * (len(points) / draws), covariances)),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from kaem_train.sections import (
     GeneratorConfig,
     PosteriorConfig,
     PriorConfig,
+    RefitConfig,
     TrainingConfig,
     first_size_and_doublings,
 )
@@ -35,6 +36,7 @@ class Config:
     generator: GeneratorConfig
     posterior: PosteriorConfig
     training: TrainingConfig
+    refit: RefitConfig = field(default_factory=RefitConfig)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]{0,99}", self.name):

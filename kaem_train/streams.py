@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["posterior", "prior start", "grid refit", "sample grid", "held-out bound"]
+Purpose = Literal["posterior", "prior start", "grid refit", "prior refit", "sample grid", "held-out bound"]
 
 
 def noise_stream(seed: int, step: int, purpose: Purpose) -> torch.Generator:

@@ -18,11 +18,12 @@ from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
 from kaem_train.checkpoint import FILE_NAME, Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
 from kaem_train.data import Dataset, training_batch
 from kaem_train.evaluate import held_out_bound
-from kaem_train.events import Event, Listener, Progress, Samples, Saved
+from kaem_train.events import Event, Listener, Progress, Refitted, Samples, Saved
 from kaem_train.interrupt import stop_request
 from kaem_train.model.generator import KanGenerator, refit_steps
 from kaem_train.model.kaem import Kaem
 from kaem_train.posterior import build_posterior
+from kaem_train.refit import refit_prior
 from kaem_train.settings import Config
 from kaem_train.streams import Purpose, noise_stream
 
@@ -88,6 +89,9 @@ def train(
             if trainer.step % config.training.checkpoint_every == 0:
                 trainer.save(path)
         # Still under the request: a signal that comes now must not cut the last save short.
+        if trainer.step == config.training.updates and config.refit.kind != "none":
+            trainer.save(path)  # the refit takes a while, and what was trained should not hang on it
+            trainer.refit()
         trainer.save(path)
     if trainer.step < config.training.updates:
         return Outcome(checkpoint=path, step=trainer.step, is_finished=False, bound=None)
@@ -192,6 +196,32 @@ class Trainer:
         self.step += 1
         self._report({"loss": terms.loss.detach(), **terms.metrics, "gradient_norm": norm}, len(images))
 
+    def refit(self) -> None:
+        """Fit the finished model's prior anew and keep it if it is better (see `refit.py`); training state stays."""
+        rng = noise_stream(self.config.training.seed, 0, "prior refit")
+        found = refit_prior(self.model, self.posterior, self.dataset.train, self.config.refit, rng)
+        self.finished = found.finished
+        self._tell(
+            Refitted(
+                step=self.step,
+                is_kept=found.finished is not None,
+                num_experts=found.num_experts,
+                score=found.score,
+                trained_score=found.trained_score,
+                scores=found.scores,
+                skipped=found.skipped,
+            )
+        )
+
+    def finished_model(self) -> Kaem:
+        """Return the model that is evaluated and exported: the trained one, or what replaces it."""
+        if self.finished is None:
+            return self.model
+        with torch.random.fork_rng(devices=[]):
+            model = Kaem(replace(self.config, prior=self.finished.prior))
+        model.load_state_dict(self.finished.model_state)
+        return model
+
     def save(self, path: Path) -> None:
         """Write the whole state to `path`, atomically, and say so."""
         write_checkpoint(
@@ -239,10 +269,10 @@ class Trainer:
         self.step = checkpoint.step
 
     def held_out_bound(self) -> float:
-        """Return the bound of `evaluate.held_out_bound` on the held-out images, from its own noise."""
+        """Return the finished model's bound of `evaluate.held_out_bound` on held-out images, from its own noise."""
         rng = noise_stream(self.config.training.seed, 0, "held-out bound")
         num_samples = self.posterior.num_bound_samples
-        return held_out_bound(self.model, self.posterior, self.dataset.holdout, rng, num_samples=num_samples)
+        return held_out_bound(self.finished_model(), self.posterior, self.dataset.holdout, rng, num_samples=num_samples)
 
     def _noise(self, purpose: Purpose) -> torch.Generator:
         return noise_stream(self.config.training.seed, self.step, purpose)
@@ -308,7 +338,7 @@ def _difference(old: Config, new: Config) -> str:
     """Name the first setting that differs and matters, or return ""; where the data lies does not matter."""
     if replace(old, data=replace(old.data, path=new.data.path)) == new:
         return ""
-    for section in ("data", "prior", "generator", "posterior", "training"):
+    for section in ("data", "prior", "generator", "posterior", "training", "refit"):
         before, after = getattr(old, section), getattr(new, section)
         for name in before.__dataclass_fields__:
             values = getattr(before, name), getattr(after, name)

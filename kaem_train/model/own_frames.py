@@ -129,15 +129,15 @@ class OwnFramesPrior(AbstractPrior):
 
     def _log_joint(self, u: Tensor) -> Tensor:
         """Return log pi_k + log p(z|k) for u of every expert: shape (S, Q, K) -> (S, K)."""
-        energy = self.bank.paired(u) + log_reference("gaussian", u)
-        return energy.sum(1) + self._log_scale()
+        functions = (self.bank.features(u) * self.bank.weights()).sum(-1)
+        return (functions + log_reference("gaussian", u)).sum(1) + self._log_scale()
 
     def _expected_log_density(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return the log-sum-exp of expected energies, <= E log p(z) (Jensen), equal to it for K = 1."""
         mean, std = self.frames.inverse_moments(mean, std)
+        functions = (self.bank.expected_features(mean, std) * self.bank.weights()).sum(-1)
         reference = log_reference("gaussian", mean) - 0.5 * std.square()
-        energy = self.bank.expected_paired(mean, std) + reference
-        return torch.logsumexp(energy.sum(1) + self._log_scale(), -1)
+        return torch.logsumexp((functions + reference).sum(1) + self._log_scale(), -1)
 
     def _log_scale(self) -> Tensor:
         """Return log pi_k + log |det W_k^-1| - sum_q log Z_{q,k}: shape (K,)."""

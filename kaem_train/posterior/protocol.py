@@ -31,6 +31,8 @@ class Posterior(Protocol):
     network: nn.Module
     num_bound_samples: int
     """Latents per image that make the held-out bound worth reading."""
+    infers: bool
+    """Whether `latents` are those of the images given, one each."""
 
     def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
         """Do what is due before update `step` (from 0), for example start the prior from data."""
@@ -39,7 +41,10 @@ class Posterior(Protocol):
         """Return the loss of one batch, shape (B, C, H, W), at update `step` (from 0)."""
 
     def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Return latents for which the generator must work, without gradient: (N, *latent_shape)."""
+        """Return latents for which the generator must work, without gradient: (N, *latent_shape).
+
+        Where `infers`, they are of the images, in their order; of more images than a kind takes, of the first.
+        """
 
     def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
         """Return log p(x, z) / q(z) of `num` latents per image, without gradient: shape (B, num)."""

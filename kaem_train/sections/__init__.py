@@ -4,6 +4,7 @@ from kaem_train.sections.data import DataConfig
 from kaem_train.sections.generator import GeneratorConfig, first_size_and_doublings
 from kaem_train.sections.posterior import PosteriorConfig
 from kaem_train.sections.prior import LEAST_EXPERT_STD, PriorConfig
+from kaem_train.sections.refit import RefitConfig
 from kaem_train.sections.training import TrainingConfig
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "GeneratorConfig",
     "PosteriorConfig",
     "PriorConfig",
+    "RefitConfig",
     "TrainingConfig",
     "first_size_and_doublings",
 ]
