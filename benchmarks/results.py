@@ -16,6 +16,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from results_rows import PLANS, Chain, Row
@@ -32,15 +33,21 @@ class Job:
     commands: tuple[tuple[str, ...], ...]
 
     @property
-    def is_done(self) -> bool:
-        """Whether these very commands have been run to the end."""
-        recorded = self.folder / "commands.txt"
-        return recorded.is_file() and recorded.read_text() == self.text
+    def lines(self) -> tuple[str, ...]:
+        """The commands as a user would type them."""
+        return tuple(shlex.join(command) for command in self.commands)
 
     @property
-    def text(self) -> str:
-        """The commands as a user would type them."""
-        return "".join(shlex.join(command) + "\n" for command in self.commands)
+    def num_done(self) -> int:
+        """How many of these very commands have been run to their end."""
+        recorded = self.folder / "commands.txt"
+        found = recorded.read_text().splitlines() if recorded.is_file() else []
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(found, self.lines, strict=False)))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all of them have."""
+        return self.num_done == len(self.commands)
 
 
 def jobs_of(chain: Chain, data: Path, out: Path) -> list[Job]:
@@ -60,21 +67,31 @@ def jobs_of(chain: Chain, data: Path, out: Path) -> list[Job]:
 def run_chain(jobs: list[Job]) -> None:
     """Run what is not done yet; a failing command ends the chain and is shown with the end of its output."""
     for job in jobs:
-        if job.is_done:
+        done = job.num_done
+        if done == len(job.commands):
             continue
         job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "ckpt.pt").unlink(missing_ok=True)
-        with (job.folder / "log.txt").open("w") as log:
-            for command in job.commands:
-                print(shlex.join(command), flush=True)
-                log.write(f"$ {shlex.join(command)}\n")
-                log.flush()
-                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-                code = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
-                if code != 0:
-                    print(f"failed with {code}; see {log.name}", file=sys.stderr)
-                    return
-        (job.folder / "commands.txt").write_text(job.text)
+        if done == 0:
+            (job.folder / "ckpt.pt").unlink(missing_ok=True)
+        (job.folder / "commands.txt").write_text("".join(f"{line}\n" for line in job.lines[:done]))
+        for command, line in list(zip(job.commands, job.lines, strict=True))[done:]:
+            if not _run(command, line, job.folder):
+                return
+
+
+def _run(command: tuple[str, ...], line: str, folder: Path) -> bool:
+    print(line, flush=True)
+    with (folder / "log.txt").open("a") as log:
+        log.write(f"$ {line}\n")
+        log.flush()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        code = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
+    if code != 0:
+        print(f"failed with {code}; see {log.name}", file=sys.stderr)
+        return False
+    with (folder / "commands.txt").open("a") as recorded:
+        recorded.write(f"{line}\n")
+    return True
 
 
 def main() -> None:

@@ -47,10 +47,10 @@ def _comparison(extra: str = "") -> tuple[Row, ...]:
     refit = "fit-prior --checkpoint {vae}/ckpt.pt --data {data} --seed {seed} -o {out}/ckpt.pt"
     return (
         Row(name="vae", label="VAE", command=f"train {{preset}} --family vae {train}"),
+        Row(name="kaem", label="KAEM", command=f"train {{preset}} {train}"),
+        Row(name="strict", label="KAEM, strictly univariate", command=f"train {{preset}}-strict {train}"),
         Row(name="vae-gaussians", label="VAE + Gaussian mixture, post hoc", command=f"{refit} --updates 0"),
         Row(name="vae-fit-prior", label="VAE + `fit-prior`", command=refit),
-        Row(name="strict", label="KAEM, strictly univariate", command=f"train {{preset}}-strict {train}"),
-        Row(name="kaem", label="KAEM", command=f"train {{preset}} {train}"),
     )
 
 

@@ -80,7 +80,7 @@ def _block(page: Path, name: str, jobs: Sequence[Job]) -> str:
         "<details><summary>Commands</summary>",
         "",
         "```sh",
-        *(line for job in jobs if job.chain.seed == seeds[0] for line in job.text.splitlines()),
+        *(line for job in jobs if job.chain.seed == seeds[0] for line in job.lines),
         "```",
         "",
         "</details>",

@@ -108,7 +108,7 @@ def _u_error(sampler: LocalSampler, oracle: LatentOracle, prior: PriorConfig) ->
     worst = 0.0
     dim = prior.num_latents
     for first_row, uniform in _probes(oracle, prior):
-        univariate = oracle.univariate(sampler.latents(uniform).astype(np.float64))
+        univariate = oracle.univariate(sampler.latents(uniform).astype(np.float64), first_row // dim)
         expected = np.mod(uniform.astype(np.float64), 1.0)
         errors = [np.abs(oracle.cdf(first_row + q, univariate[:, q]) - expected[:, q]).max() for q in range(dim)]
         worst = float(np.max([worst, *errors]))  # unlike Python's max, NumPy's keeps a NaN wherever it stands

@@ -5,7 +5,7 @@ The generator's input is `z_q` drawn from `sum_p alpha_qp p_qp` (mixture prior) 
 law as Q univariate distributions: the mixture marginals, or the P-fold convolutions. One uniform and one table
 lookup per coordinate then replace P of them, with nothing approximated but the quadrature below. Experts do not
 collapse: given the expert the coordinates are independent, so K Q distributions stay. Nor do components that share
-their uniforms over q: Q P distributions stay. A frame comes after all this.
+their uniforms over q: Q P distributions stay. Frames come after all this.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from kaem.errors import ArtifactError
 from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.experts import ExpertsPrior
+from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.model.prior import IndependentPrior, MixturePrior
 
 Float64 = NDArray[np.float64]
@@ -67,7 +68,7 @@ def collapse(prior: MixturePrior | IndependentPrior) -> LatentDistributions:
     return _sums_of_components(prior)
 
 
-def expert_distributions(prior: ExpertsPrior) -> LatentDistributions:
+def expert_distributions(prior: ExpertsPrior | OwnFramesPrior) -> LatentDistributions:
     """Return the K Q distributions of an experts prior, row k Q + q, in float64.
 
     Raises:

@@ -35,6 +35,7 @@ from kaem_export.shared import SharedTables, shared_tables
 from kaem_export.warp import WarpTables
 from kaem_train.checkpoint import load_kaem
 from kaem_train.model.experts import ExpertsPrior
+from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.model.prior import IndependentPrior, Prior
 
 _PLOT_BINS = 64
@@ -85,7 +86,7 @@ def export(checkpoint: Path, output: Path, *, image_type: ImageType = "float32")
 
 def _tables(prior: Prior) -> tuple[QuantileTables | ExpertTables | SharedTables, LatentDistributions, dict[str, Any]]:
     """Return the tables of a prior, the marginals of its Q univariate latents, and what is promised of them."""
-    if isinstance(prior, ExpertsPrior):
+    if isinstance(prior, ExpertsPrior | OwnFramesPrior):
         weights = expert_weights(prior)
         distributions = expert_distributions(prior)
         tables = expert_tables(distributions, weights)
@@ -103,9 +104,10 @@ def _promise(warps: WarpTables) -> dict[str, Any]:
 
 
 def _frame(prior: Prior) -> Frame | None:
-    if prior.frame is None:
+    frame = prior.frames if isinstance(prior, OwnFramesPrior) else prior.frame
+    if frame is None:
         return None
-    state = {name: value.detach().float().numpy() for name, value in prior.frame.state_dict().items()}
+    state = {name: value.detach().float().numpy() for name, value in frame.state_dict().items()}
     return Frame(offset=state["offset"], matrix=state["matrix"])
 
 

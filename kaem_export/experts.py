@@ -18,6 +18,7 @@ from kaem_export.collapse import Float64, LatentDistributions
 from kaem_export.quantile import QuantileTables
 from kaem_export.warp import WarpTables, normal_table, warp_tables
 from kaem_train.model.experts import ExpertsPrior
+from kaem_train.model.own_frames import OwnFramesPrior
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class ExpertTables:
     latent_dim: int
 
 
-def expert_weights(prior: ExpertsPrior) -> Float64:
+def expert_weights(prior: ExpertsPrior | OwnFramesPrior) -> Float64:
     """Return pi, shape (K,), in float64."""
     with torch.no_grad():
         return np.asarray(prior.logits.double().softmax(-1), np.float64)

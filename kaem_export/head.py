@@ -23,7 +23,7 @@ Constants = dict[str, NDArray[np.generic] | np.generic]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """z = b + W u in float32: offset b (Q,), matrix W (Q, Q)."""
+    """z = b + W u in float32: offset b (Q,), matrix W (Q, Q); of each expert: (K, Q), (K, Q, Q)."""
 
     offset: NDArray[np.float32]
     matrix: NDArray[np.float32]
@@ -45,9 +45,27 @@ def head_nodes(
         nodes, constants = expert_nodes(tables, "uniform", target)
     if frame is not None:
         # A row of a matrix product does not depend on the others; the certificate measures it.
-        nodes.append(helper.make_node("Gemm", [target, "frame_matrix", "frame_offset"], ["latent"]))
-        constants |= {"frame_matrix": np.ascontiguousarray(frame.matrix.T), "frame_offset": frame.offset}
+        constants |= {"frame_matrix": np.ascontiguousarray(frame.matrix.swapaxes(-1, -2)), "frame_offset": frame.offset}
+        nodes += _own_frame_nodes(target) if frame.offset.ndim == 2 else _common_frame_nodes(target)
     return nodes, constants, noise_dim, latent_dim
+
+
+def _common_frame_nodes(source: str) -> list[onnx.NodeProto]:
+    return [helper.make_node("Gemm", [source, "frame_matrix", "frame_offset"], ["latent"])]
+
+
+def _own_frame_nodes(source: str) -> list[onnx.NodeProto]:
+    """z = b_k + W_k u, k from `expert` (N, 1): every row is multiplied by the matrix gathered for it."""
+    node = helper.make_node
+    return [
+        node("Gather", ["frame_matrix", "expert"], ["own_matrix_1"], axis=0),  # (N, 1, Q, Q)
+        node("Gather", ["frame_offset", "expert"], ["own_offset"], axis=0),  # (N, 1, Q)
+        node("Squeeze", ["own_matrix_1", "expert_axis"], ["own_matrix"]),
+        node("Unsqueeze", [source, "expert_axis"], ["row_vector"]),  # (N, 1, Q)
+        node("MatMul", ["row_vector", "own_matrix"], ["turned"]),
+        node("Add", ["turned", "own_offset"], ["moved"]),
+        node("Squeeze", ["moved", "expert_axis"], ["latent"]),
+    ]
 
 
 def quantile_nodes(tables: QuantileTables, source: str, target: str) -> tuple[list[onnx.NodeProto], Constants]:

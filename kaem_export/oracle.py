@@ -12,6 +12,7 @@ characteristic functions (the baker: convolution).
     shared u:     F_qp(x) = int_low^x p_qp, row q P + p
     experts:      F_kq(x) = int_low^x p_qk, row k Q + q, with pi0 replaced by exp(-((z - m_qk) / s_qk)^2 / 2)
     frame:        u = W^-1 (z - b) follows all of the above
+    own frames:   F_kq(x) = int_low^x p_qk, row k Q + q, of u = W_k^-1 (z - b_k)
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ _NEGLIGIBLE = 1e-8
 _TAU_RANGE = (0.25, 4.0)
 _LOG_STD_RANGE = (-2.0, 1.5)
 _LEAST_REFERENCE_STD = 0.1
+_FRAME_PREFIX = {"global": "frame", "own": "frames"}
 
 
 class LatentOracle:
@@ -57,6 +59,7 @@ class LatentOracle:
     def __init__(self, state: Mapping[str, Any], config: PriorConfig) -> None:
         tensors = {name: np.asarray(state[f"prior.{name}"], np.float64) for name in _names(config)}
         self._is_sum = config.variant == "independent" and config.num_components > 1 and config.u_sharing == "per_qp"
+        self._has_own_frames = config.frame == "own"
         self._terms, self._low, self._high = config.num_components, config.low, config.high
         centers = tensors["bank.centers"]
         inside = centers[(centers > config.low) & (centers < config.high)]
@@ -74,7 +77,8 @@ class LatentOracle:
         density = density.reshape(*density.shape[:2], *self._nodes.shape)  # (Q, P, pieces, nodes)
         density /= self._integrals(density).sum(axis=-1)[:, :, None, None]
         self.weights = _softmax(tensors["logits"]) if config.variant == "experts" else np.ones(1)
-        self._frame = (tensors["frame.offset"], tensors["frame.matrix"]) if config.frame == "global" else None
+        prefix = _FRAME_PREFIX.get(config.frame)
+        self._frame = None if prefix is None else (tensors[f"{prefix}.offset"], tensors[f"{prefix}.matrix"])
         if self._is_sum:
             self._components = density
         else:
@@ -82,11 +86,16 @@ class LatentOracle:
             self._antiderivatives = np.stack([self._antiderivative(row) for row in marginal])
             self._below = np.cumsum(np.pad(self._integrals(marginal), ((0, 0), (1, 0))), axis=1)
 
-    def univariate(self, latent: Float64) -> Float64:
-        """Undo the frame: generator inputs z to the u that the distribution functions speak of, shape (N, Q)."""
+    def univariate(self, latent: Float64, expert: int = 0) -> Float64:
+        """Undo the frame: generator inputs z to the u that the distribution functions speak of, shape (N, Q).
+
+        Args:
+            latent: Shape (N, Q).
+            expert: k, which drew all of them; of matter only where experts have frames of their own.
+        """
         if self._frame is None:
             return latent
-        offset, matrix = self._frame
+        offset, matrix = (part[expert] if self._has_own_frames else part for part in self._frame)
         return np.asarray(np.linalg.solve(matrix, (latent - offset).T).T)
 
     def cdf(self, q: int, z: Float64) -> Float64:
@@ -144,9 +153,9 @@ def _names(config: PriorConfig) -> list[str]:
     names = ["bank.coefficients", "bank.spline_weight", "bank.log_tau", "bank.centers"]
     if config.base != "none":
         names.append("bank.base_weight")
-    if config.frame == "global":
-        names += ["frame.offset", "frame.matrix"]
-    if config.variant == "experts":
+    if config.frame in _FRAME_PREFIX:
+        names += [f"{_FRAME_PREFIX[config.frame]}.{part}" for part in ("offset", "matrix")]
+    if config.variant == "experts" and config.frame != "own":
         names += ["means", "log_stds"]
     if config.reference == "learnable_gaussian":
         names += ["reference.mean", "reference.rho"]
@@ -175,7 +184,7 @@ def _log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callabl
         if config.base != "none":
             base = np.maximum(z, 0) if config.base == "relu" else z / (1 + np.exp(-z))
             value += tensors["bank.base_weight"][:, :, None] * base
-        if config.variant == "experts":
+        if "means" in tensors:
             stds = np.exp(np.clip(tensors["log_stds"], *_LOG_STD_RANGE))
             value -= ((z - tensors["means"][:, :, None]) / stds[:, :, None]) ** 2 / 2
         else:

@@ -42,5 +42,28 @@ class Saved:
     path: Path
 
 
-Event = Progress | Samples | Saved
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refitted:
+    """The final refit of the prior was tried, or there is a reason why not.
+
+    Attributes:
+        step: Updates done.
+        is_kept: Whether the new prior replaces the trained one in the finished model.
+        num_experts: Of the best one tried; None if none was.
+        score: Its mean log p(z) on latents of images kept aside, in nats.
+        trained_score: The same of the trained prior.
+        scores: By number of experts, before their univariate functions were fitted.
+        skipped: Why some or all were not tried; empty if they were.
+    """
+
+    step: int
+    is_kept: bool
+    num_experts: int | None
+    score: float | None
+    trained_score: float | None
+    scores: Mapping[int, float]
+    skipped: str
+
+
+Event = Progress | Samples | Saved | Refitted
 Listener = Callable[[Event], None]

@@ -83,6 +83,8 @@ class ProgressReport:
 
     def __call__(self, event: events.Event) -> None:
         """Show one event; sample grids and checkpoints have nothing to show here."""
+        if isinstance(event, events.Refitted):
+            self._console.print(refit_line(event), soft_wrap=True, highlight=False)
         if not isinstance(event, events.Progress):
             return
         figures = " ".join(
@@ -94,3 +96,13 @@ class ProgressReport:
         elif event.step >= self._next_line or event.step == self._updates:
             self._console.print(f"update {event.step}/{self._updates} {figures}", soft_wrap=True, highlight=False)
             self._next_line = event.step + max(1, self._updates // _LINES)
+
+
+def refit_line(event: events.Refitted) -> str:
+    """Say in one line what the final refit came to; figures are log p(z) of latents kept aside, in nats."""
+    skipped = f"; {event.skipped}" if event.skipped else ""
+    if event.num_experts is None or event.score is None or event.trained_score is None:
+        return f"final refit left out: {event.skipped}"
+    figures = f"{event.num_experts} experts in own frames {event.score:.2f}, trained prior {event.trained_score:.2f}"
+    verdict = "kept" if event.is_kept else "not kept"
+    return f"final refit {verdict}: log p(z) {figures} nats on images set aside{skipped}"

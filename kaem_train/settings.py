@@ -20,6 +20,7 @@ from kaem_train.sections import (
     LatentEbmConfig,
     PosteriorConfig,
     PriorConfig,
+    RefitConfig,
     TrainingConfig,
     first_size_and_doublings,
 )
@@ -44,6 +45,7 @@ class Config:
     generator: GeneratorConfig
     posterior: PosteriorConfig
     training: TrainingConfig
+    refit: RefitConfig = field(default_factory=RefitConfig)
     latent_ebm: LatentEbmConfig = field(default_factory=LatentEbmConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 

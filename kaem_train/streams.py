@@ -12,7 +12,14 @@ from typing import Literal
 import torch
 
 Purpose = Literal[
-    "posterior", "prior start", "grid refit", "sample grid", "held-out bound", "evaluation samples", "reconstruction"
+    "posterior",
+    "prior start",
+    "grid refit",
+    "prior refit",
+    "sample grid",
+    "held-out bound",
+    "evaluation samples",
+    "reconstruction",
 ]
 
 

@@ -24,13 +24,14 @@ from kaem_train.build import build_model, build_objective
 from kaem_train.checkpoint import FILE_NAME, Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
 from kaem_train.data import Dataset, training_batch
 from kaem_train.evaluation.likelihood import held_out_bound
-from kaem_train.events import Event, Listener, Progress, Samples, Saved
+from kaem_train.events import Event, Listener, Progress, Refitted, Samples, Saved
 from kaem_train.interrupt import stop_request
 from kaem_train.model.generator import KanGenerator, refit_steps
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import weight_penalty
 from kaem_train.optimisation import build_optimiser, first_not_finite, set_rates
 from kaem_train.posterior import InfersLatents, Posterior
+from kaem_train.refit import refit_prior
 from kaem_train.settings import Config
 from kaem_train.streams import Purpose, noise_stream
 from kaem_train.window import Window
@@ -76,7 +77,8 @@ def train(
         listeners: Called with every event, in order.
 
     Raises:
-        ConfigError: The checkpoint to resume was trained with another configuration.
+        ConfigError: The checkpoint to resume was trained with another configuration, or the prior cannot be trained
+            with this posterior.
         DataError: It was trained on other data, or there are fewer images than one batch or one image per expert needs.
         ArtifactError: There is no readable checkpoint to resume.
         RequestError: The checkpoint cannot be written.
@@ -95,6 +97,9 @@ def train(
             if trainer.step % config.training.checkpoint_every == 0:
                 trainer.save(path)
         # Still under the request: a signal that comes now must not cut the last save short.
+        if trainer.step == config.training.updates and config.refit.kind != "none":
+            trainer.save(path)  # the refit takes a while, and what was trained should not hang on it
+            trainer.refit()
         trainer.save(path)
     if trainer.step < config.training.updates:
         return Outcome(checkpoint=path, step=trainer.step, is_finished=False, bound=None)
@@ -105,11 +110,18 @@ def check_trainable(config: Config, dataset: Dataset) -> None:
     """Check that a configuration has the library and the images it needs, before anything is made or replaced.
 
     Raises:
+        ConfigError: Frames that only encoded images can start, and no encoder.
         DataError: Fewer images than one batch, or than the experts that start from them.
         ModuleNotFoundError: The family needs a library that is not installed.
     """
     if config.family == "ddpm":
         import_module("diffusers")
+    if config.prior.frame == "own" and not config.posterior.has_encoder:
+        # Not a rule of Config: a refit gives such a prior to a model trained with any posterior.
+        raise ConfigError(
+            f"frame = 'own' starts from encoded images, which the {config.posterior.kind} posterior has not",
+            hint="set posterior.kind=amortized or prior.frame=none",
+        )
     if len(dataset.train) < config.training.batch_size:
         raise DataError(
             f"{len(dataset.train)} training images do not fill one batch of {config.training.batch_size}",
@@ -195,6 +207,35 @@ class Trainer:
         self.step += 1
         self._report({"loss": loss.detach(), **terms.metrics, "gradient_norm": norm}, len(images))
 
+    def refit(self) -> None:
+        """Fit the finished model's prior anew and keep it if it is better (see `refit.py`); training state stays."""
+        if not (isinstance(self.model, Kaem) and isinstance(self.posterior, Posterior)):
+            return
+        rng = noise_stream(self.config.training.seed, 0, "prior refit")
+        with self.in_use():
+            found = refit_prior(self.model, self.posterior, self.dataset.train, self.config.refit, rng)
+        self.finished = found.finished
+        self._tell(
+            Refitted(
+                step=self.step,
+                is_kept=found.finished is not None,
+                num_experts=found.num_experts,
+                score=found.score,
+                trained_score=found.trained_score,
+                scores=found.scores,
+                skipped=found.skipped,
+            )
+        )
+
+    def _refitted(self) -> Kaem | None:
+        """Return the model with the refitted prior, if that is the finished one."""
+        if self.finished is None:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            model = Kaem(replace(self.config, prior=self.finished.prior))
+        model.load_state_dict(self.finished.model_state)
+        return model
+
     def save(self, path: Path) -> None:
         """Write the whole state to `path`, atomically, and say so.
 
@@ -252,7 +293,7 @@ class Trainer:
         self.step = checkpoint.step
 
     def held_out_bound(self) -> float | None:
-        """Return the bound of `likelihood.held_out_bound` on the held-out images, from its own noise.
+        """Return the finished model's bound of `likelihood.held_out_bound` on held-out images, from its own noise.
 
         None for a family that has none: its density is known up to a constant only, or not at all.
         """
@@ -261,7 +302,8 @@ class Trainer:
         rng = noise_stream(self.config.training.seed, 0, "held-out bound")
         num_samples = self.posterior.num_bound_samples
         with self.in_use():
-            return held_out_bound(self.model, self.posterior, self.dataset.holdout, rng, num_samples=num_samples)
+            model = self._refitted() or self.model
+            return held_out_bound(model, self.posterior, self.dataset.holdout, rng, num_samples=num_samples)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -326,7 +368,7 @@ def _difference(old: Config, new: Config) -> str:
         return ""
     if old.family != new.family:
         return f"family: {old.family}, now {new.family}"
-    for section in ("data", "prior", "generator", "posterior", "training", "latent_ebm", "diffusion"):
+    for section in ("data", "prior", "generator", "posterior", "training", "refit", "latent_ebm", "diffusion"):
         before, after = getattr(old, section), getattr(new, section)
         for name in before.__dataclass_fields__:
             values = getattr(before, name), getattr(after, name)

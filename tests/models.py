@@ -9,6 +9,7 @@ import torch
 from kaem_train.checkpoint import Checkpoint, write_checkpoint
 from kaem_train.model.experts import ExpertsPrior
 from kaem_train.model.kaem import Kaem
+from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.model.prior import IndependentPrior
 from kaem_train.settings import Config, load_config
 
@@ -59,6 +60,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no reference, silu": (*_NO_REFERENCE, "prior.base=silu"),
     "experts": _EXPERTS,
     "experts in a frame": (*_EXPERTS, "prior.frame=global"),
+    "experts in own frames": (*_EXPERTS, "prior.frame=own"),
+    "one expert in its frame": (*_EXPERTS, "prior.frame=own", "prior.num_components=1"),
     "one expert": (*_EXPERTS, "prior.num_components=1"),
     "mixture in a frame": ("prior.frame=global",),
     "kan generator": (*_INDEPENDENT, *_NO_REFERENCE, *_KAN),
@@ -88,6 +91,9 @@ def random_model(*overrides: str, amplitude: float = 1.5, seed: int = 0) -> tupl
                 # Some of them beyond the bounds that hold where they are used.
                 model.prior.reference.mean.normal_(0.0, 2.0)
                 model.prior.reference.rho.uniform_(-4.0, 3.0)
+            if isinstance(model.prior, OwnFramesPrior):
+                model.prior.frames.offset.normal_(0.0, 2.0)
+                model.prior.frames.matrix.add_(0.3 * torch.randn_like(model.prior.frames.matrix))
             if model.prior.frame is not None:
                 model.prior.frame.offset.normal_()
                 model.prior.frame.matrix.add_(0.3 * torch.randn_like(model.prior.frame.matrix))

@@ -48,7 +48,9 @@ def prescribe(mapping: Mapping[str, Any]) -> dict[str, Any]:
     inference: dict[str, Any] = {"prior_from": 1.0}
     if not isinstance(posterior, dict) or posterior.get("kind", "amortized") not in _ENCODER_KINDS:
         inference["kind"] = "amortized"
-    result = merge(result, {"posterior": inference, "training": {"prior_gradient": "quadrature"}})
+    result = merge(
+        result, {"posterior": inference, "training": {"prior_gradient": "quadrature"}, "refit": {"kind": "none"}}
+    )
     suffix = "-" + str(family).replace("_", "-")
     if isinstance(name, str) and not name.endswith(suffix):
         result["name"] = name + suffix

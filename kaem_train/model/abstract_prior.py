@@ -30,7 +30,7 @@ class AbstractPrior(nn.Module):
 
     Attributes:
         variant: `mixture`, `independent` or `experts`.
-        frame: The map from u to z; None where it is the identity.
+        frame: The map from u to z that all share; None where there is none.
         num_latents: Q.
         num_components: P.
         low: Lower end of the domain.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.model.abstract_prior import AbstractPrior
-from kaem_train.model.quadrature import trapezoid
+from kaem_train.model.quadrature import Cumulative, trapezoid
 from kaem_train.sections import LEAST_EXPERT_STD, PriorConfig
 
 _NODES_PER_LEAST_STD = 1.25
@@ -121,13 +121,28 @@ class ExpertsPrior(AbstractPrior):
 
     def _sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Draw one expert per sample, then invert its Q distribution functions: shape (num, Q)."""
-        choice = torch.rand(num, generator=rng, dtype=torch.float64)
-        uniform = torch.rand((self.num_latents, num), generator=rng, dtype=torch.float64)
-        weights = self.log_weights().double().softmax(-1).cumsum(-1)
-        expert = torch.searchsorted(weights, choice, right=True).clamp_(max=self.num_components - 1)
-        cumulative = self.cumulative()
-        u = torch.empty_like(uniform)
-        for k in sorted(set(expert.tolist())):
-            chosen = expert == k
-            u[:, chosen] = cumulative.of_component(k).invert(uniform[:, chosen])
-        return u.T
+        return draw_experts(self.log_weights(), self.cumulative(), num, rng)[1]
+
+
+def draw_experts(log_weights: Tensor, cumulative: Cumulative, num: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw one expert per sample and its univariate latents by inversion.
+
+    Args:
+        log_weights: log pi, shape (K,).
+        cumulative: Of Q x K functions.
+        num: Samples.
+        rng: Source of the uniforms.
+
+    Returns:
+        Experts, shape (num,), and u, shape (num, Q), float64.
+    """
+    num_latents, num_experts = cumulative.log_total.shape
+    choice = torch.rand(num, generator=rng, dtype=torch.float64)
+    uniform = torch.rand((num_latents, num), generator=rng, dtype=torch.float64)
+    weights = log_weights.double().softmax(-1).cumsum(-1)
+    expert = torch.searchsorted(weights, choice, right=True).clamp_(max=num_experts - 1)
+    u = torch.empty_like(uniform)
+    for k in sorted(set(expert.tolist())):
+        chosen = expert == k
+        u[:, chosen] = cumulative.of_component(k).invert(uniform[:, chosen])
+    return expert, u.T

@@ -9,6 +9,8 @@ from kaem_train.model.generator import build_generator
 from kaem_train.model.prior import build_prior
 from kaem_train.settings import Config
 
+_FRAMES = ("frame.", "frames.")
+
 
 class Kaem(nn.Module):
     """Prior, generator and the deviation of the likelihood.
@@ -41,10 +43,11 @@ class Kaem(nn.Module):
         Args:
             inference: Network of the posterior, trained along.
         """
-        frame = [] if self.prior.frame is None else list(self.prior.frame.parameters())
-        energies = [value for name, value in self.prior.named_parameters() if not name.startswith("frame.")]
-        # The frame is a linear layer: it learns at the rate of the networks that it stands between.
-        return [*self.generator.parameters(), *inference.parameters(), *frame], energies
+        named = list(self.prior.named_parameters())
+        frames = [value for name, value in named if name.startswith(_FRAMES)]
+        energies = [value for name, value in named if not name.startswith(_FRAMES)]
+        # A frame is a linear layer: it learns at the rate of the networks that it stands between.
+        return [*self.generator.parameters(), *inference.parameters(), *frames], energies
 
     @torch.no_grad()
     def sample(self, num: int, rng: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.experts import ExpertsPrior
+from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.model.quadrature import gauss_legendre
 from kaem_train.sections import PriorConfig
 
@@ -114,13 +115,15 @@ class MixturePrior(AbstractPrior):
         return gauss_legendre(self.cell_edges(1), _TRAINING_ORDER)
 
 
-Prior = IndependentPrior | MixturePrior | ExpertsPrior
+Prior = IndependentPrior | MixturePrior | ExpertsPrior | OwnFramesPrior
 
 _VARIANTS: dict[str, type[Prior]] = {kind.variant: kind for kind in (IndependentPrior, MixturePrior, ExpertsPrior)}
 
 
 def build_prior(config: PriorConfig) -> Prior:
     """Return the configured prior with freshly drawn parameters."""
+    if config.frame == "own":
+        return OwnFramesPrior(config)
     return _VARIANTS[config.variant](config)
 
 

@@ -48,6 +48,11 @@ class ReferenceDensity(nn.Module):
         """Whether pi0 has parameters."""
         return self.name == "learnable_gaussian"
 
+    @property
+    def has_unbounded_support(self) -> bool:
+        """Whether its formula is a density beyond the domain too, as encoder posteriors need it."""
+        return self.name in {"gaussian", "learnable_gaussian"}
+
     def moments(self) -> tuple[Tensor, Tensor]:
         """Return mu and s as they are used, each of shape (Q, P); of `learnable_gaussian` only."""
         reach = 0.25 * self._length

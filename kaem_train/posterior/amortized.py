@@ -35,6 +35,7 @@ class AmortizedPosterior:
     """
 
     num_bound_samples = 32
+    infers = True
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class ImportancePosterior:
     """
 
     num_bound_samples = 2000
+    infers = False
 
     def __init__(self, config: PosteriorConfig, prior_gradient: PriorGradient) -> None:
         self.config = config

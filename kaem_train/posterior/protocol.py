@@ -42,7 +42,10 @@ class InfersLatents(Protocol):
     """An objective whose images have latents."""
 
     def latents(self, model: Any, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Return latents for which the generator must work, without gradient: (N, *latent_shape)."""
+        """Return latents for which the generator must work, without gradient: (N, *latent_shape).
+
+        Where `infers`, they are of the images, in their order; of more images than a kind takes, of the first.
+        """
 
 
 @runtime_checkable
@@ -51,6 +54,8 @@ class Posterior(Objective, InfersLatents, Protocol):
 
     num_bound_samples: int
     """Latents per image that make the held-out bound worth reading."""
+    infers: bool
+    """Whether `latents` are those of the images given, one each."""
 
     def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
         """Return log p(x, z) / q(z) of `num` latents per image, without gradient: shape (B, num)."""

@@ -20,7 +20,7 @@ from kaem_train.objective import gaussian_entropy, log_likelihood
 from kaem_train.posterior.amortized import AmortizedPosterior
 from kaem_train.posterior.langevin import StepSizes
 from kaem_train.posterior.power import PowerPosterior, frozen, log_likelihood_of, squared_error_of
-from kaem_train.posterior.short_run import run_chains
+from kaem_train.posterior.short_run import ChainRun, run_chains
 from kaem_train.posterior.terms import Terms
 from kaem_train.posterior.weighted_bound import prior_at
 from kaem_train.sections import PosteriorConfig
@@ -33,6 +33,8 @@ class RefinedPosterior:
         encoder: Provides q(z|x), the start of the prior, and the held-out bound.
         config: `refinement_steps`, `refinement_step_size`, kernel and adaptation.
     """
+
+    infers = True
 
     def __init__(self, encoder: AmortizedPosterior, config: PosteriorConfig) -> None:
         self.encoder = encoder
@@ -51,24 +53,8 @@ class RefinedPosterior:
         mean, log_std = self.encoder.network(images)
         std = log_std.exp()
         drawn = mean + std * torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
-        target = PowerPosterior(
-            log_prior=partial(prior_at, model, is_reference=is_reference),
-            log_likelihood=partial(log_likelihood_of, model, images),
-            temperatures=torch.ones(len(images), dtype=images.dtype),
-            # Like the encoder's draws: the Gaussian reference has no mass to speak of beyond the domain.
-            low=-math.inf,
-            high=math.inf,
-        )
-        with frozen(model):
-            run = run_chains(
-                target,
-                drawn.detach(),
-                rng,
-                num_steps=self.config.refinement_steps,
-                step_size=self.steps.per_chain(len(images)),
-                variance=std.detach().square(),
-                is_adjusted=self.config.kernel == "mala",
-            )
+        target = _target(model, images, is_reference=is_reference)
+        run = self._refine(model, target, drawn.detach(), std.detach(), rng)
         self.steps.follow(run.acceptance.mean(0, keepdim=True))
         errors = squared_error_of(model, images, run.last.z)
         reconstruction = -log_likelihood(errors, images[0].numel(), model.sigma)
@@ -88,9 +74,38 @@ class RefinedPosterior:
         return Terms(loss=loss, squared_error=errors.detach().mean(), metrics=metrics)
 
     def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Return one draw of q(z|x) per image; refinement moves it by less than its deviation."""
-        return self.encoder.latents(model, images, rng)
+        """Return one refined draw per image, under the prior as it is."""
+        with torch.no_grad():
+            mean, log_std = self.encoder.network(images)
+        drawn = mean + log_std.exp() * torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+        target = _target(model, images, is_reference=False)
+        return self._refine(model, target, drawn, log_std.exp(), rng).last.z
 
     def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
         """Return log p(x|z) p(z) / q(z|x) of `num` unrefined draws per image."""
         return self.encoder.log_weights(model, images, num, rng)
+
+    def _refine(
+        self, model: Kaem, target: PowerPosterior, drawn: Tensor, std: Tensor, rng: torch.Generator
+    ) -> ChainRun:
+        with frozen(model):
+            return run_chains(
+                target,
+                drawn,
+                rng,
+                num_steps=self.config.refinement_steps,
+                step_size=self.steps.per_chain(len(drawn)),
+                variance=std.square(),
+                is_adjusted=self.config.kernel == "mala",
+            )
+
+
+def _target(model: Kaem, images: Tensor, *, is_reference: bool) -> PowerPosterior:
+    return PowerPosterior(
+        log_prior=partial(prior_at, model, is_reference=is_reference),
+        log_likelihood=partial(log_likelihood_of, model, images),
+        temperatures=torch.ones(len(images), dtype=images.dtype),
+        # Like the encoder's draws: the Gaussian reference has no mass to speak of beyond the domain.
+        low=-math.inf,
+        high=math.inf,
+    )

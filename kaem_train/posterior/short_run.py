@@ -72,6 +72,7 @@ class LangevinPosterior:
     """
 
     num_bound_samples = 2000
+    infers = True
 
     def __init__(self, config: PosteriorConfig, prior_gradient: PriorGradient) -> None:
         self.config = config

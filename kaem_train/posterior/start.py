@@ -1,7 +1,7 @@
 """Where the prior starts once latents of real images are known.
 
-The frame starts at their mean and principal axes; in its coordinates, the experts start at clusters and the
-other variants at univariate Gaussian mixtures.
+The common frame starts at their mean and principal axes; in its coordinates, the experts start at clusters and
+the other variants at univariate Gaussian mixtures. Experts with frames of their own start at a Gaussian mixture.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import math
 import torch
 from torch import Tensor
 
+from kaem_train.gaussian_em import fit_full_mixture
 from kaem_train.model.experts import ExpertsPrior
+from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.model.prior import IndependentPrior, MixturePrior, Prior
 from kaem_train.model.reference import log_reference
 from kaem_train.posterior.start_experts import start_experts
 
 _ITERATIONS = 30
+_FRAME_ITERATIONS = 15
 _LEAST_STD = 0.25
 
 
@@ -31,6 +34,11 @@ def start_prior(prior: Prior, mean: Tensor, std: Tensor, rng: torch.Generator) -
         rng: Source of the draws.
     """
     latents = mean + std * torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+    if isinstance(prior, OwnFramesPrior):
+        seed = int(torch.randint(2**31, (), generator=rng))
+        mixture = fit_full_mixture(latents, prior.num_components, seed=seed, iterations=_FRAME_ITERATIONS)
+        prior.start(mixture.weights, mixture.means, mixture.covariances)
+        return
     if prior.frame is not None:
         prior.frame.start(latents)
         latents = prior.frame.inverse(latents)

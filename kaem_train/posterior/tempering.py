@@ -144,6 +144,7 @@ class TemperingPosterior:
     """
 
     num_bound_samples = 2000
+    infers = True
 
     def __init__(self, config: PosteriorConfig, prior_gradient: PriorGradient, *, updates: int) -> None:
         self.config = config

@@ -28,6 +28,8 @@ class WeightedBoundPosterior:
         num_samples: k.
     """
 
+    infers = True
+
     def __init__(self, encoder: AmortizedPosterior, num_samples: int) -> None:
         self.encoder = encoder
         self.network: nn.Module = encoder.network

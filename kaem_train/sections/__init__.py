@@ -6,6 +6,7 @@ from kaem_train.sections.generator import GeneratorConfig, first_size_and_doubli
 from kaem_train.sections.latent_ebm import LatentEbmConfig
 from kaem_train.sections.posterior import PosteriorConfig
 from kaem_train.sections.prior import LEAST_EXPERT_STD, PriorConfig
+from kaem_train.sections.refit import RefitConfig
 from kaem_train.sections.training import TrainingConfig
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "LatentEbmConfig",
     "PosteriorConfig",
     "PriorConfig",
+    "RefitConfig",
     "TrainingConfig",
     "first_size_and_doublings",
 ]

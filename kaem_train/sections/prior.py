@@ -25,7 +25,8 @@ class PriorConfig:
             `experts` (a mixture of P factorised densities, its index tied across the Q latents).
         num_latents: Q, length of the vector the generator sees.
         num_components: P, components (mixture), summands (independent) of each latent, or experts.
-        frame: `global` learns z = b + W u, u from the univariate densities; `none` is z = u.
+        frame: `global` learns z = b + W u, u from the univariate densities; `own` learns b and W for each expert
+            (experts only); `none` is z = u.
         reference: pi0: `gaussian`, `learnable_gaussian` (its mean and deviation trained per function), `lognormal`
             (domain in (0, inf), say [0.001, 8]), `uniform` (exactly on [0, 1]) or `none` (constant on the grid range).
         low: Lower end of the domain on which the density is defined.
@@ -42,7 +43,7 @@ class PriorConfig:
     variant: Literal["mixture", "independent", "experts"] = "mixture"
     num_latents: int
     num_components: int
-    frame: Literal["none", "global"] = "none"
+    frame: Literal["none", "global", "own"] = "none"
     reference: Literal["gaussian", "learnable_gaussian", "lognormal", "uniform", "none"] = "gaussian"
     low: float = -6.0
     high: float = 6.0
@@ -75,6 +76,11 @@ class PriorConfig:
             raise ConfigError(
                 "frame = 'global' does not suit variant = 'independent', whose latents are summed",
                 hint="set prior.variant=mixture with prior.num_components=1 for one energy per latent",
+            )
+        if self.frame == "own" and self.variant != "experts":
+            raise ConfigError(
+                f"frame = 'own' gives every expert a frame, and variant = {self.variant!r} has none",
+                hint="set prior.variant=experts, or prior.frame=global",
             )
         if self.variant == "experts":
             self._check_experts()

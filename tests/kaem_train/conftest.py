@@ -15,6 +15,7 @@ TINY = (
     "posterior.encoder_channels=[4]",
     "posterior.encoder_dense=8",
     "posterior.num_proposals=20",
+    "refit.kind=none",
     "training.updates=12",
     "training.batch_size=16",
     "training.log_every=5",

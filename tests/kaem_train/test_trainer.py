@@ -40,6 +40,7 @@ RUNS = {
         *("posterior.kind=langevin", "posterior.num_steps=3", "training.weight_penalty=0.1"),
     ),
     "experts in a frame": ("prior.variant=experts", "prior.frame=global", "posterior.prior_from=0.5"),
+    "experts in own frames": ("prior.variant=experts", "prior.frame=own", "posterior.prior_from=0.5"),
     "mixture in a frame": ("prior.frame=global", "posterior.prior_from=0.5"),
     "importance": ("posterior.kind=importance", "posterior.resample_below=0.5"),
     "weighted bound": ("posterior.kind=weighted_bound", "posterior.prior_from=0.5"),

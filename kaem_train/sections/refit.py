@@ -1,0 +1,33 @@
+"""The final refit of the prior, when training is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kaem.errors import ConfigError
+from kaem_train.sections.checks import require_at_least
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefitConfig:
+    """What replaces the trained prior at the end, if latents of images kept aside say that it is better.
+
+    Attributes:
+        kind: `experts` fits Gaussian experts in frames of their own by expectation maximisation, then their
+            univariate functions by gradient steps; `none` keeps the trained prior.
+        num_experts: Numbers of experts to try; one that has fewer than ten images per expert is left out.
+        num_images: Training images whose latents are used, at most; a tenth of them judges and is not fitted to.
+        correction_steps: Gradient steps for the univariate functions; 0 leaves the experts Gaussian.
+    """
+
+    kind: Literal["none", "experts"] = "none"
+    num_experts: tuple[int, ...] = (16, 32, 64)
+    num_images: int = 20_000
+    correction_steps: int = 120
+
+    def __post_init__(self) -> None:
+        if not self.num_experts or min(self.num_experts) < 1:
+            raise ConfigError(f"num_experts = {list(self.num_experts)} must hold positive numbers")
+        require_at_least("num_images", self.num_images, 20)
+        require_at_least("correction_steps", self.correction_steps, 0)
