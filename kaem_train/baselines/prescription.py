@@ -26,7 +26,7 @@ _ENCODER_KINDS = ("amortized", "weighted_bound", "refined")
 
 _NOTES = {
     "vae": "the prior is N(0, I) from the first update to the last; of [prior], only num_latents is used",
-    "latent_ebm": "[latent_ebm] takes the place of [posterior], sigma stays fixed; of [prior], only num_latents is used",
+    "latent_ebm": "[latent_ebm] replaces [posterior], sigma stays fixed; of [prior], only num_latents is used",
     "ddpm": "[diffusion] takes the place of [prior], [generator] and [posterior]",
 }
 
