@@ -26,7 +26,7 @@ _ENCODER_KINDS = ("amortized", "weighted_bound", "refined")
 
 _NOTES = {
     "vae": "the prior is N(0, I) from the first update to the last; of [prior], only num_latents is used",
-    "latent_ebm": "[latent_ebm] takes the place of [posterior]; of [prior], only num_latents is used",
+    "latent_ebm": "[latent_ebm] replaces [posterior], sigma stays fixed; of [prior], only num_latents is used",
     "ddpm": "[diffusion] takes the place of [prior], [generator] and [posterior]",
 }
 
@@ -48,9 +48,11 @@ def prescribe(mapping: Mapping[str, Any]) -> dict[str, Any]:
     inference: dict[str, Any] = {"prior_from": 1.0}
     if not isinstance(posterior, dict) or posterior.get("kind", "amortized") not in _ENCODER_KINDS:
         inference["kind"] = "amortized"
-    result = merge(
-        result, {"posterior": inference, "training": {"prior_gradient": "quadrature"}, "refit": {"kind": "none"}}
-    )
+    training: dict[str, Any] = {"prior_gradient": "quadrature"}
+    if family == "latent_ebm":
+        # Short chains reach no image under the wide sigma that follows from not reaching any: it would stay so.
+        training["learn_sigma"] = False
+    result = merge(result, {"posterior": inference, "training": training, "refit": {"kind": "none"}})
     suffix = "-" + str(family).replace("_", "-")
     if isinstance(name, str) and not name.endswith(suffix):
         result["name"] = name + suffix

@@ -95,13 +95,14 @@ def test_every_preset_becomes_a_latent_ebm_with_the_same_generator(preset):
 def test_an_update_moves_generator_and_energy_and_reports_the_chains(tiny):
     config = tiny("family=latent_ebm", "training.log_every=1")
     seen = []
+    assert not config.training.learn_sigma
     trained = Trainer(config, load_dataset(config.data), listeners=(seen.append,))
     before = {name: value.clone() for name, value in trained.model.state_dict().items()}
     for _ in range(3):
         trained.update(None)
     for name, value in trained.model.state_dict().items():
-        # A constant in f cancels in the contrast.
-        assert torch.equal(value, before[name]) == (name == "prior.layers.4.bias"), name
+        # A constant in f cancels in the contrast, and sigma is given.
+        assert torch.equal(value, before[name]) == (name in {"prior.layers.4.bias", "sigma"}), name
     metrics = seen[-1].metrics
     assert metrics["last_log_likelihood"] > metrics["first_log_likelihood"]
     assert 0.0 < metrics["acceptance"] <= 1.0
