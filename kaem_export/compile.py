@@ -21,7 +21,7 @@ from kaem.files import replacing
 from kaem.runtime import LocalSampler
 from kaem_export.certificate import fingerprint_weights, measure
 from kaem_export.collapse import LatentDistributions, collapse, expert_distributions, expert_marginals
-from kaem_export.experts import ExpertTables, expert_tables, expert_weights
+from kaem_export.experts import ExpertTables, expert_tables, expert_weights, frame_rounding
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
 from kaem_export.quantile import TABLE_CELLS, U_ERROR_BOUND, QuantileTables, quantile_tables
@@ -82,7 +82,8 @@ def _tables(prior: Prior) -> tuple[QuantileTables | ExpertTables, LatentDistribu
         weights = expert_weights(prior)
         distributions = expert_distributions(prior)
         tables = expert_tables(distributions, weights)
-        promise = {"table_cells": tables.warps.coefficients.shape[1], "u_error_bound": tables.warps.u_error_bound}
+        bound = tables.warps.u_error_bound + (frame_rounding(prior) if isinstance(prior, OwnFramesPrior) else 0.0)
+        promise = {"table_cells": tables.warps.coefficients.shape[1], "u_error_bound": bound}
         return tables, expert_marginals(distributions, weights), promise
     distributions = collapse(prior)
     promise = {"table_cells": TABLE_CELLS, "u_error_bound": U_ERROR_BOUND}
