@@ -27,7 +27,7 @@ from kaem_export.collapse import (
     expert_distributions,
     expert_marginals,
 )
-from kaem_export.experts import ExpertTables, expert_tables, expert_weights
+from kaem_export.experts import ExpertTables, expert_tables, expert_weights, frame_rounding
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
 from kaem_export.quantile import TABLE_CELLS, U_ERROR_BOUND, QuantileTables, quantile_tables
@@ -90,7 +90,8 @@ def _tables(prior: Prior) -> tuple[QuantileTables | ExpertTables | SharedTables,
         weights = expert_weights(prior)
         distributions = expert_distributions(prior)
         tables = expert_tables(distributions, weights)
-        return tables, expert_marginals(distributions, weights), _promise(tables.warps)
+        rounding = frame_rounding(prior) if isinstance(prior, OwnFramesPrior) else 0.0
+        return tables, expert_marginals(distributions, weights), _promise(tables.warps, rounding)
     distributions = collapse(prior)
     if isinstance(prior, IndependentPrior) and prior.shares_uniforms:
         shared = shared_tables(component_distributions(prior), prior.num_components)
@@ -99,8 +100,8 @@ def _tables(prior: Prior) -> tuple[QuantileTables | ExpertTables | SharedTables,
     return quantile_tables(distributions), distributions, promise
 
 
-def _promise(warps: WarpTables) -> dict[str, Any]:
-    return {"table_cells": warps.coefficients.shape[1], "u_error_bound": warps.u_error_bound}
+def _promise(warps: WarpTables, rounding: float = 0.0) -> dict[str, Any]:
+    return {"table_cells": warps.coefficients.shape[1], "u_error_bound": warps.u_error_bound + rounding}
 
 
 def _frame(prior: Prior) -> Frame | None:

@@ -27,7 +27,10 @@ from kaem_export.quantile import LEVEL_SCALE, LEVELS, TABLE_CELLS, QuantileTable
 REACH = 6.5
 BUDGET_BYTES = 12_000_000
 WANTED_U_ERROR = 2e-5
-LEAST_CELLS = 128
+LEAST_CELLS = 8
+ENOUGH_CELLS = 128
+"""However few the cells are, the error is looked for as in this many."""
+
 MOST_CELLS = 4096
 _BYTES_PER_CELL = 16
 _PROBES = np.array([0.2, 0.5, 0.8])
@@ -42,7 +45,7 @@ class WarpTables:
     Attributes:
         coefficients: Shape (R, J, 4), float32: T = a0 + a1 t + a2 t^2 + a3 t^3 in cell j, where
             (x + REACH) J / (2 REACH) = j + t.
-        u_error: Estimate of the largest |Phi(x) - F(T(x))|, from three points of every cell.
+        u_error: Estimate of the largest |Phi(x) - F(T(x))|, from three points or more of every cell.
     """
 
     coefficients: NDArray[np.float32]
@@ -61,17 +64,31 @@ class WarpTables:
 def warp_tables(distributions: LatentDistributions, *, budget_bytes: int = BUDGET_BYTES) -> WarpTables:
     """Tabulate T of R distributions on the fewest cells that reach a u-error of 2e-5.
 
-    The number of cells J starts at 128 and doubles, up to 4096 and as long as all tables together stay within
-    the budget; what is reached then is for the certificate to say.
+    The number of cells J, one for all, starts at 8, enough for straight lines, and doubles up to 4096 as long as all
+    tables together stay within the budget, which never forces it below 128. What is reached then is for the certificate
+    to say.
     """
-    cells = LEAST_CELLS
-    while True:
-        pieces = [_pieces(edges, cdf, cells) for edges, cdf in zip(distributions.edges, distributions.cdf, strict=True)]
-        error = max(error for _, error in pieces)
-        grown = 2 * cells * len(pieces) * _BYTES_PER_CELL
-        if error <= WANTED_U_ERROR or cells == MOST_CELLS or grown > budget_bytes:
-            return WarpTables(coefficients=np.stack([table for table, _ in pieces]), u_error=error)
-        cells *= 2
+    rows = list(zip(distributions.edges, distributions.cdf, strict=True))
+    cells, most = LEAST_CELLS, _most_cells(len(rows), budget_bytes)
+    pieces = []
+    for edges, cdf in rows:
+        warp = _Warp(edges, cdf)
+        found = _pieces(warp, cells)
+        while found[1] > WANTED_U_ERROR and cells < most:
+            cells *= 2
+            found = _pieces(warp, cells)
+        pieces.append(found)
+    for row, (edges, cdf) in enumerate(rows):  # those that came before the most demanding one
+        if len(pieces[row][0]) < cells:
+            pieces[row] = _pieces(_Warp(edges, cdf), cells)
+    return WarpTables(coefficients=np.stack([table for table, _ in pieces]), u_error=max(error for _, error in pieces))
+
+
+def _most_cells(num_rows: int, budget_bytes: int) -> int:
+    most = ENOUGH_CELLS
+    while most < MOST_CELLS and 2 * most * num_rows * _BYTES_PER_CELL <= budget_bytes:
+        most *= 2
+    return most
 
 
 def normal_table() -> QuantileTables:
@@ -85,10 +102,9 @@ def normal_table() -> QuantileTables:
     return QuantileTables(left=left, width=width)
 
 
-def _pieces(edges: Float64, cdf: Float64, cells: int) -> tuple[NDArray[np.float32], float]:
+def _pieces(warp: _Warp, cells: int) -> tuple[NDArray[np.float32], float]:
     """Return the cubic pieces (J, 4) of one distribution and an estimate of their largest u-error."""
     x, step = np.linspace(-REACH, REACH, cells + 1, retstep=True)
-    warp = _Warp(edges, cdf)
     value = np.maximum.accumulate(warp(x))
     # Fritsch and Carlson: a cubic whose end slopes are at most three times its mean slope is monotone.
     rise = np.diff(value)
@@ -96,11 +112,15 @@ def _pieces(edges: Float64, cdf: Float64, cells: int) -> tuple[NDArray[np.float3
     gain = np.clip(step * warp.slope(x), 0.0, 3.0 * least)
     begin, end = gain[:-1], gain[1:]
     pieces = np.stack([value[:-1], begin, 3.0 * rise - 2.0 * begin - end, begin + end - 2.0 * rise], axis=-1)
-    probes = x[:-1] + step * _PROBES[:, None]
-    offset = np.abs(np.polynomial.polynomial.polyval(_PROBES, pieces.T).T - warp(probes))
-    # dz = T' dx and du = phi(x) dx, with T' = rise / step.
-    mass = step * np.exp(-0.5 * probes**2) / math.sqrt(2.0 * math.pi)
-    return pieces.astype(np.float32), float((mass * np.minimum(offset / np.maximum(rise, _LEAST_STEP), 1.0)).max())
+    parts = max(1, ENOUGH_CELLS // cells)
+    within = (np.arange(parts)[:, None] + _PROBES) / parts  # (parts, probes), places in a cell
+    probes = x[:-1, None, None] + step * within
+    offset = np.abs(np.polynomial.polynomial.polyval(within, pieces.T, tensor=True) - warp(probes))
+    # dz = T' dx and du = phi(x) dx, with T' the mean slope of the part.
+    ends = warp(np.linspace(-REACH, REACH, cells * parts + 1))
+    rise = np.maximum(np.diff(ends), _LEAST_STEP).reshape(cells, parts, 1)
+    mass = step / parts * np.exp(-0.5 * probes**2) / math.sqrt(2.0 * math.pi)
+    return pieces.astype(np.float32), float((mass * np.minimum(offset / rise, 1.0)).max())
 
 
 class _Warp:

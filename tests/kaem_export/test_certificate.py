@@ -17,6 +17,7 @@ from kaem_export.certificate import verify
 from kaem_export.compile import export
 from kaem_export.graph import graph_fingerprint
 from kaem_export.oracle import LatentOracle
+from kaem_export.warp import LEAST_CELLS
 from kaem_train.checkpoint import load_model
 
 
@@ -101,6 +102,26 @@ def test_changed_tables_of_experts_break_the_u_error(exported_experts, tmp_path,
 
     _, figures = verify(_rewrite(exported_experts[1], tmp_path / "bent.onnx", alter), exported_experts[0])
     assert not {figure.name: figure for figure in figures}["u_error"].is_kept
+
+
+def test_every_expert_is_proved_in_its_own_frame(tmp_path):
+    checkpoint = write_random_checkpoint(tmp_path / "ckpt.pt", *VARIANTS["experts in own frames"])
+    artifact = tmp_path / "model.onnx"
+    export(checkpoint, artifact)
+
+    def swap(model):  # the frames of two experts change places: every one is valid, none is where it belongs
+        tensor = _initializer(model, "frame_matrix")
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[[1, 0, 2, 3]], "frame_matrix"))
+
+    _, figures = verify(_rewrite(artifact, tmp_path / "swapped.onnx", swap), checkpoint)
+    assert not {figure.name: figure for figure in figures}["u_error"].is_kept
+
+
+def test_gaussian_experts_in_own_frames_take_the_smallest_tables(tmp_path):
+    checkpoint = write_random_checkpoint(tmp_path / "ckpt.pt", *VARIANTS["experts in own frames"], amplitude=0.0)
+    manifest = export(checkpoint, tmp_path / "model.onnx")
+    assert manifest.prior["table_cells"] == LEAST_CELLS
+    assert all(figure.is_kept for figure in manifest.certificate)
 
 
 @pytest.mark.parametrize("bound", [None, 0.0, 1.0, "small"])

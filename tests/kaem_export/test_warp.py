@@ -52,8 +52,10 @@ def test_a_warp_never_descends_and_stays_on_the_domain(law):
 
 def test_a_gaussian_is_a_straight_line_in_the_fewest_cells():
     law = scipy.stats.norm(0.5, 0.7)
-    table = warp_tables(_distribution(law.cdf)).coefficients[0]
+    tables = warp_tables(_distribution(law.cdf))
+    (table,) = tables.coefficients
     assert len(table) == LEAST_CELLS
+    assert tables.u_error < 1e-6
     x = np.linspace(-6, 6, 1001)
     assert np.abs(_evaluate(table, x) - (0.5 + 0.7 * x)).max() < 2e-4
 
@@ -67,6 +69,21 @@ def test_tables_grow_with_difficulty_but_not_beyond_the_budget():
     assert many.coefficients.nbytes <= BUDGET_BYTES
     assert many.u_error > alone.u_error
     assert many.u_error_bound < 1.05 * (2 * REACH / many.coefficients.shape[1] * 0.4 + 1 / TABLE_CELLS)
+
+
+def test_all_tables_are_as_fine_as_the_most_demanding_law_needs():
+    plain, demanding = _distribution(LAWS["gaussian"].cdf), _distribution(LAWS["narrow"].cdf)
+    wavy = _distribution(lambda z: 0.5 * scipy.stats.norm.cdf(z, -1, 0.5) + 0.5 * scipy.stats.norm.cdf(z, 1, 0.5))
+    alone = warp_tables(wavy)
+    assert alone.coefficients.shape[1] > LEAST_CELLS
+    for order in ([plain, wavy, demanding], [demanding, plain, wavy]):
+        together = warp_tables(
+            LatentDistributions(
+                edges=np.concatenate([d.edges for d in order]), cdf=np.concatenate([d.cdf for d in order])
+            )
+        )
+        row = next(index for index, law in enumerate(order) if law is wavy)
+        assert np.array_equal(together.coefficients[row], alone.coefficients[0])
 
 
 def test_the_normal_table_holds_the_normal_quantile_in_every_level():
