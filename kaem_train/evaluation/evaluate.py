@@ -9,6 +9,7 @@ and reconstruction need the checkpoint, and its encoder.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -33,6 +34,7 @@ _NUM, _NUM_INCEPTION = 10_000, 2_000
 _SUBSETS, _SUBSETS_OF_A_SIZE = 100, 20
 _NO_CHECKPOINT = "an exported file draws images and keeps neither likelihood nor encoder: evaluate the checkpoint"
 _NO_ENCODER = "the checkpoint has no encoder"
+_OUTSIDE = "for some image every proposal lies outside the domain of the prior: the bound is -inf"
 
 
 def evaluate(model: TrainedModel | ExportedModel, reals: Reals, progress: Progress = nothing) -> EvaluationReport:
@@ -193,7 +195,10 @@ def _model_figures(
     if isinstance(model, ExportedModel):
         missing.update(dict.fromkeys(("log_likelihood", *inner), _NO_CHECKPOINT))
         return []
-    figures = [_likelihood(model, reals, progress)]
+    likelihood = _likelihood(model, reals, progress)
+    figures = [likelihood] if math.isfinite(likelihood.value) else []
+    if not figures:
+        missing[likelihood.name] = _OUTSIDE
     if model.encoder is None:
         missing.update(dict.fromkeys(inner, _NO_ENCODER))
         return figures
