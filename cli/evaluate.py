@@ -144,7 +144,7 @@ def _write_json(path: Path, report: EvaluationReport) -> None:
     from kaem.files import replacing
 
     with replacing(path) as draft:
-        draft.write_text(dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+        draft.write_text(dumps(report.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from cli.evaluate import evaluate
 from kaem.errors import ArtifactError, ConfigError, DataError, RequestError
 from kaem_export.compile import export
+from kaem_train.checkpoint import read_checkpoint, write_checkpoint
 from kaem_train.data import load_dataset
 from kaem_train.evaluation.evaluate import evaluate as measure
 from kaem_train.evaluation.models import open_model
@@ -121,6 +122,16 @@ def test_a_model_without_encoder_says_which_figures_it_lacks(tmp_path):
     assert "the prior" in result["figures"]["log_likelihood"]["detail"]
     assert (result["real"], result["num_real"]) == ("train", 90)
     assert any("90 real images do not determine" in note for note in result["notes"])
+
+
+def test_a_bound_of_minus_infinity_is_no_figure(folder, tmp_path):
+    checkpoint = read_checkpoint(folder / "ckpt.pt")
+    state = checkpoint.posterior_state
+    state["layers.5.bias"][:8] += 1e6  # the encoder's means, far outside the domain
+    write_checkpoint(tmp_path / "ckpt.pt", checkpoint)
+    done, result = _result(tmp_path / "ckpt.pt", "-n", 60, "--no-floors", to=tmp_path / "a.json")
+    assert "outside the domain" in result["missing"]["log_likelihood"]
+    assert "not measured: log likelihood" in done.stdout
 
 
 def test_mistakes_are_named_before_any_work_is_done(folder, tmp_path):
