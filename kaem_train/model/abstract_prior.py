@@ -9,16 +9,30 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from kaem_train.model.bases import build_basis
 from kaem_train.model.energy import UnivariateBank
 from kaem_train.model.frame import LinearFrame
 from kaem_train.model.quadrature import Cumulative, cell_edges, integrate
 from kaem_train.model.reference import log_reference
 from kaem_train.sections import PriorConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """A quadrature rule and what it was built for.
+
+    Plain float64 tensors, not buffers: a model moved to float64 then gets its nodes at full precision.
+    """
+
+    key: tuple[float, ...]
+    nodes: Tensor
+    log_weights: Tensor
 
 
 class AbstractPrior(nn.Module):
@@ -38,7 +52,7 @@ class AbstractPrior(nn.Module):
 
     variant: Literal["mixture", "independent", "experts"]
     frame: LinearFrame | None
-    _sampling_cells_per_knot = 16
+    _sampling_cells = 16
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -47,18 +61,15 @@ class AbstractPrior(nn.Module):
         self.reference = config.reference
         self.low = config.low
         self.high = config.high
-        self.bank = UnivariateBank(
-            config.num_latents,
-            config.num_components,
-            low=config.grid_low,
-            high=config.grid_high,
-            grid_size=config.grid_size,
-            base=config.base,
+        basis = build_basis(
+            config.basis,
+            config.grid_size,
+            grid=(config.grid_low, config.grid_high),
+            domain=(config.low, config.high),
         )
+        self.bank = UnivariateBank(config.num_latents, config.num_components, basis, base=config.base)
         self.frame = LinearFrame(config.num_latents) if config.frame == "global" else None
-        # Plain float64 tensors, not buffers: a model moved to float64 then gets its nodes at full precision.
-        nodes, weights = self._training_rule()
-        self._nodes, self._log_node_weights = nodes.flatten(), weights.flatten().log()
+        self._rule = _Rule(key=(), nodes=torch.empty(0), log_weights=torch.empty(0))
 
     @property
     @abstractmethod
@@ -141,22 +152,40 @@ class AbstractPrior(nn.Module):
         """
         return self.bank.nodes(z) + log_reference(self.reference, z)
 
-    def cell_edges(self, cells_per_knot: int) -> Tensor:
+    def cell_edges(self, cells_per_cell: int) -> Tensor:
         """Return cell boundaries shared by all Q x P functions, ascending from `low` to `high`.
 
         Every density is smooth inside a cell: edges lie on all knots, on the kink of the base activation
         and on the ends of the support.
 
+        Args:
+            cells_per_cell: How many cells at least take the place of one of width `cell`.
+
         Returns:
             Shape (E,), float64.
         """
-        return cell_edges(self.low, self.high, self.bank.centers, self.bank.kinks, cells_per_knot=cells_per_knot)
+        widest = self.cell / cells_per_cell
+        return cell_edges(self.low, self.high, self.bank.breaks, self.bank.kinks, widest=widest)
+
+    @property
+    def cell(self) -> float:
+        """Width of the cells in which a few Gauss-Legendre nodes integrate every density about exactly."""
+        return self.bank.cell
 
     def log_normalizer(self) -> Tensor:
         """Return log Z_{q,p} (eq. 20) by quadrature, differentiable: shape (Q, P)."""
-        nodes = self._nodes.to(self.bank.coefficients)
+        rule = self._current_rule()
+        nodes = rule.nodes.to(self.bank.coefficients)
         values = self.unnormalised_log_density(nodes[None, None])
-        return torch.logsumexp(values + self._log_node_weights.to(nodes), dim=-1)
+        return torch.logsumexp(values + rule.log_weights.to(nodes), dim=-1)
+
+    def _current_rule(self) -> _Rule:
+        """Return the rule for Z, built anew where the domain, the knots or the fineness of the functions changed."""
+        key = (self.low, self.high, self.cell, *self.bank.breaks)
+        if key != self._rule.key:
+            nodes, weights = self._training_rule()
+            self._rule = _Rule(key=key, nodes=nodes.flatten(), log_weights=weights.flatten().log())
+        return self._rule
 
     @torch.no_grad()
     def cumulative(self) -> Cumulative:
@@ -164,5 +193,5 @@ class AbstractPrior(nn.Module):
         dtype = self.bank.coefficients.dtype
         return integrate(
             lambda nodes: self.unnormalised_log_density(nodes.to(dtype)[None, None]),
-            self.cell_edges(self._sampling_cells_per_knot),
+            self.cell_edges(self._sampling_cells),
         )

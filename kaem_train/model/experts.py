@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.model.abstract_prior import AbstractPrior
-from kaem_train.model.quadrature import trapezoid
+from kaem_train.model.quadrature import gauss_legendre, trapezoid
 from kaem_train.sections import LEAST_EXPERT_STD, PriorConfig
 
 _NODES_PER_LEAST_STD = 1.25
-_NODES_PER_KNOT = 2
+_STDS_PER_CELL = 3.0
+_TRAINING_ORDER = 8
 _LOG_STD_RANGE = (math.log(LEAST_EXPERT_STD), 1.5)
 
 
@@ -33,7 +34,7 @@ class ExpertsPrior(AbstractPrior):
     """
 
     variant = "experts"
-    _sampling_cells_per_knot = 4
+    _sampling_cells = 4
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
@@ -72,29 +73,40 @@ class ExpertsPrior(AbstractPrior):
         self.means.copy_(means)
         self.log_stds.copy_(stds.log().clamp(*_LOG_STD_RANGE))
 
+    @property
+    def cell(self) -> float:
+        """See `AbstractPrior`; the narrowest Gaussian part is resolved too."""
+        return min(self.bank.cell, _STDS_PER_CELL * LEAST_EXPERT_STD)
+
     def _training_rule(self) -> tuple[Tensor, Tensor]:
-        # On smooth functions that vanish at both ends, equal steps are more accurate than any other rule.
-        knots = float(self.bank.centers.diff().max()) / _NODES_PER_KNOT
-        return trapezoid(self.low, self.high, spacing=min(knots, LEAST_EXPERT_STD / _NODES_PER_LEAST_STD))
+        step = self.bank.equal_step
+        if step is None:
+            return gauss_legendre(self.cell_edges(1), _TRAINING_ORDER)
+        return trapezoid(self.low, self.high, spacing=min(step, LEAST_EXPERT_STD / _NODES_PER_LEAST_STD))
 
     def _log_density(self, u: Tensor) -> Tensor:
         """Return logsumexp_k [log pi_k + sum_q f_{q,k}(u_q) - log Z_{q,k}]: (S, Q) -> (S,)."""
-        return self._log_mixture(u, u.square(), self.bank.features(u))
+        return self._log_mixture(u, u.square(), self.bank.common_features(u))
 
     def _expected_log_density(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return the log-sum-exp of expected energies, <= E log p(u) (Jensen), equal to it for K = 1."""
-        return self._log_mixture(mean, mean.square() + std.square(), self.bank.expected_features(mean, std))
+        return self._log_mixture(mean, mean.square() + std.square(), self.bank.expected_common_features(mean, std))
 
-    def _log_mixture(self, first: Tensor, second: Tensor, radial: Tensor) -> Tensor:
-        """Combine (expected) features u, u^2 and B_g(u), shapes (S, Q), (S, Q), (S, Q, G + 1), to (S,).
+    def _log_mixture(self, first: Tensor, second: Tensor, basis: Tensor) -> Tensor:
+        """Combine (expected) features u, u^2 and B_g(u), shapes (S, Q), (S, Q), (S, Q, size), to (S,).
 
-        f is linear in them, so the joint energies of all K experts are one matrix product.
+        f is linear in them, so the joint energies of all K experts are one matrix product. Where every expert has
+        functions B_g of its own, they come as (S, Q, K, size) and are summed apart.
         """
         precision = self.stds.square().reciprocal()
-        features = torch.cat([first.unsqueeze(-1), second.unsqueeze(-1), radial], -1).flatten(1)
         linear = (self.means * precision).unsqueeze(-1)
-        matrix = torch.cat([linear, -0.5 * precision.unsqueeze(-1), self.bank.weights()], -1)  # (Q, K, G + 3)
         constant = -(0.5 * self.means.square() * precision + self.log_normalizer()).sum(0)  # (K,)
+        weights = self.bank.weights()
+        if not self.bank.basis.is_shared:
+            constant = constant + torch.einsum("sqkg,qkg->sk", basis, weights)
+            basis, weights = basis[:, :, 0, :0], weights[..., :0]
+        features = torch.cat([first.unsqueeze(-1), second.unsqueeze(-1), basis], -1).flatten(1)
+        matrix = torch.cat([linear, -0.5 * precision.unsqueeze(-1), weights], -1)  # (Q, K, size + 2)
         joint = torch.addmm(self.log_weights() + constant, features, matrix.transpose(1, 2).flatten(0, 1))
         return torch.logsumexp(joint, -1)
 

@@ -58,8 +58,9 @@ def start_marginals(prior: MixturePrior | IndependentPrior, latents: Tensor) -> 
     weights, means, stds = fit_gaussian_mixtures(columns, prior.num_components if is_mixture else 1)
     shape = (prior.num_latents, prior.num_components)
     means, stds = means.reshape(shape), stds.reshape(shape)
-    low, high = float(prior.bank.centers[0]), float(prior.bank.centers[-1])
-    nodes = torch.linspace(low, high, 8 * len(prior.bank.centers), dtype=torch.float64)
+    low, high = prior.bank.range
+    # Eight to a cell, and to half a cell beyond either end.
+    nodes = torch.linspace(low, high, 8 * (round((high - low) / prior.bank.cell) + 1), dtype=torch.float64)
     log_normal = log_reference("gaussian", (nodes - means.unsqueeze(-1)) / stds.unsqueeze(-1))
     targets = log_normal - log_reference(prior.reference, nodes)
     importance = log_normal.exp() + 1e-9

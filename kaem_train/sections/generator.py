@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least
+from kaem_train.sections.checks import require_at_least, require_decay
+from kaem_train.sections.functions import BaseActivation, BasisName, least_grid_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,9 @@ class GeneratorConfig:
         dense: CNN: width of a fully connected layer before the first convolution; 0 leaves it out.
         channels: CNN: channels after each layer but the last, one per doubling of the image size.
         hidden: KAN: widths of the hidden layers; empty gives the single layer of eq. 30.
-        grid_size: KAN: G, intervals of each layer's grid.
+        basis: KAN: family of the functions B_g, as `prior.basis`.
+        base: KAN: base activation b of the term w_b b(x).
+        grid_size: KAN: G, which counts what `prior.grid_size` counts, for each layer.
         refit_interval: KAN: updates between the first two grid refits; 0 keeps the first refit only.
         refit_decay: KAN: the interval f grows to floor(f (2 - decay)^i) after the refit at update i.
     """
@@ -28,19 +31,20 @@ class GeneratorConfig:
     dense: int = 0
     channels: tuple[int, ...] = ()
     hidden: tuple[int, ...] = ()
+    basis: BasisName = "rbf"
+    base: BaseActivation = "silu"
     grid_size: int = 20
     refit_interval: int = 100
     refit_decay: float = 0.999
 
     def __post_init__(self) -> None:
         require_at_least("dense", self.dense, 0)
-        require_at_least("grid_size", self.grid_size, 2)
+        require_at_least("grid_size", self.grid_size, least_grid_size(self.basis))
         require_at_least("refit_interval", self.refit_interval, 0)
         for name, widths in (("channels", self.channels), ("hidden", self.hidden)):
             if any(width < 1 for width in widths):
                 raise ConfigError(f"{name} = {list(widths)} holds a width below 1")
-        if not 0.0 < self.refit_decay <= 1.0:
-            raise ConfigError(f"refit_decay = {self.refit_decay} is outside (0, 1]")
+        require_decay("refit_decay", self.refit_decay)
 
 
 def first_size_and_doublings(image_shape: tuple[int, ...]) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
-from models import VARIANTS, random_model
+from models import MORE_FUNCTIONS, VARIANTS, random_model
 
 from kaem.errors import ArtifactError
 from kaem_export.collapse import collapse, expert_distributions, expert_marginals
@@ -60,9 +60,9 @@ def test_flat_energies_of_the_gaussian_reference_sum_to_a_wider_gaussian():
     assert np.abs(found - scipy.stats.norm(0, 2).cdf(x)).max() < 1e-6
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *MORE_FUNCTIONS])
 def test_the_collapsed_cdf_agrees_with_the_independent_oracle(variant):
-    config, model = random_model(*VARIANTS[variant])
+    config, model = random_model(*(VARIANTS | MORE_FUNCTIONS)[variant])
     oracle = LatentOracle(model.state_dict(), config.prior)
     if isinstance(model.prior, ExpertsPrior):
         distributions = expert_distributions(model.prior)
