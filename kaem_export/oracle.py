@@ -55,11 +55,12 @@ class LatentOracle:
     def __init__(self, state: Mapping[str, Any], config: PriorConfig) -> None:
         tensors = {name: np.asarray(state[f"prior.{name}"], np.float64) for name in _names(config)}
         self._is_sum = config.variant == "independent" and config.num_components > 1
-        self._terms, self._low, self._high = config.num_components, config.low, config.high
+        low, high = tensors["domain"].tolist() if config.refit_interval else (config.low, config.high)
+        self._terms, self._low, self._high = config.num_components, low, high
         breaks = np.append(basis_breaks(tensors), 0.0)
-        breaks = breaks[(breaks > config.low) & (breaks < config.high)]
-        pieces = max(_PIECES_OF_SUMS if self._is_sum else _PIECES, pieces_wanted(tensors, config))
-        self._edges = np.union1d(np.linspace(config.low, config.high, pieces + 1), breaks)
+        breaks = breaks[(breaks > low) & (breaks < high)]
+        pieces = max(_PIECES_OF_SUMS if self._is_sum else _PIECES, pieces_wanted(high - low, tensors, config))
+        self._edges = np.union1d(np.linspace(low, high, pieces + 1), breaks)
         points = chebyshev.chebpts1(_DEGREE + 1)
         self._half = np.diff(self._edges) / 2
         self._nodes = self._edges[:-1, None] + self._half[:, None] * (points + 1)  # (pieces, nodes)
@@ -127,6 +128,8 @@ class LatentOracle:
 
 def _names(config: PriorConfig) -> list[str]:
     names = basis_tensors(config)
+    if config.refit_interval:
+        names.append("domain")
     if config.frame == "global":
         names += ["frame.offset", "frame.matrix"]
     if config.variant == "experts":

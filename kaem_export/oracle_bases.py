@@ -64,11 +64,10 @@ def basis_breaks(tensors: Tensors) -> Float64:
     return tensors.get("bank.centers", np.empty(0))
 
 
-def pieces_wanted(tensors: Tensors, config: PriorConfig) -> int:
-    """Return into how many pieces of equal length the domain must be cut to resolve the fastest oscillation."""
-    length = config.high - config.low
+def pieces_wanted(length: float, tensors: Tensors, config: PriorConfig) -> int:
+    """Return into how many pieces a domain of some length must be cut to resolve the fastest oscillation."""
     if config.basis == "fourier":
-        wave = length / (config.grid_size * _tau(tensors))
+        wave = (config.high - config.low) / (config.grid_size * _tau(tensors))
     elif config.basis == "chebyshev":
         wave = 2.0 * np.pi / config.grid_size
     elif config.basis == "morlet":

@@ -18,6 +18,15 @@ from torch import Tensor, nn
 from kaem_train.model.bases import build_basis
 from kaem_train.model.energy import UnivariateBank
 from kaem_train.model.frame import LinearFrame
+from kaem_train.model.prior_grid import (
+    GROWING_REFERENCES,
+    UNBOUNDED_REFERENCES,
+    fit_points,
+    fit_weights,
+    grid_knots,
+    grown_domain,
+    used_range,
+)
 from kaem_train.model.quadrature import Cumulative, cell_edges, integrate
 from kaem_train.model.reference import log_reference
 from kaem_train.sections import PriorConfig
@@ -38,7 +47,8 @@ class _Rule:
 class AbstractPrior(nn.Module):
     """What all variants share: the bank of energies, their domain, their integrals and the frame.
 
-    State: `bank.*` (see `UnivariateBank`), `frame.*` where there is one, and what a variant adds. The quadrature
+    State: `bank.*` (see `UnivariateBank`), `frame.*` where there is one, `domain` (2,) where refits may move it, and
+    what a variant adds. The quadrature
     nodes are derived from the configuration and are not part of the state.
 
     Attributes:
@@ -46,12 +56,11 @@ class AbstractPrior(nn.Module):
         frame: The map from u to z; None where it is the identity.
         num_latents: Q.
         num_components: P.
-        low: Lower end of the domain.
-        high: Upper end of the domain.
     """
 
     variant: Literal["mixture", "independent", "experts"]
     frame: LinearFrame | None
+    domain: Tensor
     _sampling_cells = 16
 
     def __init__(self, config: PriorConfig) -> None:
@@ -59,8 +68,10 @@ class AbstractPrior(nn.Module):
         self.num_latents = config.num_latents
         self.num_components = config.num_components
         self.reference = config.reference
-        self.low = config.low
-        self.high = config.high
+        self._first_domain = (config.low, config.high)
+        self._grid_update_ratio = config.grid_update_ratio
+        if config.refit_interval:
+            self.register_buffer("domain", torch.tensor(self._first_domain))
         basis = build_basis(
             config.basis,
             config.grid_size,
@@ -70,6 +81,21 @@ class AbstractPrior(nn.Module):
         self.bank = UnivariateBank(config.num_latents, config.num_components, basis, base=config.base)
         self.frame = LinearFrame(config.num_latents) if config.frame == "global" else None
         self._rule = _Rule(key=(), nodes=torch.empty(0), log_weights=torch.empty(0))
+
+    @property
+    def low(self) -> float:
+        """Lower end of the domain on which the densities are defined."""
+        return self._domain[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the domain."""
+        return self._domain[1]
+
+    @property
+    def _domain(self) -> tuple[float, float]:
+        moved: Tensor | None = self._buffers.get("domain")
+        return self._first_domain if moved is None else (float(moved[0]), float(moved[1]))
 
     @property
     @abstractmethod
@@ -178,6 +204,34 @@ class AbstractPrior(nn.Module):
         nodes = rule.nodes.to(self.bank.coefficients)
         values = self.unnormalised_log_density(nodes[None, None])
         return torch.logsumexp(values + rule.log_weights.to(nodes), dim=-1)
+
+    @torch.no_grad()
+    def refit_grid(self, z: Tensor) -> list[nn.Parameter]:
+        """Let domain and knots follow latents and refit the coefficients (section 2.4 of the method).
+
+        The domain grows, but only with a reference that leaves room for it; all functions share one grid. The
+        functions stay what they are wherever they can be; beyond the old domain they go on as they end there.
+
+        Args:
+            z: Latents that occur, shape (S, *latent_shape).
+
+        Returns:
+            The parameters that changed; an optimiser must forget their moments.
+        """
+        u = z if self.frame is None else self.frame.inverse(z)
+        before = self._domain
+        if self.reference in GROWING_REFERENCES:
+            self.domain.copy_(torch.tensor(grown_domain(u, before, self._first_domain)))
+        if self.bank.grid is None:
+            return []
+        # Where no Gaussian ends the density, the grid must cover all of the domain.
+        ends = used_range(u, self._domain) if self.reference in UNBOUNDED_REFERENCES else self._domain
+        knots = grid_knots(u, len(self.bank.grid) - 1, self._grid_update_ratio, ends)
+        points, num_quantiles = fit_points(u, len(knots), self._domain)
+        inside = points.clamp(*before)
+        density = torch.softmax(self.unnormalised_log_density(inside[None, None]), -1).mean((0, 1))
+        self.bank.move_knots(knots, points, fit_weights(density, num_quantiles), used=before)
+        return [self.bank.coefficients]
 
     def _current_rule(self) -> _Rule:
         """Return the rule for Z, built anew where the domain, the knots or the fineness of the functions changed."""

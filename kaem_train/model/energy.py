@@ -17,6 +17,7 @@ from kaem_train.sections import BaseActivation
 
 _RIDGE = 1e-5
 _REFIT_RIDGE = 1e-9
+_STEPS_PER_SPACING = 16.0
 
 
 class UnivariateBank(nn.Module):
@@ -48,6 +49,11 @@ class UnivariateBank(nn.Module):
         hold_tensors(self, basis, functions=shape, rows=())
 
     @property
+    def grid(self) -> Tensor | None:
+        """The knots, shape (G + 1,); None where the basis has none."""
+        return knots_of(self, self.basis)
+
+    @property
     def breaks(self) -> tuple[float, ...]:
         """Knots, which quadrature cells must not straddle."""
         return self.basis.breaks(tensors_of(self, self.basis))
@@ -70,7 +76,7 @@ class UnivariateBank(nn.Module):
     @property
     def range(self) -> tuple[float, float]:
         """Where the functions can be shaped: from the first to the last knot, or as the basis was made."""
-        knots = knots_of(self, self.basis)
+        knots = self.grid
         return (self.basis.low, self.basis.high) if knots is None else (float(knots[0]), float(knots[-1]))
 
     def features(self, z: Tensor) -> Tensor:
@@ -155,30 +161,33 @@ class UnivariateBank(nn.Module):
         self.coefficients.copy_(solution / self.spline_weight.unsqueeze(-1) if self.basis.is_scaled else solution)
 
     @torch.no_grad()
-    def move_knots(self, knots: Tensor, nodes: Tensor, origins: Tensor, weights: Tensor) -> bool:
-        """Replace the knots; fit c so that sum_g c_g B_g at `nodes` is what it was at `origins` before.
+    def move_knots(self, knots: Tensor, nodes: Tensor, weights: Tensor, *, used: tuple[float, float]) -> None:
+        """Replace the knots, where there are any; fit c so that sum_g c_g B_g at `nodes` stays what it is.
 
-        Ridge least squares in float64, one system for all functions.
+        Ridge least squares in float64, one system for all functions. Beyond the range that was used so far the
+        wanted functions run out from its ends: f(a) + f'(a) h (1 - exp(-|z - a| / h)), h the knot spacing.
 
         Args:
             knots: Shape (G + 1,), ascending.
             nodes: Shape (M,).
-            origins: The nodes themselves, or the nearest points at which the functions were used so far; (M,).
-            weights: Importance of each node, shape (M,), summing to 1.
-
-        Returns:
-            Whether there are knots; without, nothing changes.
+            weights: Importance of each node, shape (M,).
+            used: Ends of the range where the functions have a meaning.
         """
-        before = knots_of(self, self.basis)
+        before = self.grid
         if before is None:
-            return False
-        wanted = self._spline_on_nodes(origins[None, None]).double()  # (Q, P, M)
+            return
+        inside = nodes.clamp(*used)
+        spacing = float(before[-1] - before[0]) / (len(before) - 1)
+        step = (inside - nodes).sign() * spacing / _STEPS_PER_SPACING
+        wanted = self._spline_on_nodes(inside[None, None]).double()  # (Q, P, M)
+        inward = self._spline_on_nodes((inside + step)[None, None]).double()
+        slope = (inward - wanted) * _STEPS_PER_SPACING
+        wanted = wanted - slope * (1.0 - torch.exp(-(inside - nodes).abs() / spacing))
         before.copy_(knots)
         features = self.features(nodes).double()  # (M, size)
         weighted = weights.double().unsqueeze(-1) * features
         gram = weighted.T @ features + _REFIT_RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
         self.coefficients.copy_(torch.linalg.solve(gram, (wanted @ weighted).mT).mT)
-        return True
 
     def _features_on_nodes(self, z: Tensor) -> Tensor:
         """Return B_g at nodes (M,): shape (M, size), or (Q, P, M, size) where every function has its own."""

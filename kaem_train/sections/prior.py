@@ -37,7 +37,8 @@ class PriorConfig:
         base: Activation b of the term w_b b(z); `none` leaves the term at zero.
         refit_interval: Updates between the first two refits of grid and domain; 0 never refits.
         refit_decay: The interval f grows to floor(f (2 - decay)^i) after the refit at update i.
-        grid_update_ratio: Of new knots: 1 spaces them equally, 0 puts them on quantiles of the latents.
+        grid_update_ratio: Of new knots: 1 spaces them equally, 0 puts them on quantiles of the latents (0.05 in the
+            paper). Functions of one width lose their shape on uneven knots.
     """
 
     variant: Literal["mixture", "independent", "experts"] = "mixture"
@@ -54,7 +55,7 @@ class PriorConfig:
     base: BaseActivation = "none"
     refit_interval: int = 0
     refit_decay: float = 0.999
-    grid_update_ratio: float = 0.05
+    grid_update_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         require_at_least("num_latents", self.num_latents, 1)

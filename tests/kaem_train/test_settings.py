@@ -42,6 +42,12 @@ def test_a_file_wins_over_its_preset_and_an_override_over_both(tmp_path):
         ("prior.low=-3.5", "reaches outside the domain"),
         ("prior.frame=local", "one of: none, global"),
         ("prior.grid_size=1", "grid_size = 1"),
+        ("prior.basis=bsplin", "did you mean 'bspline'"),
+        ("prior.refit_interval=-1", "refit_interval = -1"),
+        ("prior.refit_decay=0", "refit_decay = 0"),
+        ("prior.grid_update_ratio=2", "outside [0, 1]"),
+        ("generator.basis=wavelet", "morlet"),
+        ("generator.base=sin", "silu"),
         ("prior.num_latents=0", "num_latents = 0"),
         ("generator.channels=[8, 8]", r"need 1"),
         ("generator.channels=[0]", "below 1"),
@@ -80,6 +86,11 @@ def test_an_encoder_without_bounds_needs_a_reference_without_bounds():
     ("overrides", "hint"),
     [
         (["prior.variant=experts", "prior.base=silu"], "set prior.base=none"),
+        (
+            ["prior.reference=uniform", "prior.basis=fourier", "prior.refit_interval=9", "posterior.kind=importance"]
+            + [f"prior.{name}" for name in ("low=0", "high=1", "grid_low=0", "grid_high=1")],
+            "prior.refit_interval=0",
+        ),
         (["prior.variant=independent", "prior.frame=global"], "prior.num_components=1"),
         (["prior.frame=global", "posterior.kind=importance"], "posterior.kind=amortized"),
         (

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kaem_train.model.bases.grid import lower_step, scale
 from kaem_train.model.bases.protocol import Tensors
+from kaem_train.model.bases.waves import cosine, sine
 
 _CELLS_PER_WAVE = 5.0
 _WIDEST_CELL = 0.5
@@ -58,7 +59,7 @@ class FourierBasis:
     def features(self, z: Tensor, tensors: Tensors) -> Tensor:
         """See `Basis`."""
         angle = z.unsqueeze(-1) * self._frequencies(tensors)
-        return torch.cat([angle.cos(), angle[..., 1:].sin()], -1)
+        return torch.cat([cosine(angle), sine(angle[..., 1:])], -1)
 
     def expected_features(self, mean: Tensor, std: Tensor, tensors: Tensors) -> Tensor:
         """E cos(k z) = cos(k m) exp(-k^2 s^2 / 2), and the same for the sine."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kaem_train.model.bases.grid import lower_step
 from kaem_train.model.bases.protocol import Tensors
+from kaem_train.model.bases.waves import cosine
 
 _FREQUENCY = 5.0
 _LOG_SCALE_BOUND = math.log(8.0)
@@ -64,7 +65,7 @@ class MorletBasis:
     def features(self, z: Tensor, tensors: Tensors) -> Tensor:
         """See `Basis`."""
         t = (z.unsqueeze(-1) - tensors["translations"]) / _scales(tensors)
-        return torch.cos(_FREQUENCY * t) * torch.exp(-0.5 * t * t)
+        return cosine(_FREQUENCY * t) * torch.exp(-0.5 * t * t)
 
     def expected_features(self, mean: Tensor, std: Tensor, tensors: Tensors) -> Tensor:
         """E psi(t) for t ~ N(mu, v), the real part of the Gaussian integral of exp(5 i t - t^2 / 2).
