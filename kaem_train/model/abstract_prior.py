@@ -213,7 +213,7 @@ class AbstractPrior(nn.Module):
         functions stay what they are wherever they can be; beyond the old domain they go on as they end there.
 
         Args:
-            z: Latents that occur, shape (S, *latent_shape).
+            z: Latents that occur, shape (S, *latent_shape); the configuration must allow refits.
 
         Returns:
             The parameters that changed; an optimiser must forget their moments.

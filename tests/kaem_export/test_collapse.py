@@ -79,6 +79,19 @@ def test_the_collapsed_cdf_agrees_with_the_independent_oracle(variant):
         assert np.abs(oracle.cdf(q, edges[probes]) - cdf[probes]).max() < 5e-6
 
 
+@pytest.mark.parametrize("variant", ["splines", "uniform sum of three", "experts", "many waves, tanh"])
+def test_a_grid_and_a_domain_that_were_refitted_are_those_of_the_oracle(variant):
+    config, model = random_model(*(VARIANTS | MORE_FUNCTIONS)[variant], "prior.refit_interval=9", amplitude=0.5)
+    before = model.prior.low
+    model.prior.refit_grid(model.prior.sample(500, torch.Generator().manual_seed(0)))
+    assert (model.prior.low < before) == (variant == "splines")
+    oracle = LatentOracle(model.state_dict(), config.prior)
+    is_experts = isinstance(model.prior, ExpertsPrior)
+    distributions = expert_distributions(model.prior) if is_experts else collapse(model.prior)
+    for q, (edges, cdf) in enumerate(zip(distributions.edges, distributions.cdf, strict=True)):
+        assert np.abs(oracle.cdf(q, edges[::40]) - cdf[::40]).max() < 5e-6
+
+
 def test_the_marginals_of_experts_are_those_of_their_samples():
     _, model = random_model(*VARIANTS["experts"])
     draws = model.prior.sample(50_000, torch.Generator().manual_seed(0)).double().numpy()
