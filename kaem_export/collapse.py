@@ -186,4 +186,4 @@ def _distributions(edges: Float64, masses: Float64) -> LatentDistributions:
 def _cell_edges(prior: AbstractPrior, num_cells: int) -> Float64:
     """Cell edges aligned with every knot and kink, at least `num_cells` cells over the domain."""
     coarse = np.asarray(prior.cell_edges(1), np.float64)
-    return np.asarray(prior.cell_edges(max(1, -(-num_cells // (len(coarse) - 1)))), np.float64)
+    return np.asarray(prior.cell_edges(max(2, -(-num_cells // (len(coarse) - 1)))), np.float64)

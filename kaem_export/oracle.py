@@ -5,7 +5,7 @@ model or the table baker: it reads tensors out of a checkpoint by name, evaluate
 by piecewise Chebyshev interpolation (the baker: Gauss-Legendre), and obtains the law of a sum from
 characteristic functions (the baker: convolution).
 
-    f_qp(z)  = w_b,qp b(z) + w_s,qp sum_g c_qpg exp(-((z - g) / (h tau))^2 / 2)
+    f_qp(z)  = w_b,qp b(z) + w_s,qp sum_g c_qpg B_g(z), by `oracle_bases.py`
     p_qp(z)  = exp(f_qp(z)) pi0(z) / Z_qp                                      (method of the paper, eqs. 9 and 20)
     mixture:      F_q(x) = sum_p alpha_qp int_low^x p_qp
     independent:  F_q    = law of sum_p z_qp, by its Fourier series on the sum's support
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
+from kaem_export.oracle_bases import basis_breaks, basis_tensors, energies, pieces_wanted
 from kaem_train.sections import PriorConfig
 
 Float64 = NDArray[np.float64]
@@ -37,7 +38,6 @@ _LARGEST_PHASE = 10.0
 _FREQUENCIES_AT_ONCE = 256
 _HALVINGS = 40
 _NEGLIGIBLE = 1e-8
-_TAU_RANGE = (0.25, 4.0)
 _LOG_STD_RANGE = (-2.0, 1.5)
 _LEAST_REFERENCE_STD = 0.1
 _FRAME_PREFIX = {"global": "frame", "own": "frames"}
@@ -60,14 +60,14 @@ class LatentOracle:
         tensors = {name: np.asarray(state[f"prior.{name}"], np.float64) for name in _names(config)}
         self._is_sum = config.variant == "independent" and config.num_components > 1 and config.u_sharing == "per_qp"
         self._has_own_frames = config.frame == "own"
-        self._terms, self._low, self._high = config.num_components, config.low, config.high
-        centers = tensors["bank.centers"]
-        inside = centers[(centers > config.low) & (centers < config.high)]
-        breaks = np.append(inside, 0.0) if config.low < 0 < config.high else inside
+        low, high = tensors["domain"].tolist() if config.refit_interval else (config.low, config.high)
+        self._terms, self._low, self._high = config.num_components, low, high
+        breaks = np.append(basis_breaks(tensors), 0.0)
+        breaks = breaks[(breaks > low) & (breaks < high)]
         if config.reference == "lognormal":  # smooth over log z
-            breaks = np.append(breaks, np.geomspace(config.low, config.high, _PIECES // 2))
-        pieces = _PIECES_OF_SUMS if self._is_sum else _PIECES
-        self._edges = np.union1d(np.linspace(config.low, config.high, pieces + 1), breaks)
+            breaks = np.append(breaks, np.geomspace(low, high, _PIECES // 2))
+        pieces = max(_PIECES_OF_SUMS if self._is_sum else _PIECES, pieces_wanted(high - low, tensors, config))
+        self._edges = np.union1d(np.linspace(low, high, pieces + 1), breaks)
         points = chebyshev.chebpts1(_DEGREE + 1)
         self._half = np.diff(self._edges) / 2
         self._nodes = self._edges[:-1, None] + self._half[:, None] * (points + 1)  # (pieces, nodes)
@@ -150,9 +150,9 @@ class LatentOracle:
 
 
 def _names(config: PriorConfig) -> list[str]:
-    names = ["bank.coefficients", "bank.spline_weight", "bank.log_tau", "bank.centers"]
-    if config.base != "none":
-        names.append("bank.base_weight")
+    names = basis_tensors(config)
+    if config.refit_interval:
+        names.append("domain")
     if config.frame in _FRAME_PREFIX:
         names += [f"{_FRAME_PREFIX[config.frame]}.{part}" for part in ("offset", "matrix")]
     if config.variant == "experts" and config.frame != "own":
@@ -175,15 +175,7 @@ def _log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callabl
     """Return z (M,) -> f_qp(z) + log pi0(z) up to a constant, shape (Q, P, M)."""
 
     def evaluate(z: Float64) -> Float64:
-        centers = tensors["bank.centers"]
-        tau = np.clip(np.exp(tensors["bank.log_tau"]), *_TAU_RANGE)
-        width = (centers[-1] - centers[0]) / (len(centers) - 1) * tau
-        basis = np.exp(-(((z[:, None] - centers) / width) ** 2) / 2)
-        value = np.einsum("qpg,mg->qpm", tensors["bank.coefficients"], basis, optimize=True)
-        value *= tensors["bank.spline_weight"][:, :, None]
-        if config.base != "none":
-            base = np.maximum(z, 0) if config.base == "relu" else z / (1 + np.exp(-z))
-            value += tensors["bank.base_weight"][:, :, None] * base
+        value = energies(z, tensors, config)
         if "means" in tensors:
             stds = np.exp(np.clip(tensors["log_stds"], *_LOG_STD_RANGE))
             value -= ((z - tensors["means"][:, :, None]) / stds[:, :, None]) ** 2 / 2

@@ -164,6 +164,11 @@ class Trainer:
         accelerate(self._networks, config.training)
         generator = config.generator
         self._refits = refit_steps(generator.refit_interval, generator.refit_decay, config.training.updates)
+        self._prior_refits: tuple[int, ...] = ()
+        if config.prior.refit_interval:
+            self._prior_refits = refit_steps(
+                config.prior.refit_interval, config.prior.refit_decay, config.training.updates
+            )
         self._listeners = listeners
         self._window = Window()
 
@@ -334,13 +339,19 @@ class Trainer:
         self.model.sigma.copy_(variance.clamp_min(_LEAST_VARIANCE).sqrt())
 
     def _refit_grids(self) -> None:
-        generator = self.model.generator
         if isinstance(self.model, Diffusion) or not isinstance(self.posterior, InfersLatents):
             return  # nothing to infer
-        if isinstance(generator, KanGenerator) and self.step + 1 in self._refits:
-            latents = self.posterior.latents(self.model, self.dataset.train[:1024], self._noise("grid refit"))
-            for parameter in generator.refit_grids(self.model.prior.generator_input(latents)):
-                self.optimiser.state.pop(parameter, None)
+        generator, prior = self.model.generator, self.model.prior
+        is_prior_due = isinstance(self.model, Kaem) and self.step + 1 in self._prior_refits
+        is_generator_due = isinstance(generator, KanGenerator) and self.step + 1 in self._refits
+        if not (is_prior_due or is_generator_due):
+            return
+        latents = self.posterior.latents(self.model, self.dataset.train[:1024], self._noise("grid refit"))
+        changed = self.model.prior.refit_grid(latents) if isinstance(self.model, Kaem) and is_prior_due else []
+        if isinstance(generator, KanGenerator) and is_generator_due:
+            changed += generator.refit_grids(prior.generator_input(latents))
+        for parameter in changed:
+            self.optimiser.state.pop(parameter, None)
 
     def _report(self, metrics: dict[str, Tensor], num_images: int) -> None:
         settings = self.config.training

@@ -64,6 +64,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "one expert in its frame": (*_EXPERTS, "prior.frame=own", "prior.num_components=1"),
     "one expert": (*_EXPERTS, "prior.num_components=1"),
     "mixture in a frame": ("prior.frame=global",),
+    "switches, gelu": ("prior.basis=rswaf", "prior.base=gelu"),
+    "splines": (*_NO_REFERENCE, "prior.basis=bspline", "prior.base=leakyrelu", *_KAN, "generator.basis=bspline"),
+    "waves": ("prior.basis=fourier", "prior.grid_size=5", *_KAN, "generator.basis=fourier", "generator.grid_size=3"),
+    "polynomials": (
+        *("prior.basis=chebyshev", "prior.grid_size=8"),
+        *(*_KAN, "generator.basis=chebyshev", "generator.grid_size=4"),
+    ),
+    "wavelets": ("prior.basis=morlet", "prior.grid_size=8", *_KAN, "generator.basis=morlet", "generator.grid_size=2"),
+    "experts of splines": (*_EXPERTS, "prior.basis=bspline", "prior.num_components=2"),
     "kan generator": (*_INDEPENDENT, *_NO_REFERENCE, *_KAN),
     "lognormal mixture": _LOGNORMAL,
     "learnable gaussian mixture": _LEARNABLE,
@@ -72,6 +81,16 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "latent joined to every layer": ("generator.latent_concat=true",),
 }
 """Settings laid over the `digits` preset, by what they cover."""
+
+MORE_FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "sum of splines": (*_INDEPENDENT, "prior.basis=bspline", "prior.grid_size=9"),
+    "sum of waves on [0, 1]": (*_INDEPENDENT, *_UNIFORM, "prior.basis=fourier", "prior.grid_size=4"),
+    "many waves, tanh": ("prior.basis=fourier", "prior.grid_size=20", "prior.base=tanh"),
+    "many polynomials": ("prior.basis=chebyshev", "prior.grid_size=20"),
+    "one wavelet per energy": (*_INDEPENDENT, "prior.basis=morlet", "prior.grid_size=1"),
+    "experts of wavelets": (*_EXPERTS, "prior.basis=morlet", "prior.grid_size=4", "prior.num_components=2"),
+}
+"""The same, for what is only worth a look at the prior's distributions."""
 
 
 def random_model(*overrides: str, amplitude: float = 1.5, seed: int = 0) -> tuple[Config, Kaem]:
@@ -82,6 +101,8 @@ def random_model(*overrides: str, amplitude: float = 1.5, seed: int = 0) -> tupl
         model = Kaem(config).eval()
         with torch.no_grad():
             model.prior.bank.coefficients.normal_(0.0, amplitude)
+            if hasattr(model.prior.bank, "log_scales"):
+                model.prior.bank.log_scales.uniform_(-0.7, 0.7)
             if not isinstance(model.prior, IndependentPrior):
                 model.prior.logits.normal_(0.0, 1.0)
             if isinstance(model.prior, ExpertsPrior):

@@ -9,57 +9,91 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from kaem_train.model.bases import build_basis
 from kaem_train.model.energy import UnivariateBank
 from kaem_train.model.frame import LinearFrame
+from kaem_train.model.prior_grid import (
+    fit_points,
+    fit_weights,
+    grid_knots,
+    grown_domain,
+    used_range,
+)
 from kaem_train.model.quadrature import Cumulative, cell_edges, integrate
 from kaem_train.model.reference import ReferenceDensity
 from kaem_train.sections import PriorConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """A quadrature rule and what it was built for.
+
+    Plain float64 tensors, not buffers: a model moved to float64 then gets its nodes at full precision.
+    """
+
+    key: tuple[float, ...]
+    nodes: Tensor
+    log_weights: Tensor
 
 
 class AbstractPrior(nn.Module):
     """What all variants share: the bank of energies, their domain, their integrals and the frame.
 
     State: `bank.*` (see `UnivariateBank`), `reference.*` where pi0 has parameters (see `ReferenceDensity`), `frame.*`
-    where there is one, and what a variant adds. The quadrature nodes are derived from the configuration and are
-    not part of the state.
+    where there is one, `domain` (2,) where refits may move it, and what a variant adds. The quadrature nodes are
+    derived from these and from the configuration, and are not part of the state.
 
     Attributes:
         variant: `mixture`, `independent` or `experts`.
         frame: The map from u to z that all share; None where there is none.
         num_latents: Q.
         num_components: P.
-        low: Lower end of the domain.
-        high: Upper end of the domain.
     """
 
     variant: Literal["mixture", "independent", "experts"]
     frame: LinearFrame | None
-    _sampling_cells_per_knot = 16
+    domain: Tensor
+    _sampling_cells = 16
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.num_latents = config.num_latents
         self.num_components = config.num_components
         self.reference = ReferenceDensity(config)
-        self.low = config.low
-        self.high = config.high
-        self.bank = UnivariateBank(
-            config.num_latents,
-            config.num_components,
-            low=config.grid_low,
-            high=config.grid_high,
-            grid_size=config.grid_size,
-            base=config.base,
+        self._first_domain = (config.low, config.high)
+        self._grid_update_ratio = config.grid_update_ratio
+        if config.refit_interval:
+            self.register_buffer("domain", torch.tensor(self._first_domain))
+        basis = build_basis(
+            config.basis,
+            config.grid_size,
+            grid=(config.grid_low, config.grid_high),
+            domain=(config.low, config.high),
         )
+        self.bank = UnivariateBank(config.num_latents, config.num_components, basis, base=config.base)
         self.frame = LinearFrame(config.num_latents) if config.frame == "global" else None
-        # Plain float64 tensors, not buffers: a model moved to float64 then gets its nodes at full precision.
-        nodes, weights = self._training_rule()
-        self._nodes, self._log_node_weights = nodes.flatten(), weights.flatten().log()
+        self._rule = _Rule(key=(), nodes=torch.empty(0), log_weights=torch.empty(0))
+
+    @property
+    def low(self) -> float:
+        """Lower end of the domain on which the densities are defined."""
+        return self._domain[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the domain."""
+        return self._domain[1]
+
+    @property
+    def _domain(self) -> tuple[float, float]:
+        moved: Tensor | None = self._buffers.get("domain")
+        return self._first_domain if moved is None else (float(moved[0]), float(moved[1]))
 
     @property
     @abstractmethod
@@ -142,23 +176,69 @@ class AbstractPrior(nn.Module):
         """
         return self.bank.nodes(z) + self.reference.nodes(z)
 
-    def cell_edges(self, cells_per_knot: int) -> Tensor:
+    def cell_edges(self, cells_per_cell: int) -> Tensor:
         """Return cell boundaries shared by all Q x P functions, ascending from `low` to `high`.
 
         Every density is smooth inside a cell: edges lie on all knots, on the kink of the base activation,
         on the breaks of the reference and on the ends of the support.
 
+        Args:
+            cells_per_cell: How many cells at least take the place of one of width `cell`.
+
         Returns:
             Shape (E,), float64.
         """
+        widest = self.cell / cells_per_cell
         breaks = (*self.bank.kinks, *self.reference.breaks(self.low, self.high))
-        return cell_edges(self.low, self.high, self.bank.centers, breaks, cells_per_knot=cells_per_knot)
+        return cell_edges(self.low, self.high, self.bank.breaks, breaks, widest=widest)
+
+    @property
+    def cell(self) -> float:
+        """Width of the cells in which a few Gauss-Legendre nodes integrate every density about exactly."""
+        return self.bank.cell
 
     def log_normalizer(self) -> Tensor:
         """Return log Z_{q,p} (eq. 20) by quadrature, differentiable: shape (Q, P)."""
-        nodes = self._nodes.to(self.bank.coefficients)
+        rule = self._current_rule()
+        nodes = rule.nodes.to(self.bank.coefficients)
         values = self.unnormalised_log_density(nodes[None, None])
-        return torch.logsumexp(values + self._log_node_weights.to(nodes), dim=-1)
+        return torch.logsumexp(values + rule.log_weights.to(nodes), dim=-1)
+
+    @torch.no_grad()
+    def refit_grid(self, z: Tensor) -> list[nn.Parameter]:
+        """Let domain and knots follow latents and refit the coefficients (section 2.4 of the method).
+
+        The domain grows, but only with a reference that leaves room for it; all functions share one grid. The
+        functions stay what they are wherever they can be; beyond the old domain they go on as they end there.
+
+        Args:
+            z: Latents that occur, shape (S, *latent_shape); the configuration must allow refits.
+
+        Returns:
+            The parameters that changed; an optimiser must forget their moments.
+        """
+        u = z if self.frame is None else self.frame.inverse(z)
+        before = self._domain
+        if self.reference.has_unbounded_support or self.reference.name == "none":
+            self.domain.copy_(torch.tensor(grown_domain(u, before, self._first_domain)))
+        if self.bank.grid is None:
+            return []
+        # Where no Gaussian ends the density, the grid must cover all of the domain.
+        ends = used_range(u, self._domain) if self.reference.has_unbounded_support else self._domain
+        knots = grid_knots(u, len(self.bank.grid) - 1, self._grid_update_ratio, ends)
+        points, num_quantiles = fit_points(u, len(knots), self._domain)
+        inside = points.clamp(*before)
+        density = torch.softmax(self.unnormalised_log_density(inside[None, None]), -1).mean((0, 1))
+        self.bank.move_knots(knots, points, fit_weights(density, num_quantiles), used=before)
+        return [self.bank.coefficients]
+
+    def _current_rule(self) -> _Rule:
+        """Return the rule for Z, built anew where the domain, the knots or the fineness of the functions changed."""
+        key = (self.low, self.high, self.cell, *self.bank.breaks)
+        if key != self._rule.key:
+            nodes, weights = self._training_rule()
+            self._rule = _Rule(key=key, nodes=nodes.flatten(), log_weights=weights.flatten().log())
+        return self._rule
 
     @torch.no_grad()
     def cumulative(self) -> Cumulative:
@@ -166,5 +246,5 @@ class AbstractPrior(nn.Module):
         dtype = self.bank.coefficients.dtype
         return integrate(
             lambda nodes: self.unnormalised_log_density(nodes.to(dtype)[None, None]),
-            self.cell_edges(self._sampling_cells_per_knot),
+            self.cell_edges(self._sampling_cells),
         )

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.model.abstract_prior import AbstractPrior
-from kaem_train.model.quadrature import Cumulative, trapezoid
+from kaem_train.model.quadrature import Cumulative, gauss_legendre, trapezoid
 from kaem_train.sections import LEAST_EXPERT_STD, PriorConfig
 
 _NODES_PER_LEAST_STD = 1.25
-_NODES_PER_KNOT = 2
+_STDS_PER_CELL = 3.0
+_TRAINING_ORDER = 8
 _LOG_STD_RANGE = (math.log(LEAST_EXPERT_STD), 1.5)
 
 
@@ -33,7 +34,7 @@ class ExpertsPrior(AbstractPrior):
     """
 
     variant = "experts"
-    _sampling_cells_per_knot = 4
+    _sampling_cells = 4
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
@@ -68,7 +69,9 @@ class ExpertsPrior(AbstractPrior):
 
     def log_normalizer(self) -> Tensor:
         """Return log Z_{q,k} (eq. 20) by quadrature, differentiable: shape (Q, K)."""
-        return self._log_integrals(self._energy_weights()) - 0.5 * (self.means / self.stds).square()
+        if not self.bank.basis.is_shared:
+            return super().log_normalizer()
+        return self._log_integrals(self._energy_weights()) - self._peak()
 
     @torch.no_grad()
     def start(self, weights: Tensor, means: Tensor, stds: Tensor) -> None:
@@ -78,45 +81,65 @@ class ExpertsPrior(AbstractPrior):
         self.means.copy_(means)
         self.log_stds.copy_(stds.log().clamp(*_LOG_STD_RANGE))
 
+    @property
+    def cell(self) -> float:
+        """See `AbstractPrior`; the narrowest Gaussian part is resolved too."""
+        return min(self.bank.cell, _STDS_PER_CELL * LEAST_EXPERT_STD)
+
     def _training_rule(self) -> tuple[Tensor, Tensor]:
-        # On smooth functions that vanish at both ends, equal steps are more accurate than any other rule.
-        knots = float(self.bank.centers.diff().max()) / _NODES_PER_KNOT
-        return trapezoid(self.low, self.high, spacing=min(knots, LEAST_EXPERT_STD / _NODES_PER_LEAST_STD))
+        step = self.bank.equal_step
+        if step is None:
+            return gauss_legendre(self.cell_edges(1), _TRAINING_ORDER)
+        return trapezoid(self.low, self.high, spacing=min(step, LEAST_EXPERT_STD / _NODES_PER_LEAST_STD))
 
     def _log_density(self, u: Tensor) -> Tensor:
         """Return logsumexp_k [log pi_k + sum_q f_{q,k}(u_q) - log Z_{q,k}]: (S, Q) -> (S,)."""
-        return self._log_mixture(u, u.square(), self.bank.features(u))
+        return self._log_mixture(u, u.square(), self.bank.common_features(u))
 
     def _expected_log_density(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return the log-sum-exp of expected energies, <= E log p(u) (Jensen), equal to it for K = 1."""
-        return self._log_mixture(mean, mean.square() + std.square(), self.bank.expected_features(mean, std))
+        return self._log_mixture(mean, mean.square() + std.square(), self.bank.expected_common_features(mean, std))
 
-    def _log_mixture(self, first: Tensor, second: Tensor, radial: Tensor) -> Tensor:
-        """Combine (expected) features u, u^2 and B_g(u), shapes (S, Q), (S, Q), (S, Q, G + 1), to (S,).
+    def _log_mixture(self, first: Tensor, second: Tensor, basis: Tensor) -> Tensor:
+        """Combine (expected) features u, u^2 and B_g(u), shapes (S, Q), (S, Q), (S, Q, size), to (S,).
 
-        f is linear in them, so the joint energies of all K experts are one matrix product.
+        f is linear in them, so the joint energies of all K experts are one matrix product. Where every expert has
+        functions B_g of its own, they come as (S, Q, K, size) and are summed apart.
         """
-        features = torch.cat([first.unsqueeze(-1), second.unsqueeze(-1), radial], -1).flatten(1)
-        matrix = self._energy_weights()
+        gaussian = torch.stack([first, second], -1)
+        if self.bank.basis.is_shared:
+            features, matrix = torch.cat([gaussian, basis], -1), self._energy_weights()
+            constant = self.log_weights() - self._log_integrals(matrix).sum(0)  # (K,)
+        else:
+            features, matrix = gaussian, self._gaussian_weights()
+            own = torch.einsum("sqkg,qkg->sk", basis, self.bank.weights())
+            constant = own + self.log_weights() - (self.log_normalizer() + self._peak()).sum(0)  # (S, K)
         # -m^2 / (2 s^2) is in the energy and in log Z alike: neither needs it.
-        constant = self.log_weights() - self._log_integrals(matrix).sum(0)  # (K,)
-        joint = torch.addmm(constant, features, matrix.transpose(1, 2).flatten(0, 1))
+        joint = torch.addmm(constant, features.flatten(1), matrix.transpose(1, 2).flatten(0, 1))
         return torch.logsumexp(joint, -1)
 
-    def _energy_weights(self) -> Tensor:
-        """Return the weights of u, u^2 and B_g(u) in every f_{q,k} + m^2 / (2 s^2): shape (Q, K, G + 3)."""
+    def _peak(self) -> Tensor:
+        """Return m^2 / (2 s^2), shape (Q, K)."""
+        return 0.5 * (self.means / self.stds).square()
+
+    def _gaussian_weights(self) -> Tensor:
+        """Return the weights of u and u^2 in every f_{q,k}: shape (Q, K, 2)."""
         precision = self.stds.square().reciprocal()
-        linear = (self.means * precision).unsqueeze(-1)
-        return torch.cat([linear, -0.5 * precision.unsqueeze(-1), self.bank.weights()], -1)
+        return torch.stack([self.means * precision, -0.5 * precision], -1)
+
+    def _energy_weights(self) -> Tensor:
+        """Return the weights of u, u^2 and B_g(u) in every f_{q,k} + m^2 / (2 s^2): shape (Q, K, size + 2)."""
+        return torch.cat([self._gaussian_weights(), self.bank.weights()], -1)
 
     def _log_integrals(self, matrix: Tensor) -> Tensor:
-        """Return log Z_{q,k} + m^2 / (2 s^2) from `_energy_weights`: shape (Q, K, G + 3) -> (Q, K).
+        """Return log Z_{q,k} + m^2 / (2 s^2) from `_energy_weights`: shape (Q, K, size + 2) -> (Q, K).
 
         All Q x K functions on all nodes are one matrix product, the quadrature's weights its bias.
         """
-        nodes = self._nodes.to(matrix)
+        rule = self._current_rule()
+        nodes = rule.nodes.to(matrix)
         features = torch.cat([nodes[:, None], nodes.square()[:, None], self.bank.features(nodes)], -1)
-        values = torch.addmm(self._log_node_weights.to(matrix), matrix.flatten(0, 1), features.T)
+        values = torch.addmm(rule.log_weights.to(matrix), matrix.flatten(0, 1), features.T)
         return torch.logsumexp(values, -1).reshape(matrix.shape[:2])
 
     def _sample(self, num: int, rng: torch.Generator) -> Tensor:

@@ -100,7 +100,9 @@ class KanGenerator(nn.Module):
         channels, height, width = image_shape
         widths = (num_latents, *config.hidden, channels * height * width)
         pairs = pairwise(widths)
-        self.layers = nn.ModuleList(KanLayer(a, b, grid_size=config.grid_size) for a, b in pairs)
+        self.layers = nn.ModuleList(
+            KanLayer(a, b, grid_size=config.grid_size, basis=config.basis, base=config.base) for a, b in pairs
+        )
 
     def logits(self, latent: Tensor) -> Tensor:
         """Return the image before the sigmoid: shape (N, Q) -> (N, C, H, W)."""
@@ -114,7 +116,7 @@ class KanGenerator(nn.Module):
 
     @torch.no_grad()
     def refit_grids(self, latent: Tensor) -> list[nn.Parameter]:
-        """Move every layer's knots to where its inputs lie, keeping its functions, first layer first.
+        """Move the knots of every layer that has any to where its inputs lie, keeping its functions, first layer first.
 
         Args:
             latent: Generator inputs to follow, shape (N, Q).
@@ -124,8 +126,8 @@ class KanGenerator(nn.Module):
         """
         changed = []
         for layer in cast(Iterable[KanLayer], self.layers):
-            layer.refit(latent)
-            changed.append(layer.coefficients)
+            if layer.refit(latent):
+                changed.append(layer.coefficients)
             latent = layer(latent)
         return changed
 

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.experts import draw_experts
-from kaem_train.model.quadrature import trapezoid
+from kaem_train.model.quadrature import gauss_legendre, trapezoid
 from kaem_train.model.reference import log_reference
 from kaem_train.sections import PriorConfig
 
-_NODES_PER_KNOT = 4
+_LARGEST_CELL = 3.0
+_LARGEST_STEP = 0.5
+_TRAINING_ORDER = 8
 
 
 class LinearFrames(nn.Module):
@@ -81,7 +83,7 @@ class OwnFramesPrior(AbstractPrior):
     """
 
     variant = "experts"
-    _sampling_cells_per_knot = 4
+    _sampling_cells = 4
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
@@ -154,7 +156,14 @@ class OwnFramesPrior(AbstractPrior):
             z[chosen] = self.frames.offset[k].double() + u[chosen] @ self.frames.matrix[k].double().T
         return z
 
+    @property
+    def cell(self) -> float:
+        """See `AbstractPrior`; the Gaussian reference, of deviation 1, is resolved too."""
+        return min(self.bank.cell, _LARGEST_CELL)
+
     def _training_rule(self) -> tuple[Tensor, Tensor]:
-        # As for the other experts: smooth functions that vanish at both ends.
-        spacing = float(self.bank.centers.diff().max()) / _NODES_PER_KNOT
-        return trapezoid(self.low, self.high, spacing=spacing)
+        step = self.bank.equal_step
+        if step is None:
+            return gauss_legendre(self.cell_edges(1), _TRAINING_ORDER)
+        # As for the other experts: on functions that vanish at both ends, equal steps are the best rule.
+        return trapezoid(self.low, self.high, spacing=min(step, _LARGEST_STEP))

@@ -8,7 +8,7 @@ of one global rule are not F at its nodes: they lag by half a weight.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,14 +20,14 @@ LogDensity = Callable[[Tensor], Tensor]
 """Maps nodes, shape (M,) float64, to unnormalised log densities, shape (..., M)."""
 
 
-def cell_edges(low: float, high: float, knots: Tensor, breaks: Iterable[float] = (), *, cells_per_knot: int) -> Tensor:
+def cell_edges(
+    low: float, high: float, knots: Sequence[float], breaks: Iterable[float] = (), *, widest: float
+) -> Tensor:
     """Return ascending cell boundaries over [low, high], shape (E,), float64.
 
-    Every knot and break inside the domain is an edge; between two of them, and from the outer knots to the
-    ends of the domain, the cells are at most one `cells_per_knot`-th of the largest knot spacing wide.
+    Every knot and break inside the domain is an edge; no cell is wider than `widest`.
     """
-    knots = knots.detach().to("cpu", torch.float64)
-    inside = {float(point) for point in (*knots.tolist(), *breaks) if low < point < high}
+    inside = {float(point) for point in (*knots, *breaks) if low < point < high}
     points = [low, *sorted(inside), high]
     # Knots from float32 grids sit a rounding error beside a break (0.0) or an end; such slivers are merged.
     tolerance = 1e-6 * (high - low)
@@ -38,7 +38,6 @@ def cell_edges(low: float, high: float, knots: Tensor, breaks: Iterable[float] =
             merged.append(point)
         elif point in exact:
             merged[-1] = point
-    widest = float(knots.diff().max()) / cells_per_knot
     pieces = []
     for start, end in pairwise(merged):
         count = max(1, round((end - start) / widest + 0.499))

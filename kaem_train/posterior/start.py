@@ -71,8 +71,9 @@ def start_marginals(prior: MixturePrior | IndependentPrior, latents: Tensor) -> 
     if prior.reference.is_learnable:
         prior.reference.start(means, stds)
         return
-    low, high = float(prior.bank.centers[0]), float(prior.bank.centers[-1])
-    nodes = torch.linspace(low, high, 8 * len(prior.bank.centers), dtype=torch.float64)
+    low, high = prior.bank.range
+    # Eight to a cell, and to half a cell beyond either end.
+    nodes = torch.linspace(low, high, 8 * (round((high - low) / prior.bank.cell) + 1), dtype=torch.float64)
     log_normal = log_reference("gaussian", (nodes - means.unsqueeze(-1)) / stds.unsqueeze(-1))
     targets = log_normal - prior.reference.nodes(nodes)
     importance = log_normal.exp() + 1e-9

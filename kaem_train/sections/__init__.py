@@ -2,6 +2,7 @@
 
 from kaem_train.sections.data import DataConfig
 from kaem_train.sections.diffusion import DiffusionConfig
+from kaem_train.sections.functions import BaseActivation, BasisName
 from kaem_train.sections.generator import GeneratorConfig, first_size_and_doublings
 from kaem_train.sections.latent_ebm import LatentEbmConfig
 from kaem_train.sections.posterior import PosteriorConfig
@@ -11,6 +12,8 @@ from kaem_train.sections.training import TrainingConfig
 
 __all__ = [
     "LEAST_EXPERT_STD",
+    "BaseActivation",
+    "BasisName",
     "DataConfig",
     "DiffusionConfig",
     "GeneratorConfig",

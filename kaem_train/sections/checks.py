@@ -29,3 +29,9 @@ def require_range(low_name: str, low: float, high_name: str, high: float) -> Non
     """Raise `ConfigError` unless both are finite and `low` < `high`."""
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ConfigError(f"{low_name} = {low} is not below {high_name} = {high}")
+
+
+def require_decay(name: str, value: float) -> None:
+    """Raise `ConfigError` unless 0 < `value` <= 1."""
+    if not 0.0 < value <= 1.0:
+        raise ConfigError(f"{name} = {value} is outside (0, 1]")

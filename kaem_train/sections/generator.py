@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least, require_at_most
+from kaem_train.sections.checks import require_at_least, require_at_most, require_decay
+from kaem_train.sections.functions import BaseActivation, BasisName, least_grid_size
 
 _MOST_WIDTH = 65_536
 
@@ -23,7 +24,9 @@ class GeneratorConfig:
         latent_concat: CNN: whether the latent vector, repeated at every pixel, joins the input of every convolution
             after the first.
         hidden: KAN: widths of the hidden layers; empty gives the single layer of eq. 30.
-        grid_size: KAN: G, intervals of each layer's grid.
+        basis: KAN: family of the functions B_g, as `prior.basis`.
+        base: KAN: base activation b of the term w_b b(x).
+        grid_size: KAN: G, which counts what `prior.grid_size` counts, for each layer.
         refit_interval: KAN: updates between the first two grid refits; 0 keeps the first refit only.
         refit_decay: KAN: the interval f grows to floor(f (2 - decay)^i) after the refit at update i.
     """
@@ -33,13 +36,15 @@ class GeneratorConfig:
     channels: tuple[int, ...] = ()
     latent_concat: bool = False
     hidden: tuple[int, ...] = ()
+    basis: BasisName = "rbf"
+    base: BaseActivation = "silu"
     grid_size: int = 20
     refit_interval: int = 100
     refit_decay: float = 0.999
 
     def __post_init__(self) -> None:
         require_at_least("dense", self.dense, 0)
-        require_at_least("grid_size", self.grid_size, 2)
+        require_at_least("grid_size", self.grid_size, least_grid_size(self.basis))
         require_at_most("dense", self.dense, _MOST_WIDTH)
         require_at_most("grid_size", self.grid_size, 4096)
         require_at_least("refit_interval", self.refit_interval, 0)
@@ -53,8 +58,7 @@ class GeneratorConfig:
                 f"latent_concat = True does not suit kind = {self.kind!r}, which has no feature maps",
                 hint="set generator.latent_concat=false or generator.kind=cnn",
             )
-        if not 0.0 < self.refit_decay <= 1.0:
-            raise ConfigError(f"refit_decay = {self.refit_decay} is outside (0, 1]")
+        require_decay("refit_decay", self.refit_decay)
 
 
 def first_size_and_doublings(image_shape: tuple[int, ...]) -> tuple[int, int]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least, require_at_most, require_range
+from kaem_train.sections.checks import require_at_least, require_at_most, require_decay, require_range
+from kaem_train.sections.functions import WITHOUT_KNOTS, BaseActivation, BasisName, least_grid_size
 
 LEAST_EXPERT_STD = math.exp(-2.0)
 """Smallest deviation of an expert's Gaussian part; every quadrature of experts resolves it."""
@@ -31,13 +32,21 @@ class PriorConfig:
             (domain in (0, inf), say [0.001, 8]), `uniform` (exactly on [0, 1]) or `none` (constant on the grid range).
         low: Lower end of the domain on which the density is defined.
         high: Upper end of that domain.
-        grid_low: First knot of the radial basis functions.
-        grid_high: Last knot.
-        grid_size: G, intervals between the knots; there are G + 1 functions.
+        basis: Family of the functions B_g: `rbf` (Gaussians), `rswaf` (1 - tanh^2), `bspline` (cubic), `fourier`,
+            `chebyshev` or `morlet` (wavelets).
+        grid_low: First knot (rbf, rswaf, bspline); lower end of where wavelets start (morlet); else unused.
+        grid_high: Last knot; upper end of where wavelets start.
+        grid_size: G: intervals between the knots (rbf, rswaf: G + 1 functions; bspline: G + 3), frequencies
+            (fourier: 2 G + 1 functions), highest degree (chebyshev: G + 1), or wavelets of each energy (morlet: 1 is
+            the paper's reading, 8 a useful bank).
         base: Activation b of the term w_b b(z); `none` leaves the term at zero.
         train_proportions: Whether the weights of components or experts are trained; false keeps them equal.
         u_sharing: Independent variant: `per_qp` samples every latent from its own uniform, `per_p` shares u_p over q
             (eq. 13), which the density (eq. 15) knows nothing of.
+        refit_interval: Updates between the first two refits of grid and domain; 0 never refits.
+        refit_decay: The interval f grows to floor(f (2 - decay)^i) after the refit at update i.
+        grid_update_ratio: Of new knots: 1 spaces them equally, 0 puts them on quantiles of the latents (0.05 in the
+            paper). Functions of one width lose their shape on uneven knots.
     """
 
     variant: Literal["mixture", "independent", "experts"] = "mixture"
@@ -50,14 +59,22 @@ class PriorConfig:
     grid_low: float = -4.0
     grid_high: float = 4.0
     grid_size: int = 20
-    base: Literal["none", "silu", "relu"] = "none"
+    basis: BasisName = "rbf"
+    base: BaseActivation = "none"
+    refit_interval: int = 0
+    refit_decay: float = 0.999
+    grid_update_ratio: float = 1.0
     train_proportions: bool = True
     u_sharing: Literal["per_qp", "per_p"] = "per_qp"
 
     def __post_init__(self) -> None:
         require_at_least("num_latents", self.num_latents, 1)
         require_at_least("num_components", self.num_components, 1)
-        require_at_least("grid_size", self.grid_size, 2)
+        require_at_least("grid_size", self.grid_size, least_grid_size(self.basis))
+        require_at_least("refit_interval", self.refit_interval, 0)
+        require_decay("refit_decay", self.refit_decay)
+        if not 0.0 <= self.grid_update_ratio <= 1.0:
+            raise ConfigError(f"grid_update_ratio = {self.grid_update_ratio} is outside [0, 1]")
         # Far beyond use. Experts start at as many clusters of 8192 encoded images; the product bounds the memory.
         for name, most in (("num_latents", 8192), ("num_components", 8192), ("grid_size", 4096)):
             require_at_most(name, getattr(self, name), most)
@@ -81,6 +98,12 @@ class PriorConfig:
             raise ConfigError(
                 f"frame = 'own' gives every expert a frame, and variant = {self.variant!r} has none",
                 hint="set prior.variant=experts, or prior.frame=global",
+            )
+        if self.refit_interval and self.reference == "uniform" and self.basis in WITHOUT_KNOTS:
+            raise ConfigError(
+                f"refit_interval = {self.refit_interval} has nothing to refit: basis = {self.basis!r} has no knots, "
+                "and the domain of the uniform reference is fixed",
+                hint="set prior.refit_interval=0",
             )
         if self.variant == "experts":
             self._check_experts()

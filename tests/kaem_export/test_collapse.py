@@ -5,7 +5,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
-from models import VARIANTS, random_model
+from models import MORE_FUNCTIONS, VARIANTS, random_model
 
 from kaem.errors import ArtifactError
 from kaem_export.collapse import collapse, component_distributions, expert_distributions, expert_marginals
@@ -60,9 +60,9 @@ def test_flat_energies_of_the_gaussian_reference_sum_to_a_wider_gaussian():
     assert np.abs(found - scipy.stats.norm(0, 2).cdf(x)).max() < 1e-6
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *MORE_FUNCTIONS])
 def test_the_collapsed_cdf_agrees_with_the_independent_oracle(variant):
-    config, model = random_model(*VARIANTS[variant])
+    config, model = random_model(*(VARIANTS | MORE_FUNCTIONS)[variant])
     oracle = LatentOracle(model.state_dict(), config.prior)
     if isinstance(model.prior, ExpertsPrior):
         distributions = expert_distributions(model.prior)
@@ -80,6 +80,19 @@ def test_the_collapsed_cdf_agrees_with_the_independent_oracle(variant):
         assert np.all(np.diff(cdf) >= 0)
         probes = np.linspace(0, len(edges) - 1, 400).astype(int)
         assert np.abs(oracle.cdf(q, edges[probes]) - cdf[probes]).max() < 5e-6
+
+
+@pytest.mark.parametrize("variant", ["splines", "uniform sum of three", "experts", "many waves, tanh"])
+def test_a_grid_and_a_domain_that_were_refitted_are_those_of_the_oracle(variant):
+    config, model = random_model(*(VARIANTS | MORE_FUNCTIONS)[variant], "prior.refit_interval=9", amplitude=0.5)
+    before = model.prior.low
+    model.prior.refit_grid(model.prior.sample(500, torch.Generator().manual_seed(0)))
+    assert (model.prior.low < before) == (variant == "splines")
+    oracle = LatentOracle(model.state_dict(), config.prior)
+    is_experts = isinstance(model.prior, ExpertsPrior)
+    distributions = expert_distributions(model.prior) if is_experts else collapse(model.prior)
+    for q, (edges, cdf) in enumerate(zip(distributions.edges, distributions.cdf, strict=True)):
+        assert np.abs(oracle.cdf(q, edges[::40]) - cdf[::40]).max() < 5e-6
 
 
 def test_the_marginals_of_experts_are_those_of_their_samples():

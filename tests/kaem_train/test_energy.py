@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from kaem_train.model.bases import build_basis
 from kaem_train.model.energy import UnivariateBank
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
+def _basis(name, grid_size):
+    return build_basis(name, grid_size, grid=(-2.0, 2.0), domain=(-3.0, 3.0))
+
+
 def _bank(base="none", num_latents=4, num_components=3):
     torch.manual_seed(0)
-    bank = UnivariateBank(num_latents, num_components, low=-2.0, high=2.0, grid_size=7, base=base)
+    bank = UnivariateBank(num_latents, num_components, _basis("rbf", 7), base=base)
     with torch.no_grad():
         for parameter in bank.parameters():
             parameter.copy_(torch.randn_like(parameter))

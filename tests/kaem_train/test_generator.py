@@ -111,6 +111,25 @@ def test_a_row_does_not_depend_on_its_batch(generator):
         assert torch.allclose(generator(latent)[3:4], generator(latent[3:4]), atol=1e-6)
 
 
+@pytest.mark.parametrize("base", ["silu", "none"])
+@pytest.mark.parametrize("basis", ["rbf", "rswaf", "bspline", "fourier", "chebyshev", "morlet"])
+def test_a_layer_sums_its_univariate_functions_whatever_they_are(basis, base, float64):
+    torch.manual_seed(0)
+    layer = KanLayer(3, 4, grid_size=5, basis=basis, base=base)
+    x = torch.rand(6, 3) - 0.5
+    outputs = layer(x)
+    outputs.square().sum().backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in layer.parameters())
+    # phi_oi(x_i) alone, from differences; the sum over inputs must give the layer.
+    zero = torch.zeros(6, 3)
+    parts = torch.stack([torch.where(torch.arange(3) == i, x, zero) for i in range(3)])
+    alone = layer(parts.flatten(0, 1)).unflatten(0, (3, 6)) - layer(zero)
+    assert torch.allclose(layer(zero) + alone.sum(0), outputs, atol=1e-12)
+    before, has_knots = layer(x).detach(), basis in ("rbf", "rswaf", "bspline")
+    assert layer.refit(x) is has_knots
+    assert has_knots or torch.equal(layer(x), before)
+
+
 def test_every_parameter_learns_from_the_first_update():
     for generator, num in ((_cnn(dense=9), 6), (_kan(), 5)):
         generator(torch.randn(4, num)).square().sum().backward()

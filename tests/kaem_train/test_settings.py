@@ -53,6 +53,12 @@ def test_a_strict_preset_has_one_energy_per_latent_and_is_otherwise_its_parent()
         ("prior.low=-3.5", "reaches outside the domain"),
         ("prior.frame=local", "one of: none, global"),
         ("prior.grid_size=1", "grid_size = 1"),
+        ("prior.basis=bsplin", "did you mean 'bspline'"),
+        ("prior.refit_interval=-1", "refit_interval = -1"),
+        ("prior.refit_decay=0", "refit_decay = 0"),
+        ("prior.grid_update_ratio=2", "outside [0, 1]"),
+        ("generator.basis=wavelet", "morlet"),
+        ("generator.base=sin", "silu"),
         ("prior.num_latents=0", "num_latents = 0"),
         ("generator.channels=[8, 8]", r"need 1"),
         ("generator.channels=[0]", "below 1"),
@@ -103,6 +109,11 @@ def test_the_encoder_takes_a_learnable_gaussian_and_refuses_a_lognormal():
     ("overrides", "hint"),
     [
         (["prior.variant=experts", "prior.base=silu"], "set prior.base=none"),
+        (
+            ["prior.reference=uniform", "prior.basis=fourier", "prior.refit_interval=9", "posterior.kind=importance"]
+            + [f"prior.{name}" for name in ("low=0", "high=1", "grid_low=0", "grid_high=1")],
+            "prior.refit_interval=0",
+        ),
         (["prior.variant=independent", "prior.frame=global"], "prior.num_components=1"),
         (["prior.frame=global", "posterior.kind=importance"], "posterior.kind=amortized"),
         (["prior.reference=learnable_gaussian", "prior.low=-1", "prior.grid_low=-1"], "prior.low=-6 and prior.high=6"),

@@ -71,6 +71,26 @@ RUNS = {
         "posterior.kind=langevin",
         "posterior.num_steps=3",
     ),
+    "refits of the prior's grid": (
+        "generator.kind=kan",
+        "generator.hidden=[6]",
+        "generator.basis=bspline",
+        "generator.refit_interval=4",
+        "prior.basis=bspline",
+        "prior.refit_interval=3",
+        "prior.grid_update_ratio=0.5",
+    ),
+    "wavelets, importance": (
+        "prior.basis=morlet",
+        "prior.grid_size=3",
+        "prior.reference=none",
+        "prior.low=-1.2",
+        "prior.high=1.2",
+        "prior.grid_low=-1.2",
+        "prior.grid_high=1.2",
+        "prior.refit_interval=3",
+        "posterior.kind=importance",
+    ),
     "kan importance": ("generator.kind=kan", "posterior.kind=importance", "prior.variant=independent"),
 }
 

@@ -1,0 +1,26 @@
+"""Base activations b of the term w_b b(z) of a univariate function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kaem_train.sections import BaseActivation
+
+ACTIVATIONS: dict[BaseActivation, Callable[[Tensor], Tensor]] = {
+    "none": torch.zeros_like,
+    "silu": functional.silu,
+    "relu": torch.relu,
+    "leakyrelu": functional.leaky_relu,
+    "gelu": functional.gelu,
+    "tanh": torch.tanh,
+}
+"""By the name of the setting; `leakyrelu` has slope 0.01 below 0, `gelu` is z Phi(z)."""
+
+
+def activation_kinks(base: BaseActivation) -> tuple[float, ...]:
+    """Return the points where b has no derivative; quadrature cells must end there."""
+    return (0.0,) if base in ("relu", "leakyrelu") else ()

@@ -1,0 +1,75 @@
+"""Chebyshev polynomials of a squashed argument.
+
+B_g(z) = T_g(tanh(z) / 1.001) for g = 0..G, by their recurrence: cos(g acos x) has no derivative at |x| = 1. The sum
+has no factor w_s in front.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kaem_train.model.bases.protocol import Tensors
+
+_SQUASH = 1.001
+_CELLS_PER_WAVE = 5.0
+_WIDEST_CELL = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ChebyshevBasis:
+    """G + 1 polynomials; trains nothing beside their coefficients; no knots.
+
+    Attributes:
+        grid_size: G, the highest degree.
+        low: Lower end of the domain.
+        high: Upper end.
+    """
+
+    grid_size: int
+    low: float
+    high: float
+    knots_name = None
+    tensor_names = ()
+    is_shared = True
+    is_scaled = False
+
+    @property
+    def size(self) -> int:
+        """G + 1."""
+        return self.grid_size + 1
+
+    def parameters(self, functions: tuple[int, ...]) -> dict[str, Tensor]:
+        """See `Basis`."""
+        return {}
+
+    def buffers(self, rows: tuple[int, ...]) -> dict[str, Tensor]:
+        """See `Basis`."""
+        return {}
+
+    def first_coefficients(self, functions: tuple[int, int]) -> Tensor:
+        """Draw c ~ N(0, 1 / (I (G + 1))^2)."""
+        return torch.randn(*functions, self.size) / (functions[1] * self.size)
+
+    def features(self, z: Tensor, tensors: Tensors) -> Tensor:
+        """See `Basis`: T_(g+1) = 2 x T_g - T_(g-1)."""
+        x = torch.tanh(z) / _SQUASH
+        polynomials = [torch.ones_like(x), x]
+        while len(polynomials) < self.size:
+            polynomials.append(2.0 * x * polynomials[-1] - polynomials[-2])
+        return torch.stack(polynomials, -1)
+
+    def breaks(self, tensors: Tensors) -> tuple[float, ...]:
+        """None: the functions are smooth everywhere."""
+        return ()
+
+    def cell(self, tensors: Tensors) -> float:
+        """See `Basis`: T_g(tanh z) is about cos(g theta) with |d theta / dz| <= 1."""
+        return min(_WIDEST_CELL, 2.0 * math.pi / (_CELLS_PER_WAVE * self.grid_size))
+
+    def equal_step(self, tensors: Tensors) -> float | None:
+        """See `Basis`."""
+        return None

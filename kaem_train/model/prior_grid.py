@@ -1,0 +1,103 @@
+"""Where the grid and the domain of a prior follow its latents (section 2.4 of the method)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kaem_train.model.bases import mixed_knots
+
+_TAIL = 0.001
+_MARGIN = 0.1
+_LARGEST_GROWTH = 1.0
+_FITTED_SAMPLES = 1024
+_FITTED_PER_KNOT = 8
+_SHARE_OF_SAMPLES = 0.9
+_SHARE_OF_ALL = 1e-3
+
+Range = tuple[float, float]
+
+
+def used_range(samples: Tensor, domain: Range) -> Range:
+    """Return [q_0.001 - 0.1 w, q_0.999 + 0.1 w], w = q_0.999 - q_0.001, as far as it lies in the domain."""
+    low, high = _margins(samples)
+    return max(low, domain[0]), min(high, domain[1])
+
+
+def grown_domain(samples: Tensor, domain: Range, first: Range) -> Range:
+    """Return the domain that also holds the samples: it grows where they come near its ends and never shrinks.
+
+    a <- min(a, q_0.001 - 0.1 w), b <- max(b, q_0.999 + 0.1 w), w = q_0.999 - q_0.001, and neither end moves by
+    more than the length of the first domain in all.
+
+    Args:
+        samples: Any shape.
+        domain: Its ends now.
+        first: Its ends in the configuration.
+    """
+    low, high = _margins(samples)
+    reach = _LARGEST_GROWTH * (first[1] - first[0])
+    return max(min(domain[0], low), first[0] - reach), min(max(domain[1], high), first[1] + reach)
+
+
+def grid_knots(samples: Tensor, num_intervals: int, ratio: float, ends: Range) -> Tensor:
+    """Return knots that follow samples between two ends, for functions that all share them.
+
+    Args:
+        samples: Any shape; all latents together.
+        num_intervals: G.
+        ratio: Share of equal spacing, the rest follows quantiles.
+        ends: First and last knot.
+
+    Returns:
+        Shape (G + 1,), ascending.
+    """
+    values = samples.flatten().clamp(*ends)
+    return mixed_knots(torch.cat([values, values.new_tensor(ends)]), num_intervals, ratio)
+
+
+def fit_points(samples: Tensor, num_knots: int, domain: Range) -> tuple[Tensor, int]:
+    """Return points for the refit of coefficients: quantiles of the samples, then the whole domain in equal steps.
+
+    The density is defined on the domain, so the functions must keep their values where no sample is, too.
+
+    Args:
+        samples: Any shape.
+        num_knots: G + 1.
+        domain: Its ends.
+
+    Returns:
+        Points, shape (M,), and how many of them are quantiles.
+    """
+    values = samples.flatten().sort().values
+    ranks = torch.linspace(0, len(values) - 1, min(len(values), _FITTED_SAMPLES)).round().long()
+    everywhere = torch.linspace(*domain, _FITTED_PER_KNOT * num_knots, dtype=values.dtype)
+    return torch.cat([values[ranks].clamp(*domain), everywhere]), len(ranks)
+
+
+def fit_weights(density: Tensor, num_quantiles: int) -> Tensor:
+    """Return the importance of the points of `fit_points`.
+
+    Nine tenths go to the quantiles, the rest to the domain in proportion to the density there: an error matters
+    where there is mass. A small share goes to all of the domain, lest mass should arise where there was none.
+
+    Args:
+        density: Of the prior at the points, up to a factor, shape (M,).
+        num_quantiles: How many of the points are quantiles.
+
+    Returns:
+        Shape (M,).
+    """
+    weights = torch.full_like(density, _SHARE_OF_SAMPLES / num_quantiles)
+    everywhere = density[num_quantiles:]
+    share = (1.0 - _SHARE_OF_SAMPLES) * everywhere / everywhere.sum() + _SHARE_OF_ALL / len(everywhere)
+    weights[num_quantiles:] = share
+    return weights
+
+
+def _margins(samples: Tensor) -> Range:
+    values = samples.flatten().double().sort().values
+    tail = int(_TAIL * len(values))
+    lower, upper = float(values[tail]), float(values[-1 - tail])
+    margin = _MARGIN * (upper - lower)
+    return lower - margin, upper + margin
