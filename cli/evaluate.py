@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cli.modules import AllowModule
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -55,6 +57,7 @@ def evaluate(
     ] = True,
     json: Annotated[Path | None, typer.Option("--json", help="Write the whole result to this file.")] = None,
     grid: Annotated[Path | None, typer.Option("--grid", help="Write the first 64 samples, unselected, as PNG.")] = None,
+    allow_modules: AllowModule = None,
 ) -> None:
     """Measure a model: distances to real images, precision and recall, likelihood, reconstruction.
 
@@ -91,7 +94,7 @@ def evaluate(
     check_outputs([grid] if grid else [])
     _check_folders(json, grid)
     words = Console(stderr=True)
-    opened = open_model(model)
+    opened = open_model(model, allow_modules=allow_modules or ())
     with _progress(words) as progress:
         reals = prepare_reals(data_for(opened, str(Path(data).expanduser()) if data else None), options, progress)
         check_shapes(opened, reals)

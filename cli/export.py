@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli.modules import AllowModule
+
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A ckpt.pt written by `kaem train`.")],
@@ -16,6 +18,7 @@ def export(
     image_type: Annotated[
         Literal["float32", "uint8"], typer.Option(help="Element type of the images; uint8 is 4 times smaller.")
     ] = "float32",
+    allow_module: AllowModule = None,
 ) -> None:
     """Compile a checkpoint to one self-contained ONNX file that turns uniform noise into images.
 
@@ -37,7 +40,7 @@ def export(
     console = Console(stderr=True)
     path = out or checkpoint.with_name("model.onnx")
     with console.status(f"compiling {escape(str(checkpoint))}"):
-        manifest = compile_checkpoint(checkpoint, path, image_type=image_type)
+        manifest = compile_checkpoint(checkpoint, path, image_type=image_type, allow_modules=allow_module or ())
     console.print(certificate_table(manifest.certificate))
     console.print(
         f"{manifest.name}: {manifest.noise_dim} uniforms -> {'x'.join(map(str, manifest.image_shape))} "

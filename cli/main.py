@@ -17,6 +17,7 @@ import kaem
 from cli.bench import bench
 from cli.evaluate import evaluate
 from cli.export import export
+from cli.fit_prior import fit_prior
 from cli.info import info
 from cli.sample import sample
 from cli.serve import serve
@@ -63,7 +64,7 @@ _EXTRAS = {
 }
 """The extra that brings each module that a sampling or serving box does without."""
 
-for command in (train, export, verify, serve, sample, bench, info):
+for command in (train, fit_prior, export, verify, serve, sample, bench, info):
     app.command()(command)
 app.command("eval")(evaluate)
 

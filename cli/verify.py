@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from cli.modules import AllowModule
+
 
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An exported model.onnx.")],
     checkpoint: Annotated[Path, typer.Option("--checkpoint", "-c", help="The checkpoint it was exported from.")],
+    allow_module: AllowModule = None,
 ) -> None:
     """Prove that an artifact is what its manifest says: exit 0 when every figure is kept, 1 when one is not.
 
@@ -29,7 +32,7 @@ def verify(
 
     words = Console(stderr=True)
     with words.status(f"measuring {escape(str(artifact))}"):
-        manifest, figures = verify_artifact(artifact, checkpoint)
+        manifest, figures = verify_artifact(artifact, checkpoint, allow_modules=allow_module or ())
     Console().print(certificate_table(figures, earlier=manifest.certificate))
     broken = [figure.name for figure in figures if not figure.is_kept]
     if broken:

@@ -6,7 +6,7 @@ Every figure is recomputed from the artifact and the checkpoint alone, so anyone
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from kaem_export.quantile import U_ERROR_BOUND
 from kaem_export.shared_certificate import shared_u_error
 from kaem_train.checkpoint import load_kaem
 from kaem_train.model.kaem import Kaem
+from kaem_train.model.onnx_generator import OnnxGenerator
 from kaem_train.sections import PriorConfig
 from kaem_train.settings import Config
 
@@ -43,12 +44,15 @@ _LOOSEST_U_ERROR_BOUND = 0.05
 _SHARE_MARGIN = 2.0**-20
 
 
-def verify(artifact: Path, checkpoint: Path) -> tuple[Manifest, tuple[Figure, ...]]:
+def verify(
+    artifact: Path, checkpoint: Path, *, allow_modules: Container[str] = ()
+) -> tuple[Manifest, tuple[Figure, ...]]:
     """Measure every figure of an artifact again.
 
     Args:
         artifact: An exported ONNX file.
         checkpoint: The checkpoint it claims to come from.
+        allow_modules: As for `load_model`.
 
     Returns:
         The artifact's manifest and the figures as measured now; the bound of `u_error` is the one that the
@@ -59,7 +63,7 @@ def verify(artifact: Path, checkpoint: Path) -> tuple[Manifest, tuple[Figure, ..
         VerificationError: The artifact was not made from this checkpoint, its graph was changed, or its manifest
             says something that is not so.
     """
-    config, model = load_kaem(checkpoint)
+    config, model = load_kaem(checkpoint, allow_modules=allow_modules)
     with LocalSampler(artifact, workers=1) as sampler:
         manifest = sampler.manifest
         _check_identity(artifact, manifest, fingerprint_weights(model.state_dict()), checkpoint)
@@ -134,7 +138,7 @@ def _probes(oracle: LatentOracle, prior: PriorConfig) -> Iterator[tuple[int, NDA
 
 
 def _parity(sampler: LocalSampler, model: Kaem) -> Figure:
-    """max |onnx - torch| of the images decoded from the same latents."""
+    """max |onnx - torch| of the images decoded from the same latents; of a finished decoder, itself alone."""
     uniform = probe_uniforms(sampler.manifest.noise_dim, _PARITY_ROWS)
     with torch.no_grad():
         expected = model.generator(torch.from_numpy(sampler.latents(uniform))).numpy()
@@ -146,7 +150,9 @@ def _parity(sampler: LocalSampler, model: Kaem) -> Figure:
         name="image_parity",
         value=float(np.abs(images - expected).max()),
         bound=bound,
-        meaning="max |onnx - torch| over images of the same latents, intensities in [0, 1]",
+        meaning="max |onnx - decoder alone| over images of the same latents, both in ONNX Runtime"
+        if isinstance(model.generator, OnnxGenerator)
+        else "max |onnx - torch| over images of the same latents, intensities in [0, 1]",
     )
 
 

@@ -6,6 +6,7 @@ The file appears only when everything has been measured and kept its bound; noth
 from __future__ import annotations
 
 import platform
+from collections.abc import Container
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -41,13 +42,20 @@ from kaem_train.model.prior import IndependentPrior, Prior
 _PLOT_BINS = 64
 
 
-def export(checkpoint: Path, output: Path, *, image_type: ImageType = "float32") -> Manifest:
+def export(
+    checkpoint: Path,
+    output: Path,
+    *,
+    image_type: ImageType = "float32",
+    allow_modules: Container[str] = (),
+) -> Manifest:
     """Compile a checkpoint to one ONNX file that maps uniform noise to images.
 
     Args:
         checkpoint: A file written by training.
         output: Where the artifact goes; an existing file is replaced, but only by a finished and verified one.
         image_type: Element type of the images.
+        allow_modules: As for `load_model`.
 
     Returns:
         The manifest, with its certificate, as written.
@@ -58,7 +66,7 @@ def export(checkpoint: Path, output: Path, *, image_type: ImageType = "float32")
         VerificationError: The compiled graph does not keep a bound of the certificate; no file is written.
     """
     with replacing(output) as draft:  # first of all: an output that cannot be written should not cost a compilation
-        config, model = load_kaem(checkpoint)
+        config, model = load_kaem(checkpoint, allow_modules=allow_modules)
         weights = fingerprint_weights(model.state_dict())
         tables, marginals, promise = _tables(model.prior)
         graph = build_graph(tables, model.generator, image_type, _frame(model.prior))

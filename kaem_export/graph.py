@@ -1,6 +1,7 @@
 """Tables + frame + generator -> one ONNX graph from `uniform` to `image` and `latent`.
 
-The head is written node by node in `head.py`; the generator comes from torch's exporter and is joined at `latent`.
+The head is written node by node in `head.py`; the generator comes from torch's exporter, or is ONNX already, and is
+joined at `latent`.
 """
 
 from __future__ import annotations
@@ -16,16 +17,13 @@ import torch
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from kaem.artifact import MANIFEST_KEY, ImageType, Manifest, fingerprint, write_manifest
+from kaem.errors import ArtifactError
 from kaem_export.experts import ExpertTables
 from kaem_export.head import Constants, Frame, head_nodes
 from kaem_export.quantile import QuantileTables
 from kaem_export.shared import SharedTables
-
-OPSET = 21
-"""Newest opset for which ONNX Runtime's CUDA provider has a kernel for every node used here."""
-
-IR_VERSION = 10
-"""The IR version that belongs to opset 21; newer ones would lock out older runtimes for nothing."""
+from kaem_train.decoder_graph import IR_VERSION, OPSET, finished_decoder, require_own_operators
+from kaem_train.model.onnx_generator import OnnxGenerator
 
 
 def build_graph(
@@ -91,29 +89,44 @@ def _head(nodes: list[onnx.NodeProto], constants: Constants, noise_dim: int, lat
 
 
 def _generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
-    """Export the generator with a free batch dimension; every name gets the prefix `generator_`, the output none."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # the exporter warns about its own internals
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            generator.eval().float(),
-            (torch.zeros(2, latent_dim),),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["latent"],
-            output_names=["image"],
-            dynamic_shapes=({0: torch.export.Dim("N")},),
-            external_data=False,
-            verbose=False,
-        )
-    if program is None:
-        raise AssertionError("torch.onnx.export returned no program")
-    model = compose.add_prefix(program.model_proto, "generator_")
+    """Return the generator with a free batch dimension; every name gets the prefix `generator_`, the output none."""
+    if isinstance(generator, OnnxGenerator):
+        model = finished_decoder(generator.file(), latent_dim)
+    else:
+        model = _traced(generator, latent_dim)
+    model = compose.add_prefix(model, "generator_")
     for graph_node in model.graph.node:
         graph_node.output[:] = ["image" if name == "generator_image" else name for name in graph_node.output]
     model.graph.output[0].name = "image"
     model.ir_version = IR_VERSION
     return model
+
+
+def _traced(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # the exporter warns about its own internals
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            program = torch.onnx.export(
+                generator.eval().float(),
+                (torch.zeros(2, latent_dim),),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["latent"],
+                output_names=["image"],
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:  # operations of a user's generator that ONNX lacks
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise ArtifactError(
+            f"torch cannot export the generator to ONNX: {reason}", hint="build it from operations that ONNX has"
+        ) from error
+    if program is None:
+        raise AssertionError("torch.onnx.export returned no program")
+    require_own_operators(program.model_proto, "the generator")
+    return program.model_proto
 
 
 def _append_uint8(model: onnx.ModelProto) -> None:

@@ -13,7 +13,9 @@ Format versions, newest first (bump for a change that an older reader would misr
 from __future__ import annotations
 
 import pickle
+import shlex
 import zipfile
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,15 +149,27 @@ def _finished(content: dict[str, Any] | None) -> FinishedModel | None:
     return FinishedModel(prior=from_mapping(PriorConfig, content["prior"]), model_state=content["model_state"])
 
 
-def load_model(path: Path) -> tuple[Config, Model]:
+def load_model(path: Path, *, allow_modules: Container[str] = ()) -> tuple[Config, Model]:
     """Return the configuration and the finished model in evaluation mode, without gradients.
 
     Both are those of `Checkpoint.finished` where there is one.
 
+    Args:
+        path: A checkpoint.
+        allow_modules: Names `package.module:ClassName` that may be imported if the checkpoint's generator is one.
+
     Raises:
-        ArtifactError: The file cannot be read as a checkpoint, or its weights do not fit its configuration.
+        ArtifactError: The file cannot be read as a checkpoint, its weights do not fit its configuration, or its
+            generator is a module that is not allowed.
+        ConfigError: That module is allowed and unusable.
     """
     checkpoint = read_checkpoint(path)
+    module = checkpoint.config.generator.module
+    if module and module not in allow_modules:
+        raise ArtifactError(
+            f"the generator in {path} is the class {module!r}, and importing it would run its code",
+            hint=f"if you trust that code, allow it: --allow-module {shlex.quote(module)}",
+        )
     config, state = checkpoint.config, checkpoint.model_state
     if checkpoint.finished is not None:
         config, state = replace(config, prior=checkpoint.finished.prior), checkpoint.finished.model_state
@@ -169,13 +183,13 @@ def load_model(path: Path) -> tuple[Config, Model]:
     return config, model.eval().requires_grad_(False)
 
 
-def load_kaem(path: Path) -> tuple[Config, Kaem]:
+def load_kaem(path: Path, *, allow_modules: Container[str] = ()) -> tuple[Config, Kaem]:
     """Return what `load_model` does, of a family whose prior is a product of univariate densities.
 
     Raises:
         ArtifactError: As of `load_model`, or the model is of another family.
     """
-    config, model = load_model(path)
+    config, model = load_model(path, allow_modules=allow_modules)
     if not isinstance(model, Kaem):
         raise ArtifactError(
             f"{path} holds a model of the family {config.family}, which has no compiled form yet",

@@ -20,6 +20,7 @@ Purpose = Literal[
     "held-out bound",
     "evaluation samples",
     "reconstruction",
+    "latent fit",
 ]
 
 

@@ -29,6 +29,7 @@ from kaem_train.interrupt import stop_request
 from kaem_train.model.generator import KanGenerator, refit_steps
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import weight_penalty
+from kaem_train.model.user_module import build_user_module
 from kaem_train.optimisation import build_optimiser, first_not_finite, set_rates
 from kaem_train.posterior import InfersLatents, Posterior
 from kaem_train.refit import refit_prior
@@ -110,12 +111,13 @@ def check_trainable(config: Config, dataset: Dataset) -> None:
     """Check that a configuration has the library and the images it needs, before anything is made or replaced.
 
     Raises:
-        ConfigError: Frames that only encoded images can start, and no encoder.
+        ConfigError: Frames that only encoded images can start, and no encoder; or a generator that cannot train.
         DataError: Fewer images than one batch, or than the experts that start from them.
         ModuleNotFoundError: The family needs a library that is not installed.
     """
     if config.family == "ddpm":
         import_module("diffusers")
+    _check_generator(config)
     if config.prior.frame == "own" and not config.posterior.has_encoder:
         # Not a rule of Config: a refit gives such a prior to a model trained with any posterior.
         raise ConfigError(
@@ -133,6 +135,16 @@ def check_trainable(config: Config, dataset: Dataset) -> None:
             f"{len(dataset.train)} training images cannot start {config.prior.num_components} experts",
             hint="lower prior.num_components",
         )
+
+
+def _check_generator(config: Config) -> None:
+    if config.generator.kind == "onnx":
+        raise ConfigError(
+            "generator.kind = 'onnx' is a finished decoder, which is not trained",
+            hint="fit a prior to its latents with kaem fit-prior, or train a generator.kind=module",
+        )
+    if config.generator.kind == "module":
+        build_user_module(config.generator.module, config.prior.num_latents, config.data.image_shape)
 
 
 class Trainer:

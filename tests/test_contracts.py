@@ -50,7 +50,7 @@ def test_every_module_of_kaem_and_serve_imports_where_torch_is_blocked():
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["export"], ["verify"], ["serve"], ["sample"], ["bench"], ["info"], ["eval"]],
+    [[], ["train"], ["fit-prior"], ["export"], ["verify"], ["serve"], ["sample"], ["bench"], ["info"], ["eval"]],
     ids=" ".join,
 )
 def test_help_loads_nothing_heavy(command):

@@ -41,6 +41,11 @@ def load_dataset(config: DataConfig, *, progress: Progress = lambda _done, _tota
     Raises:
         DataError: Files are not given, missing, corrupt, empty, or of another type or shape than configured.
     """
+    if config.source == "latents":
+        raise DataError(
+            "data.source = 'latents' stands for a prior that was fitted to latents; it has no images",
+            hint="give images with --data PATH",
+        )
     if config.source == "digits":
         origin, found = _checked(_embedded_digits(), config)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,15 @@ class ExportedModel:
             yield to_uint8(chunk.images)
 
 
-def open_model(path: Path) -> TrainedModel | ExportedModel:
+def open_model(path: Path, *, allow_modules: Container[str] = ()) -> TrainedModel | ExportedModel:
     """Open a checkpoint, or an artifact where the name ends in .onnx.
 
+    Args:
+        path: Of the file.
+        allow_modules: Generator classes that may be imported, see `load_model`.
+
     Raises:
-        ArtifactError: The file is missing, damaged or neither.
+        ArtifactError: The file is missing, damaged or neither, or its generator is a class that is not allowed.
         BackendError: ONNX Runtime cannot run the artifact.
     """
     if path.suffix == ".onnx":
@@ -103,7 +107,7 @@ def open_model(path: Path) -> TrainedModel | ExportedModel:
             data=_data_of(manifest.config.get("data")),
             sampler=sampler,
         )
-    _, model = load_model(path)
+    _, model = load_model(path, allow_modules=allow_modules)
     checkpoint = read_checkpoint(path)
     if not isinstance(model, Kaem):
         return _without_likelihood(path, checkpoint, model)

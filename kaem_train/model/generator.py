@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.model.kan import KanLayer
+from kaem_train.model.onnx_generator import OnnxGenerator
+from kaem_train.model.user_module import build_user_module
 from kaem_train.sections import GeneratorConfig, first_size_and_doublings
 
 _SLOPE = 0.2
@@ -132,11 +134,16 @@ class KanGenerator(nn.Module):
         return changed
 
 
-Generator = CnnGenerator | KanGenerator
+def build_generator(num_latents: int, image_shape: tuple[int, ...], config: GeneratorConfig) -> nn.Module:
+    """Return the configured generator with freshly drawn parameters; an `onnx` one is still without its decoder.
 
-
-def build_generator(num_latents: int, image_shape: tuple[int, ...], config: GeneratorConfig) -> Generator:
-    """Return the configured generator with freshly drawn parameters."""
+    Raises:
+        ConfigError: The user's own module is unusable.
+    """
+    if config.kind == "module":
+        return build_user_module(config.module, num_latents, image_shape)
+    if config.kind == "onnx":
+        return OnnxGenerator()
     kind = CnnGenerator if config.kind == "cnn" else KanGenerator
     return kind(num_latents, image_shape, config)
 

@@ -14,7 +14,8 @@ class DataConfig:
     """Which images to train on.
 
     Attributes:
-        source: `digits` is the set of real handwritten digits embedded in scikit-learn; `files` reads `path`.
+        source: `digits` is the set of real handwritten digits embedded in scikit-learn; `files` reads `path`;
+            `latents` stands where no images were seen, in checkpoints of `kaem fit-prior`.
         path: A file, folder or archive, or `hf:OWNER/NAME`; its kind is told from what it is; `files` only.
         image_shape: (C, H, W) of one image; data of another shape is refused unless the next three say how to fit it.
         crop: Side in pixels of the square that is cut from the centre of every image; 0 cuts nothing.
@@ -25,7 +26,7 @@ class DataConfig:
         augment_flip: Mirror every training image left to right with probability one half.
     """
 
-    source: Literal["digits", "files"]
+    source: Literal["digits", "files", "latents"]
     path: str = ""
     image_shape: tuple[int, ...]
     crop: int = 0
@@ -51,9 +52,9 @@ class DataConfig:
                 f"crop = {self.crop} does not give the height and width of image_shape = {list(self.image_shape)}",
                 hint="set data.resize=lanczos, or make them equal",
             )
-        if self.source == "digits" and self.path:
+        if self.source != "files" and self.path:
             raise ConfigError(
-                f"path = {self.path!r} is not used by source = 'digits', which is embedded",
+                f"path = {self.path!r} is not used by source = {self.source!r}, which reads no files",
                 hint="leave the path out, or set data.source=files",
             )
 

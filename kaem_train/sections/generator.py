@@ -18,7 +18,10 @@ class GeneratorConfig:
     """The generator G that maps the Q latents to an image with pixels in [0, 1].
 
     Attributes:
-        kind: `cnn` (transposed convolutions) or `kan` (Kolmogorov-Arnold layers, eq. 30-32).
+        kind: `cnn` (transposed convolutions), `kan` (Kolmogorov-Arnold layers, eq. 30-32), `module` (a class of your
+            own) or `onnx` (a finished decoder, which `kaem fit-prior` puts into a checkpoint; not trained).
+        module: Module: `package.module:ClassName`, a `torch.nn.Module` constructed as ClassName(num_latents,
+            image_shape) that maps (N, Q) to images (N, C, H, W) in [0, 1], every row by itself.
         dense: CNN: width of a fully connected layer before the first convolution; 0 leaves it out.
         channels: CNN: channels after each layer but the last, one per doubling of the image size.
         latent_concat: CNN: whether the latent vector, repeated at every pixel, joins the input of every convolution
@@ -31,7 +34,8 @@ class GeneratorConfig:
         refit_decay: KAN: the interval f grows to floor(f (2 - decay)^i) after the refit at update i.
     """
 
-    kind: Literal["cnn", "kan"] = "cnn"
+    kind: Literal["cnn", "kan", "module", "onnx"] = "cnn"
+    module: str = ""
     dense: int = 0
     channels: tuple[int, ...] = ()
     latent_concat: bool = False
@@ -51,6 +55,11 @@ class GeneratorConfig:
         for name, widths in (("channels", self.channels), ("hidden", self.hidden)):
             if any(width < 1 for width in widths):
                 raise ConfigError(f"{name} = {list(widths)} holds a width below 1")
+        if (self.kind == "module") != bool(self.module):
+            raise ConfigError(
+                f"generator.kind = {self.kind!r} does not go with module = {self.module!r}",
+                hint="set both: generator.kind=module and generator.module=package.module:ClassName",
+            )
             if widths and max(widths) > _MOST_WIDTH:
                 raise ConfigError(f"{name} = {list(widths)} holds a width above {_MOST_WIDTH}")
         if self.latent_concat and self.kind != "cnn":

@@ -187,7 +187,7 @@ def test_refitting_leaves_the_global_noise_alone(tiny, digits):
     trainer = Trainer(tiny(*REFIT), digits)
     before = torch.random.get_rng_state()
     trainer.refit()
-    trainer.finished_model()
+    trainer.held_out_bound()
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

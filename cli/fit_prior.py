@@ -1,0 +1,125 @@
+"""`kaem fit-prior`: latents and decoder of any autoencoder -> a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kaem_train.fit_prior import Scores
+
+
+def fit_prior(
+    latents: Annotated[Path, typer.Option(metavar="Z.NPY", help="Latents of the training images, shape (S, Q).")],
+    decoder: Annotated[
+        Path, typer.Option(metavar="DECODER.ONNX", help="Maps (N, Q) or (N, Q, 1, 1) to images (N, C, H, W).")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The checkpoint to write.")] = Path("ckpt.pt"),
+    prior: Annotated[
+        Literal["own-frames", "experts", "mixture", "strict", "independent"],
+        typer.Option(
+            help="own-frames: experts, each in its own axes; experts: in common axes; mixture and strict: univariate "
+            "densities in common axes, several or one per latent; independent: one per latent as it is."
+        ),
+    ] = "own-frames",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="prior.KEY=VALUE", help="Change one setting of the prior, as prior.num_components=16."
+        ),
+    ] = None,
+    pixel_range: Annotated[
+        tuple[float, float], typer.Option(metavar="LOW HIGH", help="Black and white of the decoder; tanh: -1 1.")
+    ] = (0.0, 1.0),
+    holdout: Annotated[
+        float, typer.Option(help="Share of the latents held out: half of them choose, half are scored.")
+    ] = 0.2,
+    updates: Annotated[int, typer.Option(help="Optimiser steps on the energies.")] = 400,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint.")] = False,
+) -> None:
+    """Give a finished autoencoder a KAEM prior: fit one to its latents, keep its decoder as it is.
+
+    The checkpoint goes through `kaem export` and `kaem verify` like one that was trained. Nothing is unpickled: latents
+    are a `.npy` array, best draws of the encoder for the training images, and the decoder is an ONNX file. The number
+    of experts is chosen by held-out likelihood. The written path goes to stdout.
+
+    **Examples**
+
+    `kaem fit-prior --latents z.npy --decoder decoder.onnx -o ckpt.pt`
+
+    `kaem fit-prior --latents z.npy --decoder dcgan.onnx --pixel-range -1 1 --prior strict -o strict.pt`
+
+    `kaem export ckpt.pt -o model.onnx`
+    """
+    import re
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from kaem.errors import ArtifactError, ConfigError
+    from kaem_train.decoder import read_decoder
+    from kaem_train.fit_prior import fit_prior as fit
+    from kaem_train.fit_prior import prior_configs, write_fitted
+    from kaem_train.latents import read_latents
+
+    low, high = pixel_range
+    if not -1e6 < low < high < 1e6:
+        raise ConfigError(f"pixel range {low:g} {high:g} does not ascend", hint="for tanh write --pixel-range -1 1")
+    if updates < 1 or not 0 <= seed < 2**32:
+        raise ConfigError(f"updates = {updates} and seed = {seed}: give at least 1, and a seed in [0, 2^32)")
+    if out.exists() and not force:
+        raise ArtifactError(f"{out} exists already", hint="replace it with --force, or choose another --out")
+    begin = time.perf_counter()
+    console = Console(stderr=True)
+    rows = read_latents(latents, holdout=holdout, seed=seed)
+    num_fitted, num_latents = rows.fitted.shape
+    candidates = prior_configs(prior, num_latents, num_fitted, assignments or [])
+    finished = read_decoder(decoder, rows.fitted.numpy(), pixel_range=pixel_range)
+    console.print(
+        f"{rows.num_rows} latents of {num_latents} numbers, {num_fitted} to fit, {len(rows.choosing)} to choose, "
+        f"{len(rows.scored)} to score; images of {'x'.join(map(str, finished.image_shape))}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("")
+        found = fit(
+            rows,
+            candidates,
+            seed=seed,
+            steps=updates,
+            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        )
+    name = re.sub(r"^\W+|[^\w.-]", "", decoder.stem)[:100] or "decoder"
+    write_fitted(out, found, finished, name=name, seed=seed, steps=updates, fingerprint=rows.fingerprint)
+    console.print(_score_table(found.scores))
+    console.print(
+        f"{found.config.num_components} components, {time.perf_counter() - begin:.0f} s"
+        + (f"; {found.outside:.2%} of the scored latents lie outside its domain" if found.outside else ""),
+        highlight=False,
+    )
+    typer.echo(out)
+
+
+def _score_table(scores: Scores) -> Table:
+    from rich.table import Table
+
+    table = Table(title="held-out mean log p(z), nats", title_justify="left")
+    table.add_column("prior")
+    table.add_column("log p(z)", justify="right")
+    rows = {
+        "N(0, I)": scores.standard_normal,
+        "one Gaussian": scores.full_gaussian,
+        "fitted prior, before its energies": scores.start,
+        "fitted prior": scores.prior,
+    }
+    for name, value in rows.items():
+        table.add_row(name, f"{value:.3f}")
+    return table

@@ -1,0 +1,296 @@
+"""A prior for a finished autoencoder: fitted to its latents by maximum likelihood, then joined to its decoder.
+
+The latents are standardised, z = m + s o z', so that energies meet them on their domain; the fit happens in z', and
+b + W u becomes m + s o b + diag(s) W u, which is exact. A prior without a frame is fitted to z as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from kaem.config import from_mapping, merge, parse_overrides
+from kaem.errors import ConfigError, DataError
+from kaem_train.checkpoint import Checkpoint, write_checkpoint
+from kaem_train.decoder import Decoder
+from kaem_train.density_fit import fit_density, mean_log_density
+from kaem_train.latents import Latents
+from kaem_train.model.kaem import Kaem
+from kaem_train.model.onnx_generator import OnnxGenerator
+from kaem_train.model.prior import Prior, build_prior
+from kaem_train.posterior.start import start_prior
+from kaem_train.sections import DataConfig, GeneratorConfig, PosteriorConfig, PriorConfig, TrainingConfig
+from kaem_train.settings import Config
+from kaem_train.streams import noise_stream
+
+PriorName = Literal["own-frames", "experts", "mixture", "strict", "independent"]
+
+_PRIORS: dict[PriorName, dict[str, Any]] = {
+    "own-frames": {"variant": "experts", "frame": "own"},
+    "experts": {"variant": "experts", "frame": "global"},
+    "mixture": {"variant": "mixture", "frame": "global", "num_components": 8},
+    "strict": {"variant": "mixture", "frame": "global", "num_components": 1},
+    "independent": {"variant": "independent", "frame": "none", "num_components": 1},
+}
+_NUMBERS_OF_EXPERTS = (1, 2, 4, 8, 16, 32, 64)
+_ROWS_PER_EXPERT = 4
+_FALLS_TO_STOP = 2
+_MOST_OUTSIDE = 1e-3
+_RIDGE = 1e-6
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much it is in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Mean log p(z) in nats of latents that no fit has seen.
+
+    Attributes:
+        standard_normal: Of N(0, I), the prior that a variational autoencoder was trained with.
+        full_gaussian: Of one Gaussian with the latents' mean and covariance.
+        start: Of the fitted prior before its energies were: clusters or Gaussian mixtures.
+        prior: Of the fitted prior.
+    """
+
+    standard_normal: float
+    full_gaussian: float
+    start: float
+    prior: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedPrior:
+    """A prior and what it reached.
+
+    Attributes:
+        config: Its section, with the number of experts that was chosen.
+        prior: On the latents as they came.
+        scores: On latents that no fit has seen.
+        outside: Share of the latents that lie outside the domain of every density, where it is 0.
+    """
+
+    config: PriorConfig
+    prior: Prior
+    scores: Scores
+    outside: float
+
+
+def prior_configs(name: PriorName, num_latents: int, num_rows: int, assignments: Iterable[str]) -> list[PriorConfig]:
+    """Return the configurations to try, smallest first: one, or one per number of experts.
+
+    Args:
+        name: Of the kind of prior.
+        num_latents: Q.
+        num_rows: Latents to fit.
+        assignments: `prior.key=value` words of the user.
+
+    Raises:
+        ConfigError: The name or a setting is unknown or wrong, or does not fit latents of an autoencoder.
+    """
+    if name not in get_args(PriorName):
+        raise ConfigError(f"no prior named {name!r}", hint=f"choose one of: {', '.join(get_args(PriorName))}")
+    overrides = parse_overrides(assignments)
+    foreign = sorted(set(overrides) - {"prior"})
+    if foreign:
+        raise ConfigError(f"setting {foreign[0]} does not matter to a prior alone", hint="write --set prior.key=value")
+    chosen = merge({"low": -8.0, "high": 8.0, "num_latents": num_latents, **_PRIORS[name]}, overrides.get("prior", {}))
+    numbers = [chosen["num_components"]] if "num_components" in chosen else _numbers(num_rows)
+    configs = [from_mapping(PriorConfig, {**chosen, "num_components": number}, path="prior") for number in numbers]
+    config = configs[0]
+    if config.num_latents != num_latents:
+        raise ConfigError(f"prior.num_latents = {config.num_latents}, but the latents have {num_latents} numbers")
+    if config.variant == "independent" and config.num_components > 1:
+        raise ConfigError(
+            f"the independent prior sums prior.num_components = {config.num_components} latents, which an autoencoder "
+            "does not tell apart",
+            hint="set prior.num_components=1",
+        )
+    if config.variant == "experts" and config.num_components > num_rows:
+        raise ConfigError(
+            f"{num_rows} latents cannot start prior.num_components = {config.num_components} experts",
+            hint="lower prior.num_components",
+        )
+    return configs
+
+
+def fit_prior(
+    latents: Latents,
+    configs: Iterable[PriorConfig],
+    *,
+    seed: int = 0,
+    steps: int = 400,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> FittedPrior:
+    """Fit the best of some priors to latents.
+
+    The number of experts is chosen by the held-out likelihood of the starts, in the order given, until it has fallen
+    twice; then the energies of the best start are fitted.
+
+    Args:
+        latents: Of any autoencoder.
+        configs: Priors to try.
+        seed: Of everything random.
+        steps: Of Adam.
+        progress: Told as work goes on.
+
+    Raises:
+        DataError: A prior without a frame cannot hold the latents on its domain.
+    """
+    mean, std = latents.fitted.mean(0), latents.fitted.std(0)
+    candidates = list(configs)
+    if candidates[0].frame == "none":
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)
+    shape = (
+        (-1, latents.fitted.shape[1]) if candidates[0].variant != "independent" else (-1, latents.fitted.shape[1], 1)
+    )
+    fitted, choosing = (((part - mean) / std).reshape(shape) for part in (latents.fitted, latents.choosing))
+    if candidates[0].frame == "none":
+        _require_inside(fitted, candidates[0])
+    config, prior = _best_start(candidates, fitted, choosing, seed, progress)
+    scored = latents.scored.reshape(shape)
+
+    def score(prior: Prior) -> float:
+        # log p(z) = log p(z') - sum log s
+        return mean_log_density(prior, (scored - mean.reshape(shape)) / std.reshape(shape)) - float(std.log().sum())
+
+    start = score(prior)
+    # The Gaussian mixture of own frames is a maximum of the likelihood already; what is left is its shapes.
+    parameters = [value for name, value in prior.named_parameters() if not name.startswith("frames.")]
+    fit_density(
+        prior,
+        fitted,
+        choosing,
+        steps=steps,
+        rng=noise_stream(seed, 0, "latent fit"),
+        parameters=parameters,
+        progress=lambda step, held_out: progress(f"fitting energies, log p(z) {held_out:.2f}", step, steps),
+    )
+    fitted_score = score(prior)
+    unfold(prior, mean, std)
+    prior.eval().requires_grad_(False)
+    return FittedPrior(
+        config=config,
+        prior=prior,
+        scores=Scores(
+            standard_normal=_gaussian_score(latents.scored, torch.zeros_like(mean), torch.eye(len(mean))),
+            full_gaussian=_gaussian_score(latents.scored, latents.fitted.mean(0), torch.cov(latents.fitted.double().T)),
+            start=start,
+            prior=fitted_score,
+        ),
+        outside=float(torch.isinf(prior.log_prob(scored)).float().mean()),
+    )
+
+
+def write_fitted(
+    path: Path, fit: FittedPrior, decoder: Decoder, *, name: str, seed: int, steps: int, fingerprint: str
+) -> Config:
+    """Write prior and decoder as a checkpoint that is exported like any other.
+
+    Args:
+        path: Of the checkpoint.
+        fit: The prior.
+        decoder: Of the same latents.
+        name: Of the model.
+        seed: Of the fit.
+        steps: Of the fit.
+        fingerprint: Of the latents.
+
+    Returns:
+        The checkpoint's configuration.
+
+    Raises:
+        RequestError: The file cannot be written.
+    """
+    is_bounded = fit.config.reference != "gaussian"
+    config = Config(
+        name=name,
+        data=DataConfig(source="latents", image_shape=decoder.image_shape),
+        prior=fit.config,
+        generator=GeneratorConfig(kind="onnx"),
+        # There was no posterior; only these are allowed beside such a reference.
+        posterior=PosteriorConfig(kind="importance" if is_bounded else "amortized"),
+        training=TrainingConfig(updates=steps, learn_sigma=False, seed=seed),
+    )
+    model = Kaem(config)
+    model.prior.load_state_dict(fit.prior.state_dict())
+    if not isinstance(model.generator, OnnxGenerator):
+        raise AssertionError("generator.kind = 'onnx' gives an OnnxGenerator")
+    model.generator.set_file(decoder.content)
+    write_checkpoint(
+        path,
+        Checkpoint(
+            config=config,
+            model_state=model.state_dict(),
+            posterior_state={},
+            optimiser_state={},
+            step=steps,
+            data_fingerprint=fingerprint,
+        ),
+    )
+    return config
+
+
+@torch.no_grad()
+def unfold(prior: Prior, mean: Tensor, std: Tensor) -> None:
+    """Turn a prior of z' into that of z = m + s o z', through its frame or frames; without one both must be trivial."""
+    frame = getattr(prior, "frames", prior.frame)
+    if frame is not None:
+        frame.offset.mul_(std).add_(mean)
+        frame.matrix.mul_(std.unsqueeze(-1))
+
+
+def _numbers(num_rows: int) -> list[int]:
+    return [number for number in _NUMBERS_OF_EXPERTS if number * _ROWS_PER_EXPERT <= num_rows]
+
+
+def _best_start(
+    configs: list[PriorConfig], fitted: Tensor, choosing: Tensor, seed: int, progress: Progress
+) -> tuple[PriorConfig, Prior]:
+    """Start every prior from the latents and return the one that explains held-out ones best."""
+    best: tuple[float, PriorConfig, Prior] | None = None
+    falls = 0
+    for number, config in enumerate(configs):
+        progress(f"starting from the latents ({config.num_components} components)", number, len(configs))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            prior = build_prior(config)
+        start_prior(prior, fitted, torch.zeros_like(fitted), noise_stream(seed, config.num_components, "prior start"))
+        held_out = mean_log_density(prior, choosing)
+        if best is None or held_out > best[0]:
+            best, falls = (held_out, config, prior), 0
+        else:
+            falls += 1
+            if falls == _FALLS_TO_STOP:
+                break
+    if best is None:
+        raise AssertionError("no prior to fit")
+    return best[1:]
+
+
+def _require_inside(fitted: Tensor, config: PriorConfig) -> None:
+    """Refuse latents that a prior without a frame cannot reach: it has no scale of its own."""
+    is_inside = ((fitted >= config.low) & (fitted <= config.high)).flatten(1).all(1)
+    outside = 1.0 - float(is_inside.float().mean())
+    if outside > _MOST_OUTSIDE:
+        raise DataError(
+            f"{outside:.1%} of the latents lie outside the domain [{config.low:g}, {config.high:g}] of a prior without "
+            "a frame",
+            hint="use --prior strict, which scales and turns them, or widen prior.low and prior.high",
+        )
+
+
+def _gaussian_score(latents: Tensor, mean: Tensor, covariance: Tensor) -> float:
+    """Return the mean log density of latents, shape (S, Q), under N(mean, covariance), in float64."""
+    covariance = covariance.double()
+    # Latents that repeat each other have a singular covariance.
+    factor = torch.linalg.cholesky(covariance + _RIDGE * torch.diag(covariance.diagonal()))
+    white = torch.linalg.solve_triangular(factor, (latents.double() - mean.double()).T, upper=False)
+    constant = 0.5 * len(mean) * math.log(2.0 * math.pi) + float(factor.diagonal().log().sum())
+    return -0.5 * float(white.square().sum(0).mean()) - constant

@@ -1,0 +1,153 @@
+"""Latents of an autoencoder in a `.npy` file: one row per image, checked at the door and split by the seed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kaem.errors import ConfigError, DataError
+
+MOST_FITTED = 50_000
+"""Rows that a fit looks at; more would take longer and tell little more about a few thousand parameters."""
+
+_MOST_SCORED = 20_000
+_MOST_LATENTS = 2048
+"""A linear frame of so many latents holds 4 million numbers."""
+
+_ROWS_AT_ONCE = 1 << 14
+_LEAST_ROWS = 100
+_LARGEST_OFFSET = 100.0
+"""Mean over deviation of a latent beyond which float32 no longer resolves its distribution well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latents:
+    """Rows of one file, float32.
+
+    Attributes:
+        fitted: Shape (S, Q): what the likelihood is maximised on.
+        choosing: Shape (S', Q): held out, decides between fits and when to stop.
+        scored: Shape (S'', Q): held out and looked at once, for the figures that are reported.
+        num_rows: In the file.
+        fingerprint: `sha256:` digest of the file.
+    """
+
+    fitted: Tensor
+    choosing: Tensor
+    scored: Tensor
+    num_rows: int
+    fingerprint: str
+
+
+def read_latents(path: Path, *, holdout: float, seed: int) -> Latents:
+    """Read, check and split the latents of an autoencoder.
+
+    Args:
+        path: A `.npy` file of floats, shape (S, Q) or (S, Q, 1, 1).
+        holdout: Share of the rows that are held out, in (0, 1); half of them choose, half are scored.
+        seed: Of the split.
+
+    Raises:
+        ConfigError: The share is not in (0, 1).
+        DataError: The file is missing, damaged, holds pickled objects, other types or shapes, too few rows, values
+            that are not finite, or a latent that is constant or far from 0 compared with its spread.
+    """
+    if not 0.0 < holdout < 1.0:
+        raise ConfigError(f"holdout = {holdout:g} is outside (0, 1)", hint="give the share that is held out: 0.2")
+    rows = _open(path)
+    num_rows, num_latents = rows.shape
+    order = np.random.default_rng(seed).permutation(num_rows)
+    num_choosing = round(num_rows * holdout / 2.0)
+    num_fitted = num_rows - 2 * num_choosing
+    least = 2 * num_latents
+    if num_rows < _LEAST_ROWS or num_fitted < least or num_choosing < 1:
+        raise DataError(
+            f"{path} holds {num_rows} latents of {num_latents} numbers, {2 * num_choosing} held out: too few to fit "
+            "a distribution",
+            hint=f"give at least {_LEAST_ROWS} rows, {least} of them not held out",
+        )
+    _require_finite(rows, path)
+    parts = np.split(order, [num_fitted, num_fitted + num_choosing])
+    most = (MOST_FITTED, _MOST_SCORED, _MOST_SCORED)
+    fitted, choosing, scored = (
+        torch.from_numpy(np.asarray(rows[np.sort(part[:limit])], np.float32))
+        for part, limit in zip(parts, most, strict=True)
+    )
+    _require_resolvable(fitted, path)
+    return Latents(fitted=fitted, choosing=choosing, scored=scored, num_rows=num_rows, fingerprint=_digest(path))
+
+
+def _open(path: Path) -> NDArray[np.floating]:
+    """Map the file into memory as (S, Q)."""
+    if not path.is_file():
+        raise DataError(f"no latents at {path}", hint="save them with numpy.save('z.npy', latents)")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"cannot read {path} as a .npy array of numbers: {reason}",
+            hint="save them with numpy.save('z.npy', latents)",
+        ) from None
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise DataError(f"{path} is an .npz archive, not one array", hint="save them with numpy.save('z.npy', latents)")
+    if array.dtype.kind != "f":
+        raise DataError(
+            f"{path} holds {array.dtype}, not floating point numbers", hint="save latents.astype(numpy.float32)"
+        )
+    if array.ndim == 4 and array.shape[2:] == (1, 1):
+        array = array[:, :, 0, 0]
+    if array.ndim != 2 or 0 in array.shape:
+        raise DataError(
+            f"{path} has shape {array.shape}, not (images, latents)", hint="give one row per image, at least one number"
+        )
+    if array.shape[1] > _MOST_LATENTS:
+        raise DataError(
+            f"{path} has {array.shape[1]} latents per image, more than {_MOST_LATENTS}",
+            hint="use an autoencoder with a shorter latent vector",
+        )
+    return cast(NDArray[np.floating], array)
+
+
+def _require_finite(rows: NDArray[np.floating], path: Path) -> None:
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused
+            part = np.asarray(rows[first : first + _ROWS_AT_ONCE], np.float32)
+        bad = ~np.isfinite(part)
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            raise DataError(
+                f"{path} holds {rows[first + row, column]} at row {first + row}, column {column}, no finite float32",
+                hint="encode the images again, or drop such rows",
+            )
+
+
+def _require_resolvable(fitted: Tensor, path: Path) -> None:
+    mean, std = fitted.double().mean(0), fitted.double().std(0)
+    constant = (std <= 1e-7 * mean.abs().clamp_min(1e-30)).nonzero().flatten().tolist()
+    if constant:
+        raise DataError(
+            f"{path}: latent {constant[0]} has the same value in every row, so it has no density",
+            hint="give draws of the encoder's distribution instead of its means, or drop it from the decoder",
+        )
+    offset = mean.abs() / std
+    worst = int(offset.argmax())
+    if offset[worst] > _LARGEST_OFFSET:
+        raise DataError(
+            f"{path}: latent {worst} has mean {mean[worst]:.4g} and deviation {std[worst]:.2g}, which float32 cannot "
+            "resolve",
+            hint="subtract the mean from the latents, and add it inside the decoder",
+        )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

@@ -1,0 +1,161 @@
+"""`kaem fit-prior` as a user runs it, from the two files to samples; and the page that explains it, run as written."""
+
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from decoders import conv_decoder, dense_decoder, write_decoder
+from torch import nn
+from typer.testing import CliRunner
+
+from cli.main import app
+from kaem.errors import KaemError
+from kaem_train.checkpoint import read_checkpoint
+
+KAEM = str(Path(sys.executable).with_name("kaem"))
+PAGE = Path(__file__).parents[2] / "docs" / "fit-prior.md"
+
+
+def _invoke(*words):
+    """Run a command in this process: importing torch anew for each takes longer than the command."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries, which a user sees on stderr
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def _done(*words):
+    result = _invoke(*words)
+    assert result.exit_code == 0, (words, result.exception, result.stderr)
+    return result
+
+
+def _refused(*words):
+    result = _invoke(*words)
+    assert isinstance(result.exception, KaemError), (words, result.exception)
+    assert result.exception.exit_code == 2
+    assert "\n" not in str(result.exception)
+    assert result.stdout == ""
+    return result.exception
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Latents in two clusters, a dense decoder and a convolutional one that ends in tanh."""
+    folder = tmp_path_factory.mktemp("autoencoder")
+    random = np.random.default_rng(0)
+    z = random.normal(size=(1500, 5)) + 3.0 * random.choice([-1.0, 1.0], (1500, 1))
+    np.save(folder / "z.npy", z.astype(np.float32))
+    write_decoder(folder / "dense.onnx", dense_decoder(5, (1, 6, 7), nn.Sigmoid()), torch.zeros(2, 5), dynamo=False)
+    write_decoder(folder / "conv.onnx", conv_decoder(5, nn.Tanh()), torch.zeros(2, 5, 1, 1), dynamo=False)
+    return folder
+
+
+def _words(folder, decoder, out, *options):
+    files = ("--latents", folder / "z.npy", "--decoder", folder / decoder, "-o", out)
+    return ("fit-prior", *files, "--updates", 20, *options)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "image_type", "network", "options"),
+    [
+        ("dense.onnx", "float32", dense_decoder(5, (1, 6, 7), nn.Sigmoid()), ()),
+        ("conv.onnx", "uint8", conv_decoder(5, nn.Tanh()), ("--pixel-range", -1, 1, "--prior", "strict")),
+    ],
+)
+def test_latents_and_decoder_become_a_model_that_samples(folder, tmp_path, decoder, image_type, network, options):
+    fitted = _done(*_words(folder, decoder, tmp_path / "ckpt.pt", *options))
+    assert fitted.stdout == f"{tmp_path / 'ckpt.pt'}\n"
+    for words in ("1500 latents of 5 numbers", "N(0, I)", "one Gaussian", "fitted prior"):
+        assert words in fitted.stderr
+    _done("export", tmp_path / "ckpt.pt", "--image-type", image_type)
+    verified = _done("verify", tmp_path / "model.onnx", "--checkpoint", tmp_path / "ckpt.pt")
+    assert "decoder" in verified.stdout
+    _done("sample", tmp_path / "model.onnx", "-n", 200, "-o", tmp_path / "samples.npy")
+    images = np.load(tmp_path / "samples.npy")
+    # The decoder that was given, run by torch on latents of the two clusters, gives images alike.
+    z = torch.from_numpy(np.load(folder / "z.npy"))
+    with torch.no_grad():
+        expected = network.eval()(z if decoder == "dense.onnx" else z[:, :, None, None]).numpy()
+    if decoder == "conv.onnx":
+        expected, images = (expected + 1) / 2, images / 255
+    assert images.shape[1:] == expected.shape[1:]
+    assert np.abs(images.mean(0) - expected.mean(0)).max() < 0.08
+    checkpoint = read_checkpoint(tmp_path / "ckpt.pt")
+    assert (checkpoint.config.data.source, checkpoint.config.generator.kind) == ("latents", "onnx")
+    assert checkpoint.config.name == Path(decoder).stem
+
+
+def test_an_existing_checkpoint_is_replaced_only_by_force(folder, tmp_path):
+    out = tmp_path / "ckpt.pt"
+    out.write_bytes(b"precious")
+    assert "--force" in _refused(*_words(folder, "dense.onnx", out)).hint
+    words = _words(folder, "z.npy", out, "--force")
+    broken = subprocess.run([KAEM, *map(str, words)], capture_output=True, text=True, check=False)
+    assert broken.returncode == 2
+    assert broken.stdout == ""
+    assert [line.partition(":")[0] for line in broken.stderr.splitlines()] == ["error", "hint"]
+    assert "is not an ONNX model" in broken.stderr
+    assert out.read_bytes() == b"precious"
+    _done(*_words(folder, "dense.onnx", out, "--force", "--set", "prior.num_components=2"))
+    assert read_checkpoint(out).config.prior.num_components == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--pixel-range", 1, -1), "does not ascend"),
+        (("--pixel-range", "nan", 1), "does not ascend"),
+        (("--holdout", 1.5), "holdout = 1.5 is outside"),
+        (("--updates", 0), "give at least 1"),
+        (("--seed", -1), "a seed in"),
+        (("--set", "training.updates=3"), "does not matter to a prior alone"),
+        (("--set", "prior.num_components=5000"), "cannot start"),
+        (("--set", "prior.reference=uniform"), "uniform"),
+        (("--latents", "absent.npy"), "no latents at absent.npy"),
+        (("--decoder", "absent.onnx"), "no decoder at absent.onnx"),
+        (("-o", "absent/ckpt.pt", "--set", "prior.num_components=1"), "no folder absent"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(folder, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    words = ("--latents", folder / "z.npy", "--decoder", folder / "dense.onnx", *options)
+    assert message in _refused("fit-prior", *words).message
+    assert list(tmp_path.iterdir()) == []
+
+
+OWN_AUTOENCODER = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+images = torch.rand(300, 1, 4, 4)
+decoder = nn.Sequential(nn.Linear(3, 16), nn.Sigmoid(), nn.Unflatten(1, (1, 4, 4)))
+to_moments = nn.Sequential(nn.Flatten(), nn.Linear(16, 6))
+encoder = lambda images: to_moments(images).chunk(2, -1)
+"""
+
+
+@pytest.mark.slow
+def test_the_page_about_it_runs_from_its_first_command_to_its_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pieces = re.findall(r"```(sh|python)\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert [language for language, _ in pieces] == ["python", "sh", "sh", "python", "sh", "python", "sh"]
+    for number, (language, code) in enumerate(pieces):
+        if language == "sh":
+            for line in code.strip().splitlines():
+                assert line.startswith("kaem ")
+                _done(*shlex.split(re.sub(r"--updates \d+", "--updates 20", line))[1:])
+        elif "class Decoder" in code:
+            (tmp_path / "own_decoder.py").write_text(code)
+        else:
+            before = OWN_AUTOENCODER if number == 0 else ""
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch's exporter
+                exec(before + code, {})  # noqa: S102  # the page's own code
+    assert (tmp_path / "before.png").read_bytes() != (tmp_path / "after.png").read_bytes()
+    assert "--allow-module own_decoder:Decoder" in _refused("export", "runs/own/ckpt.pt").hint

@@ -1,0 +1,108 @@
+"""Latents are read without running code, checked, and split by the seed; a wrong file is one clear line."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+
+from kaem.errors import ConfigError, DataError
+from kaem_train.latents import read_latents
+
+
+def _latents(rows=200, columns=3):
+    return np.random.default_rng(0).normal(size=(rows, columns)).astype(np.float32)
+
+
+def _write(path, array):
+    np.save(path, array)
+    return path
+
+
+def test_every_row_is_in_one_part_and_the_seed_decides_in_which(tmp_path):
+    array = _latents()
+    path = _write(tmp_path / "z.npy", array)
+    split = read_latents(path, holdout=0.2, seed=1)
+    parts = [part.numpy() for part in (split.fitted, split.choosing, split.scored)]
+    assert [len(part) for part in parts] == [160, 20, 20]
+    assert np.array_equal(np.sort(np.concatenate(parts), axis=0), np.sort(array, axis=0))
+    again, other = read_latents(path, holdout=0.2, seed=1), read_latents(path, holdout=0.2, seed=2)
+    assert np.array_equal(again.scored, split.scored)
+    assert not np.array_equal(other.scored, split.scored)
+    assert split.num_rows == 200
+    assert split.fingerprint == again.fingerprint
+    assert split.fingerprint != read_latents(_write(tmp_path / "w.npy", array + 1), holdout=0.2, seed=1).fingerprint
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f8"])
+def test_other_floats_and_images_of_one_pixel_are_taken(tmp_path, dtype):
+    array = _latents().astype(dtype)
+    path = _write(tmp_path / "z.npy", np.asfortranarray(array)[:, :, None, None])
+    fitted = read_latents(path, holdout=0.2, seed=0).fitted.numpy()
+    assert fitted.dtype == np.float32
+    assert set(map(tuple, fitted)) <= set(map(tuple, array.astype(np.float32)))
+
+
+class _Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was executed",))
+
+
+def _with(row, column, value):
+    array = _latents().astype(np.float64)
+    array[row, column] = value
+    return array
+
+
+def _archive():
+    buffer = io.BytesIO()
+    np.savez(buffer, z=_latents())
+    return buffer.getvalue()
+
+
+def _bytes(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+WRONG = {
+    "no array": (b"hello", "cannot read"),
+    "empty file": (b"", "cannot read"),
+    "a pickle": (pickle.dumps(_Trap()), "cannot read"),
+    "pickled objects": (_bytes(np.array([_Trap()], dtype=object)), "cannot read"),
+    "cut short": (_bytes(_latents())[:-100], "cannot read"),
+    "an archive": (_archive(), "is an .npz archive"),
+    "whole numbers": (_bytes(np.zeros((200, 3), np.int64)), "holds int64, not floating point numbers"),
+    "one axis": (_bytes(np.zeros(200)), r"has shape \(200,\), not \(images, latents\)"),
+    "maps": (_bytes(np.zeros((200, 3, 4, 4))), r"has shape \(200, 3, 4, 4\)"),
+    "no numbers": (_bytes(np.zeros((200, 0))), r"has shape \(200, 0\)"),
+    "too long": (_bytes(np.zeros((5, 3000))), "has 3000 latents per image, more than 2048"),
+    "few rows": (_bytes(_latents(99)), "holds 99 latents of 3 numbers, 20 held out: too few"),
+    "fewer rows than numbers": (_bytes(_latents(150, 80)), "150 latents of 80 numbers"),
+    "not a number": (_bytes(_with(7, 2, np.nan)), "holds nan at row 7, column 2"),
+    "beyond float32": (_bytes(_with(7, 2, 1e200)), r"holds 1e\+200 at row 7, column 2"),
+    "constant": (_bytes(_latents() * np.float32([1, 0, 1])), "latent 1 has the same value in every row"),
+    "far away": (_bytes(_latents() + np.float32([0, 0, 500])), "latent 2 has mean (499|500)"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_file_that_cannot_be_fitted_is_refused_with_what_is_wrong(kind, tmp_path):
+    content, message = WRONG[kind]
+    path = tmp_path / "z.npy"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_latents(path, holdout=0.2, seed=0)
+    assert str(path) in caught.value.message
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+
+
+def test_a_missing_file_and_an_impossible_share_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no latents at"):
+        read_latents(tmp_path / "absent.npy", holdout=0.2, seed=0)
+    path = _write(tmp_path / "z.npy", _latents())
+    for share in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="outside"):
+            read_latents(path, holdout=share, seed=0)

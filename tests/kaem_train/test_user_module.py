@@ -1,0 +1,142 @@
+"""A generator of the user's own trains and loads like the built-in ones, and is tried before anything starts."""
+
+import sys
+
+import pytest
+import torch
+
+from kaem.errors import ArtifactError, ConfigError
+from kaem_train.checkpoint import load_model
+from kaem_train.data import load_dataset
+from kaem_train.model.user_module import build_user_module
+from kaem_train.trainer import check_trainable, train
+
+CODE = """
+import torch
+from torch import nn
+
+class Own(nn.Module):
+    def __init__(self, num_latents, image_shape):
+        super().__init__()
+        self.image_shape = image_shape
+        self.first = nn.Linear(num_latents, 16)
+        self.norm = self.between()
+        self.last = nn.Linear(16, image_shape[0] * image_shape[1] * image_shape[2])
+
+    def between(self):
+        return nn.GroupNorm(4, 16)
+
+    def forward(self, latent):
+        hidden = torch.relu(self.norm(self.first(latent)))
+        return torch.sigmoid(self.last(hidden)).unflatten(1, self.image_shape)
+
+class Batched(Own):
+    def between(self):
+        return nn.BatchNorm1d(16)
+
+class Dropping(Own):
+    def between(self):
+        return nn.Dropout(0.5)
+
+class Flat(Own):
+    def forward(self, latent):
+        return super().forward(latent).flatten(1)
+
+class Unbounded(Own):
+    def forward(self, latent):
+        return 3 * super().forward(latent)
+
+class Greedy(Own):
+    def __init__(self, num_latents, image_shape, width):
+        pass
+
+class Torn(Own):
+    def forward(self, latent):
+        return self.absent(latent)
+
+class Undefined(Own):
+    def forward(self, latent):
+        return super().forward(latent) * float("nan")
+
+def build(num_latents, image_shape):
+    return Own(num_latents, image_shape)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module in the current folder, which is not on Python's path."""
+    (tmp_path / "own_decoders.py").write_text(CODE)
+    (tmp_path / "broken_decoders.py").write_text("import nothing_of_this_name\n")
+    monkeypatch.chdir(tmp_path)
+    yield "own_decoders:Own"
+    sys.modules.pop("own_decoders", None)
+
+
+def _settings(name):
+    return ("generator.kind=module", f"generator.module={name}", "generator.channels=[]", "generator.dense=0")
+
+
+def test_it_trains_and_its_checkpoint_loads_only_where_its_name_is_allowed(own, tiny, tmp_path):
+    config = tiny(*_settings(own))
+    before = list(sys.path)
+    outcome = train(config, load_dataset(config.data), tmp_path)
+    assert outcome.is_finished
+    assert sys.path == before
+    sys.modules.pop("own_decoders")
+    for allowed in ((), ("own_decoders:Batched",)):
+        with pytest.raises(ArtifactError, match="importing it would run its code") as caught:
+            load_model(outcome.checkpoint, allow_modules=allowed)
+        assert "--allow-module own_decoders:Own" in caught.value.hint
+        assert "own_decoders" not in sys.modules
+    _, model = load_model(outcome.checkpoint, allow_modules=[own])
+    fresh = build_user_module(own, 3, (1, 8, 8))
+    assert not torch.equal(model.generator.first.weight, fresh.first.weight)
+    assert model.sample(2, torch.Generator().manual_seed(0)).shape == (2, 1, 8, 8)
+
+
+def test_building_it_leaves_the_random_numbers_of_training_as_they_were(own):
+    torch.manual_seed(0)
+    build_user_module(own, 3, (1, 8, 8))
+    after = torch.rand(())
+    torch.manual_seed(0)
+    torch.nn.Linear(3, 16), torch.nn.Linear(16, 64)
+    assert torch.equal(after, torch.rand(()))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_decoders", "does not name a class"),
+        ("own_decoders:Own()", "does not name a class"),
+        ("absent_decoders:Own", "cannot be imported: ModuleNotFoundError"),
+        ("broken_decoders:Own", "No module named 'nothing_of_this_name'"),
+        ("own_decoders:Absent", "has no Absent"),
+        ("own_decoders:build", "is no torch.nn.Module class"),
+        ("own_decoders:Greedy", "cannot be constructed"),
+        ("own_decoders:Torn", "fails on latents of shape"),
+        ("own_decoders:Flat", r"gives \[7, 64\] for 7 latents, not \[7, 1, 8, 8\]"),
+        ("own_decoders:Unbounded", r"not in \[0, 1\]"),
+        ("own_decoders:Undefined", r"not in \[0, 1\]"),
+        ("own_decoders:Batched", "depends on its batch, on chance or on the mode, in training mode"),
+        ("own_decoders:Dropping", "depends on its batch, on chance or on the mode, in training mode"),
+    ],
+)
+def test_what_cannot_be_a_generator_is_refused_before_training(own, tiny, name, message):
+    config = tiny(*_settings(name))
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_trainable(config, load_dataset(config.data))
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_kind_and_module_go_together(tiny):
+    for settings in (("generator.kind=module",), ("generator.module=a:B",)):
+        with pytest.raises(ConfigError, match="does not go with"):
+            tiny(*settings)
+
+
+def test_a_finished_decoder_cannot_be_trained(tiny):
+    config = tiny("generator.kind=onnx")
+    with pytest.raises(ConfigError, match="not trained"):
+        check_trainable(config, load_dataset(config.data))
