@@ -14,10 +14,19 @@ if TYPE_CHECKING:
 
 
 def fit_prior(
-    latents: Annotated[Path, typer.Option(metavar="Z.NPY", help="Latents of the training images, shape (S, Q).")],
+    latents: Annotated[
+        Path | None, typer.Option(metavar="Z.NPY", help="Latents of the training images, shape (S, Q).")
+    ] = None,
     decoder: Annotated[
-        Path, typer.Option(metavar="DECODER.ONNX", help="Maps (N, Q) or (N, Q, 1, 1) to images (N, C, H, W).")
-    ],
+        Path | None, typer.Option(metavar="DECODER.ONNX", help="Maps (N, Q) or (N, Q, 1, 1) to images (N, C, H, W).")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="CKPT.PT", help="A checkpoint of ours in place of the two, for example of a VAE."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="With --checkpoint: its training images, if they have moved.")
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The checkpoint to write.")] = Path("ckpt.pt"),
     prior: Annotated[
         Literal["own-frames", "experts", "mixture", "strict", "independent"],
@@ -38,7 +47,7 @@ def fit_prior(
     holdout: Annotated[
         float, typer.Option(help="Share of the latents held out: half of them choose, half are scored.")
     ] = 0.2,
-    updates: Annotated[int, typer.Option(help="Optimiser steps on the energies.")] = 400,
+    updates: Annotated[int, typer.Option(help="Optimiser steps on the energies; 0 leaves Gaussian experts.")] = 400,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint.")] = False,
 ) -> None:
@@ -54,6 +63,8 @@ def fit_prior(
 
     `kaem fit-prior --latents z.npy --decoder dcgan.onnx --pixel-range -1 1 --prior strict -o strict.pt`
 
+    `kaem fit-prior --checkpoint runs/fashion-mnist-vae/ckpt.pt -o refitted.pt`
+
     `kaem export ckpt.pt -o model.onnx`
     """
     import re
@@ -64,6 +75,7 @@ def fit_prior(
 
     from kaem.errors import ArtifactError, ConfigError
     from kaem_train.decoder import read_decoder
+    from kaem_train.fit_checkpoint import read_source, write_source
     from kaem_train.fit_prior import fit_prior as fit
     from kaem_train.fit_prior import prior_configs, write_fitted
     from kaem_train.latents import read_latents
@@ -71,19 +83,28 @@ def fit_prior(
     low, high = pixel_range
     if not -1e6 < low < high < 1e6:
         raise ConfigError(f"pixel range {low:g} {high:g} does not ascend", hint="for tanh write --pixel-range -1 1")
-    if updates < 1 or not 0 <= seed < 2**32:
-        raise ConfigError(f"updates = {updates} and seed = {seed}: give at least 1, and a seed in [0, 2^32)")
+    if updates < 0 or not 0 <= seed < 2**32:
+        raise ConfigError(f"updates = {updates} and seed = {seed}: neither is negative, and a seed is below 2^32")
+    if checkpoint is not None and (latents is not None or decoder is not None):
+        raise ConfigError("--checkpoint already holds a decoder and gives its latents", hint="leave the others out")
     if out.exists() and not force:
         raise ArtifactError(f"{out} exists already", hint="replace it with --force, or choose another --out")
     begin = time.perf_counter()
     console = Console(stderr=True)
-    rows = read_latents(latents, holdout=holdout, seed=seed)
+    if checkpoint is not None:
+        source = read_source(checkpoint, data, holdout=holdout, seed=seed)
+        rows = source.latents
+    elif latents is not None and decoder is not None:
+        rows = read_latents(latents, holdout=holdout, seed=seed)
+        finished = read_decoder(decoder, rows.fitted.numpy(), pixel_range=pixel_range)
+        name = re.sub(r"^\W+|[^\w.-]", "", decoder.stem)[:100] or "decoder"
+    else:
+        raise ConfigError("nothing to fit a prior to", hint="give --latents with --decoder, or --checkpoint")
     num_fitted, num_latents = rows.fitted.shape
     candidates = prior_configs(prior, num_latents, num_fitted, assignments or [])
-    finished = read_decoder(decoder, rows.fitted.numpy(), pixel_range=pixel_range)
     console.print(
         f"{rows.num_rows} latents of {num_latents} numbers, {num_fitted} to fit, {len(rows.choosing)} to choose, "
-        f"{len(rows.scored)} to score; images of {'x'.join(map(str, finished.image_shape))}",
+        f"{len(rows.scored)} to score",
         soft_wrap=True,
         highlight=False,
     )
@@ -97,8 +118,10 @@ def fit_prior(
             steps=updates,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
         )
-    name = re.sub(r"^\W+|[^\w.-]", "", decoder.stem)[:100] or "decoder"
-    write_fitted(out, found, finished, name=name, seed=seed, steps=updates, fingerprint=rows.fingerprint)
+    if checkpoint is not None:
+        write_source(out, source, found)
+    else:
+        write_fitted(out, found, finished, name=name, seed=seed, steps=updates, fingerprint=rows.fingerprint)
     console.print(_score_table(found.scores))
     console.print(
         f"{found.config.num_components} components, {time.perf_counter() - begin:.0f} s"

@@ -23,6 +23,7 @@ from kaem_train.density_fit import fit_density, mean_log_density
 from kaem_train.latents import Latents
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.onnx_generator import OnnxGenerator
+from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.model.prior import Prior, build_prior
 from kaem_train.posterior.start import start_prior
 from kaem_train.sections import DataConfig, GeneratorConfig, PosteriorConfig, PriorConfig, TrainingConfig
@@ -216,7 +217,7 @@ def write_fitted(
         generator=GeneratorConfig(kind="onnx"),
         # There was no posterior; only these are allowed beside such a reference.
         posterior=PosteriorConfig(kind="importance" if is_bounded else "amortized"),
-        training=TrainingConfig(updates=steps, learn_sigma=False, seed=seed),
+        training=TrainingConfig(updates=max(steps, 1), learn_sigma=False, seed=seed),
     )
     model = Kaem(config)
     model.prior.load_state_dict(fit.prior.state_dict())
@@ -261,6 +262,9 @@ def _best_start(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             prior = build_prior(config)
+        if isinstance(prior, OwnFramesPrior):
+            # Their start is a Gaussian mixture; the other variants fit their energies to the latents anyway.
+            torch.nn.init.zeros_(prior.bank.coefficients)
         start_prior(prior, fitted, torch.zeros_like(fitted), noise_stream(seed, config.num_components, "prior start"))
         held_out = mean_log_density(prior, choosing)
         if best is None or held_out > best[0]:

@@ -1,0 +1,124 @@
+"""A prior fitted anew to the latents of a checkpoint of ours, whose decoder and encoder stay as they are.
+
+The latents are posterior draws for training images, one each. What is written is a checkpoint like its source, so
+that its likelihood can be bounded with the same encoder; it is not trained further.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from kaem.errors import ArtifactError, ConfigError, DataError
+from kaem_train.checkpoint import Checkpoint, load_model, read_checkpoint, write_checkpoint
+from kaem_train.data import Dataset, load_dataset
+from kaem_train.fit_prior import FittedPrior
+from kaem_train.latents import Latents
+from kaem_train.model.kaem import Kaem
+from kaem_train.posterior import build_posterior
+from kaem_train.sections import RefitConfig
+from kaem_train.streams import noise_stream
+
+_MOST_IMAGES = 25_000
+_INFERRED_TOGETHER = 250
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedSource:
+    """What a prior is fitted to.
+
+    Attributes:
+        checkpoint: Of the model.
+        model: Its finished model.
+        latents: Of its training images.
+    """
+
+    checkpoint: Checkpoint
+    model: Kaem
+    latents: Latents
+
+
+def read_source(path: Path, data: str | None, *, holdout: float, seed: int) -> FittedSource:
+    """Encode the training images of a checkpoint, at most 25,000 of them.
+
+    Args:
+        path: Of the checkpoint; a module of the user's as its generator is not loaded.
+        data: Where its images lie; None where it trained on them.
+        holdout: Share of the latents that are held out, in (0, 1); half of them choose, half are scored.
+        seed: Of the choice of images, their split and the draws.
+
+    Raises:
+        ArtifactError: It is no checkpoint, or of a family without latents of known density.
+        ConfigError: The share is not in (0, 1), or its latents are not those of images, one each.
+        DataError: The images are missing, others than it was trained on, or too few.
+    """
+    if not 0.0 < holdout < 1.0:
+        raise ConfigError(f"holdout = {holdout:g} is outside (0, 1)", hint="give the share that is held out: 0.2")
+    config, model = load_model(path)
+    if not isinstance(model, Kaem):
+        raise ArtifactError(
+            f"{path} holds a model of the family {config.family}, which has no encoder", hint="give a kaem or a vae"
+        )
+    checkpoint = read_checkpoint(path)
+    posterior = build_posterior(checkpoint.config, model.prior.latent_shape)
+    if not posterior.infers or len(model.prior.latent_shape) > 1:
+        raise ConfigError(
+            f"{path}: the latents of its images are not known one by one "
+            f"(posterior {checkpoint.config.posterior.kind}, prior {checkpoint.config.prior.variant})",
+            hint="give a model with one latent vector per image, such as a vae",
+        )
+    try:
+        posterior.network.load_state_dict(checkpoint.posterior_state)
+    except (RuntimeError, AttributeError, TypeError):
+        raise ArtifactError(f"{path} has lost its encoder", hint="give the checkpoint that kaem train wrote") from None
+    posterior.network.eval().requires_grad_(False)
+    dataset = _dataset(checkpoint, data)
+    rng = noise_stream(seed, 0, "latent fit")
+    chosen = torch.randperm(len(dataset.train), generator=rng)[:_MOST_IMAGES]
+    parts = torch.split(chosen, _INFERRED_TOGETHER)
+    z = torch.cat([posterior.latents(model, dataset.train[part], rng) for part in parts])
+    num_held_out = round(len(z) * holdout / 2.0)
+    num_fitted = len(z) - 2 * num_held_out
+    if num_held_out < 1 or num_fitted < 2 * z.shape[1]:
+        raise DataError(f"{len(z)} training images are too few to fit a distribution of {z.shape[1]} latents")
+    fitted, choosing, scored = torch.split(z, [num_fitted, num_held_out, num_held_out])
+    latents = Latents(fitted=fitted, choosing=choosing, scored=scored, num_rows=len(z), fingerprint=dataset.fingerprint)
+    return FittedSource(checkpoint=checkpoint, model=model, latents=latents)
+
+
+def write_source(path: Path, source: FittedSource, fit: FittedPrior) -> None:
+    """Write the source with its prior replaced.
+
+    Raises:
+        RequestError: The file cannot be written.
+    """
+    state = {name: value for name, value in source.model.state_dict().items() if not name.startswith("prior.")}
+    state |= {f"prior.{name}": value for name, value in fit.prior.state_dict().items()}
+    config = replace(source.checkpoint.config, family="kaem", prior=fit.config, refit=RefitConfig())
+    write_checkpoint(
+        path,
+        Checkpoint(
+            config=config,
+            model_state=state,
+            posterior_state=source.checkpoint.posterior_state,
+            optimiser_state={},
+            step=source.checkpoint.step,
+            data_fingerprint=source.checkpoint.data_fingerprint,
+        ),
+    )
+
+
+def _dataset(checkpoint: Checkpoint, data: str | None) -> Dataset:
+    config = checkpoint.config.data
+    if data is not None:
+        config = replace(config, source="files", path=str(Path(data).expanduser()))
+    dataset = load_dataset(config)
+    if dataset.fingerprint != checkpoint.data_fingerprint:
+        raise DataError(
+            f"the data has fingerprint {dataset.fingerprint[:19]}, the checkpoint was trained on "
+            f"{checkpoint.data_fingerprint[:19]}",
+            hint="give the images that it was trained on with --data",
+        )
+    return dataset
