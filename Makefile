@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DATA   ?= ../shared/data
 
-.PHONY: help setup demo test test-fast lint fix docs protocol bench clean
+.PHONY: help setup demo test test-fast lint fix docs protocol bench results-small clean
 
 help:                ## List the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  *## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20 | sort -u
@@ -49,6 +50,13 @@ protocol: setup      ## Regenerate the gRPC stubs from kaem/protocol/kaem.proto
 bench: setup         ## Measure the model that the demo made
 	@test -f demo/model.onnx || { echo "no demo/model.onnx yet; run: make demo" >&2; exit 1; }
 	$(BIN)/kaem bench demo/model.onnx --seconds 3
+
+results-small: setup ## Train and measure a shortened table of docs/results.md: 15 minutes; needs DATA=folder with fashion_mnist.npz
+	@test -f "$(DATA)/fashion_mnist.npz" || { echo "no $(DATA)/fashion_mnist.npz; run: make results-small DATA=folder" >&2; exit 1; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/results.py small --data "$(DATA)" --out runs/results-small
+	@cp benchmarks/results-small.md runs/results-small.md
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/results.py small --data "$(DATA)" --out runs/results-small --report runs/results-small.md
+	@echo "see runs/results-small.md"
 
 clean:               ## Remove caches and what the demo made; keeps .venv and runs
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
