@@ -112,14 +112,15 @@ def test_an_existing_checkpoint_is_replaced_only_by_force(folder, tmp_path):
         (("--pixel-range", 1, -1), "does not ascend"),
         (("--pixel-range", "nan", 1), "does not ascend"),
         (("--holdout", 1.5), "holdout = 1.5 is outside"),
-        (("--updates", 0), "give at least 1"),
-        (("--seed", -1), "a seed in"),
+        (("--updates", -1), "neither is negative"),
+        (("--seed", -1), "a seed is below"),
         (("--set", "training.updates=3"), "does not matter to a prior alone"),
         (("--set", "prior.num_components=5000"), "cannot start"),
         (("--set", "prior.reference=uniform"), "uniform"),
         (("--latents", "absent.npy"), "no latents at absent.npy"),
         (("--decoder", "absent.onnx"), "no decoder at absent.onnx"),
         (("-o", "absent/ckpt.pt", "--set", "prior.num_components=1"), "no folder absent"),
+        (("--checkpoint", "ckpt.pt"), "--checkpoint already holds a decoder"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(folder, tmp_path, monkeypatch, options, message):
@@ -127,6 +128,57 @@ def test_a_mistake_is_one_line_and_exit_code_2(folder, tmp_path, monkeypatch, op
     words = ("--latents", folder / "z.npy", "--decoder", folder / "dense.onnx", *options)
     assert message in _refused("fit-prior", *words).message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    """A checkpoint of a VAE that has hardly begun to learn."""
+    folder = tmp_path_factory.mktemp("vae")
+    sizes = ("generator.dense=8", "generator.channels=[4]", "prior.num_latents=3", "posterior.encoder_channels=[4]")
+    words = [word for size in sizes for word in ("--set", size)]
+    _done("train", "digits", "--family", "vae", "--updates", 20, *words, "-o", folder)
+    return folder / "ckpt.pt"
+
+
+@pytest.mark.parametrize("updates", [0, 10])
+def test_a_checkpoint_gets_a_new_prior_and_keeps_its_networks(vae, tmp_path, updates):
+    out = tmp_path / "after.pt"
+    _done("fit-prior", "--checkpoint", vae, "-o", out, "--updates", updates, "--set", "prior.num_components=2")
+    before, after = read_checkpoint(vae), read_checkpoint(out)
+    assert (before.config.family, after.config.family, after.config.prior.frame) == ("vae", "kaem", "own")
+    for name, value in before.model_state.items():
+        assert name.startswith("prior.") or torch.equal(value, after.model_state[name])
+    for name, value in before.posterior_state.items():
+        assert torch.equal(value, after.posterior_state[name])
+    # Without updates the experts are a Gaussian mixture: their univariate functions are 0.
+    assert bool(after.model_state["prior.bank.coefficients"].any()) == bool(updates)
+    _done("export", out, "-o", tmp_path / "after.onnx")
+    _done("verify", tmp_path / "after.onnx", "--checkpoint", out)
+
+
+def test_a_checkpoint_without_latents_of_its_images_is_refused(vae, tmp_path):
+    out = tmp_path / "after.pt"
+    assert "no checkpoint" in _refused("fit-prior", "--checkpoint", tmp_path / "absent.pt", "-o", out).message
+    assert "nothing to fit" in _refused("fit-prior", "-o", out).message
+    other = tmp_path / "other.npz"
+    np.savez(other, images_train=np.zeros((300, 8, 8), np.uint8), images_test=np.zeros((5, 8, 8), np.uint8))
+    assert "fingerprint" in _refused("fit-prior", "--checkpoint", vae, "--data", other, "-o", out).message
+    assert "holdout = 2" in _refused("fit-prior", "--checkpoint", vae, "--holdout", 2, "-o", out).message
+    _done(
+        "train",
+        "digits",
+        "--updates",
+        2,
+        "--set",
+        "posterior.kind=importance",
+        "--set",
+        "prior.frame=none",
+        "-o",
+        tmp_path,
+    )
+    message = _refused("fit-prior", "--checkpoint", tmp_path / "ckpt.pt", "-o", out).message
+    assert "not known one by one (posterior importance, prior experts)" in message
+    assert not out.exists()
 
 
 OWN_AUTOENCODER = """
@@ -144,7 +196,7 @@ encoder = lambda images: to_moments(images).chunk(2, -1)
 def test_the_page_about_it_runs_from_its_first_command_to_its_last(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pieces = re.findall(r"```(sh|python)\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert [language for language, _ in pieces] == ["python", "sh", "sh", "python", "sh", "python", "sh"]
+    assert [language for language, _ in pieces] == ["python", "sh", "sh", "python", "sh"]
     for number, (language, code) in enumerate(pieces):
         if language == "sh":
             for line in code.strip().splitlines():
