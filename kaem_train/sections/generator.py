@@ -55,13 +55,13 @@ class GeneratorConfig:
         for name, widths in (("channels", self.channels), ("hidden", self.hidden)):
             if any(width < 1 for width in widths):
                 raise ConfigError(f"{name} = {list(widths)} holds a width below 1")
+            if widths and max(widths) > _MOST_WIDTH:
+                raise ConfigError(f"{name} = {list(widths)} holds a width above {_MOST_WIDTH}")
         if (self.kind == "module") != bool(self.module):
             raise ConfigError(
                 f"generator.kind = {self.kind!r} does not go with module = {self.module!r}",
                 hint="set both: generator.kind=module and generator.module=package.module:ClassName",
             )
-            if widths and max(widths) > _MOST_WIDTH:
-                raise ConfigError(f"{name} = {list(widths)} holds a width above {_MOST_WIDTH}")
         if self.latent_concat and self.kind != "cnn":
             raise ConfigError(
                 f"latent_concat = True does not suit kind = {self.kind!r}, which has no feature maps",

@@ -64,7 +64,7 @@ def test_flat_energies_of_the_gaussian_reference_sum_to_a_wider_gaussian():
 def test_the_collapsed_cdf_agrees_with_the_independent_oracle(variant):
     config, model = random_model(*(VARIANTS | MORE_FUNCTIONS)[variant])
     oracle = LatentOracle(model.state_dict(), config.prior)
-    if isinstance(model.prior, ExpertsPrior):
+    if config.prior.variant == "experts":
         distributions = expert_distributions(model.prior)
         assert len(distributions.cdf) == config.prior.num_latents * config.prior.num_components
     elif config.prior.u_sharing == "per_p":

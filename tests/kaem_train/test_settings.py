@@ -29,7 +29,8 @@ def test_a_file_wins_over_its_preset_and_an_override_over_both(tmp_path):
 def test_a_strict_preset_has_one_energy_per_latent_and_is_otherwise_its_parent():
     strict, parent = load_config("fashion-mnist-strict"), load_config("fashion-mnist")
     assert (strict.prior.variant, strict.prior.num_components, strict.prior.frame) == ("mixture", 1, "global")
-    assert replace(strict, name=parent.name, prior=parent.prior) == parent
+    assert strict.refit.kind == "none"
+    assert replace(strict, name=parent.name, prior=parent.prior, refit=parent.refit) == parent
 
 
 @pytest.mark.parametrize(
