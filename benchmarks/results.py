@@ -111,7 +111,7 @@ def main() -> None:
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(run_chain, planned))
     else:
-        write_report(options.report, [job for jobs in planned for job in jobs])
+        write_report(options.report, [job for jobs in planned for job in jobs], options.out)
 
 
 if __name__ == "__main__":

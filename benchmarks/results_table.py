@@ -42,8 +42,8 @@ class Measured:
     figures: Mapping[str, Sequence[float]]
 
 
-def write_report(page: Path, jobs: Sequence[Job]) -> None:
-    """Rewrite the tables of a page from the finished jobs, and copy the first seed's grids beside it."""
+def write_report(page: Path, jobs: Sequence[Job], out: Path) -> None:
+    """Rewrite the tables of a page from the finished jobs in `out`, and copy the first seed's grids beside it."""
     text = page.read_text()
     for name in dict.fromkeys(job.chain.name for job in jobs):
         done = [job for job in jobs if job.chain.name == name and job.is_done]
@@ -51,7 +51,7 @@ def write_report(page: Path, jobs: Sequence[Job]) -> None:
         if done and not pattern.search(text):
             raise SystemExit(f"{page} has no place for the table {name!r}")
         if done:
-            block = _block(page, name, done)
+            block = _block(page, name, done).replace(str(out), "runs/results")
             text = pattern.sub(lambda match, block=block: match[1] + block + match[2], text)
     page.write_text(text)
 
