@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cli.modules import AllowModule
+
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-    from kaem_train.fit_prior import Scores
+    from kaem_train.fit_prior import FittedPrior, Scores
+    from kaem_train.sections import PriorConfig
+    from kaem_train.settings import Config
 
 
 def fit_prior(
@@ -42,14 +47,16 @@ def fit_prior(
         ),
     ] = None,
     pixel_range: Annotated[
-        tuple[float, float], typer.Option(metavar="LOW HIGH", help="Black and white of the decoder; tanh: -1 1.")
-    ] = (0.0, 1.0),
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Black and white of the decoder, by default 0 1; tanh: -1 1."),
+    ] = None,
     holdout: Annotated[
         float, typer.Option(help="Share of the latents held out: half of them choose, half are scored.")
     ] = 0.2,
     updates: Annotated[int, typer.Option(help="Optimiser steps on the energies; 0 leaves Gaussian experts.")] = 400,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint.")] = False,
+    allow_modules: AllowModule = None,
 ) -> None:
     """Give a finished autoencoder a KAEM prior: fit one to its latents, keep its decoder as it is.
 
@@ -75,33 +82,46 @@ def fit_prior(
 
     from kaem.errors import ArtifactError, ConfigError
     from kaem_train.decoder import read_decoder
-    from kaem_train.fit_checkpoint import read_source, write_source
+    from kaem_train.fit_checkpoint import read_source, source_config, write_source
+    from kaem_train.fit_prior import decoder_config, prior_configs, write_fitted
     from kaem_train.fit_prior import fit_prior as fit
-    from kaem_train.fit_prior import prior_configs, write_fitted
     from kaem_train.latents import read_latents
 
-    low, high = pixel_range
+    low, high = pixel_range or (0.0, 1.0)
     if not -1e6 < low < high < 1e6:
         raise ConfigError(f"pixel range {low:g} {high:g} does not ascend", hint="for tanh write --pixel-range -1 1")
     if updates < 0 or not 0 <= seed < 2**32:
         raise ConfigError(f"updates = {updates} and seed = {seed}: neither is negative, and a seed is below 2^32")
-    if checkpoint is not None and (latents is not None or decoder is not None):
-        raise ConfigError("--checkpoint already holds a decoder and gives its latents", hint="leave the others out")
+    if checkpoint is not None and (latents, decoder, pixel_range) != (None, None, None):
+        raise ConfigError(
+            "--checkpoint already holds a decoder with its range and gives its latents",
+            hint="leave out --latents, --decoder and --pixel-range",
+        )
+    if checkpoint is None and data is not None:
+        raise ConfigError("--data is for --checkpoint; latents need no images", hint="leave it out")
+    if not out.parent.is_dir():
+        raise ArtifactError(f"no folder {out.parent} for {out.name}", hint="make it, or choose another --out")
     if out.exists() and not force:
         raise ArtifactError(f"{out} exists already", hint="replace it with --force, or choose another --out")
-    begin = time.perf_counter()
-    console = Console(stderr=True)
+    begin, console = time.perf_counter(), Console(stderr=True)
     if checkpoint is not None:
-        source = read_source(checkpoint, data, holdout=holdout, seed=seed)
+        source = read_source(checkpoint, data, holdout=holdout, seed=seed, allow_modules=allow_modules or ())
         rows = source.latents
     elif latents is not None and decoder is not None:
         rows = read_latents(latents, holdout=holdout, seed=seed)
-        finished = read_decoder(decoder, rows.fitted.numpy(), pixel_range=pixel_range)
+        finished = read_decoder(decoder, rows.fitted.numpy(), pixel_range=(low, high))
         name = re.sub(r"^\W+|[^\w.-]", "", decoder.stem)[:100] or "decoder"
     else:
         raise ConfigError("nothing to fit a prior to", hint="give --latents with --decoder, or --checkpoint")
     num_fitted, num_latents = rows.fitted.shape
     candidates = prior_configs(prior, num_latents, num_fitted, assignments or [])
+
+    def configuration(section: PriorConfig) -> Config:
+        if checkpoint is not None:
+            return source_config(source, section)
+        return decoder_config(section, finished.image_shape, name=name, seed=seed, steps=updates)
+
+    configuration(candidates[0])  # what cannot be written should not cost a fit
     console.print(
         f"{rows.num_rows} latents of {num_latents} numbers, {num_fitted} to fit, {len(rows.choosing)} to choose, "
         f"{len(rows.scored)} to score",
@@ -121,14 +141,18 @@ def fit_prior(
     if checkpoint is not None:
         write_source(out, source, found)
     else:
-        write_fitted(out, found, finished, name=name, seed=seed, steps=updates, fingerprint=rows.fingerprint)
+        write_fitted(out, found, finished, configuration(found.config), fingerprint=rows.fingerprint)
+    _print_scores(console, found, time.perf_counter() - begin)
+    typer.echo(out)
+
+
+def _print_scores(console: Console, found: FittedPrior, seconds: float) -> None:
     console.print(_score_table(found.scores))
     console.print(
-        f"{found.config.num_components} components, {time.perf_counter() - begin:.0f} s"
+        f"{found.config.num_components} components, {seconds:.0f} s"
         + (f"; {found.outside:.2%} of the scored latents lie outside its domain" if found.outside else ""),
         highlight=False,
     )
-    typer.echo(out)
 
 
 def _score_table(scores: Scores) -> Table:

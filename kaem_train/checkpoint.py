@@ -51,10 +51,12 @@ class FinishedModel:
     Attributes:
         prior: The prior's section of its configuration; the other sections are those of the run.
         model_state: `state_dict` of `Kaem` for that configuration.
+        posterior_state: Of the network that goes with it; None where it is the checkpoint's.
     """
 
     prior: PriorConfig
     model_state: dict[str, Tensor]
+    posterior_state: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,13 @@ class Checkpoint:
     average_state: dict[str, Any] | None = None
     finished: FinishedModel | None = None
 
+    @property
+    def inference_state(self) -> dict[str, Tensor]:
+        """State of the posterior's network that goes with the finished model."""
+        if self.finished is not None and self.finished.posterior_state is not None:
+            return self.finished.posterior_state
+        return self.posterior_state
+
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write `path` whole or not at all.
@@ -94,6 +103,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.finished is not None:
         finished = checkpoint.finished
         content["finished"] = {"prior": to_mapping(finished.prior), "model_state": finished.model_state}
+        if finished.posterior_state is not None:
+            content["finished"]["posterior_state"] = finished.posterior_state
     if checkpoint.average_state is not None:
         content["average"] = checkpoint.average_state
     with replacing(path) as draft:
@@ -146,7 +157,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _finished(content: dict[str, Any] | None) -> FinishedModel | None:
     if content is None:
         return None
-    return FinishedModel(prior=from_mapping(PriorConfig, content["prior"]), model_state=content["model_state"])
+    return FinishedModel(
+        prior=from_mapping(PriorConfig, content["prior"]),
+        model_state=content["model_state"],
+        posterior_state=content.get("posterior_state"),
+    )
 
 
 def load_model(path: Path, *, allow_modules: Container[str] = ()) -> tuple[Config, Model]:

@@ -6,6 +6,7 @@ that its likelihood can be bounded with the same encoder; it is not trained furt
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from kaem_train.fit_prior import FittedPrior
 from kaem_train.latents import Latents
 from kaem_train.model.kaem import Kaem
 from kaem_train.posterior import build_posterior
-from kaem_train.sections import RefitConfig
+from kaem_train.refit import infer_latents, state_with_prior
+from kaem_train.sections import PriorConfig, RefitConfig
+from kaem_train.settings import Config
 from kaem_train.streams import noise_stream
 
 _MOST_IMAGES = 25_000
-_INFERRED_TOGETHER = 250
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +42,17 @@ class FittedSource:
     latents: Latents
 
 
-def read_source(path: Path, data: str | None, *, holdout: float, seed: int) -> FittedSource:
+def read_source(
+    path: Path, data: str | None, *, holdout: float, seed: int, allow_modules: Container[str] = ()
+) -> FittedSource:
     """Encode the training images of a checkpoint, at most 25,000 of them.
 
     Args:
-        path: Of the checkpoint; a module of the user's as its generator is not loaded.
+        path: Of the checkpoint.
         data: Where its images lie; None where it trained on them.
         holdout: Share of the latents that are held out, in (0, 1); half of them choose, half are scored.
         seed: Of the choice of images, their split and the draws.
+        allow_modules: Generator classes that may be imported, see `load_model`.
 
     Raises:
         ArtifactError: It is no checkpoint, or of a family without latents of known density.
@@ -56,7 +61,7 @@ def read_source(path: Path, data: str | None, *, holdout: float, seed: int) -> F
     """
     if not 0.0 < holdout < 1.0:
         raise ConfigError(f"holdout = {holdout:g} is outside (0, 1)", hint="give the share that is held out: 0.2")
-    config, model = load_model(path)
+    config, model = load_model(path, allow_modules=allow_modules)
     if not isinstance(model, Kaem):
         raise ArtifactError(
             f"{path} holds a model of the family {config.family}, which has no encoder", hint="give a kaem or a vae"
@@ -70,15 +75,14 @@ def read_source(path: Path, data: str | None, *, holdout: float, seed: int) -> F
             hint="give a model with one latent vector per image, such as a vae",
         )
     try:
-        posterior.network.load_state_dict(checkpoint.posterior_state)
+        posterior.network.load_state_dict(checkpoint.inference_state)
     except (RuntimeError, AttributeError, TypeError):
         raise ArtifactError(f"{path} has lost its encoder", hint="give the checkpoint that kaem train wrote") from None
     posterior.network.eval().requires_grad_(False)
     dataset = _dataset(checkpoint, data)
     rng = noise_stream(seed, 0, "latent fit")
     chosen = torch.randperm(len(dataset.train), generator=rng)[:_MOST_IMAGES]
-    parts = torch.split(chosen, _INFERRED_TOGETHER)
-    z = torch.cat([posterior.latents(model, dataset.train[part], rng) for part in parts])
+    z = infer_latents(model, posterior, dataset.train, chosen, rng)
     num_held_out = round(len(z) * holdout / 2.0)
     num_fitted = len(z) - 2 * num_held_out
     if num_held_out < 1 or num_fitted < 2 * z.shape[1]:
@@ -88,21 +92,27 @@ def read_source(path: Path, data: str | None, *, holdout: float, seed: int) -> F
     return FittedSource(checkpoint=checkpoint, model=model, latents=latents)
 
 
+def source_config(source: FittedSource, prior: PriorConfig) -> Config:
+    """Return the configuration of the source with another prior.
+
+    Raises:
+        ConfigError: The source's posterior does not go with such a prior.
+    """
+    return replace(source.checkpoint.config, family="kaem", prior=prior, refit=RefitConfig())
+
+
 def write_source(path: Path, source: FittedSource, fit: FittedPrior) -> None:
     """Write the source with its prior replaced.
 
     Raises:
         RequestError: The file cannot be written.
     """
-    state = {name: value for name, value in source.model.state_dict().items() if not name.startswith("prior.")}
-    state |= {f"prior.{name}": value for name, value in fit.prior.state_dict().items()}
-    config = replace(source.checkpoint.config, family="kaem", prior=fit.config, refit=RefitConfig())
     write_checkpoint(
         path,
         Checkpoint(
-            config=config,
-            model_state=state,
-            posterior_state=source.checkpoint.posterior_state,
+            config=source_config(source, fit.config),
+            model_state=state_with_prior(source.model, fit.prior),
+            posterior_state=source.checkpoint.inference_state,
             optimiser_state={},
             step=source.checkpoint.step,
             data_fingerprint=source.checkpoint.data_fingerprint,

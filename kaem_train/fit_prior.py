@@ -20,6 +20,7 @@ from kaem.errors import ConfigError, DataError
 from kaem_train.checkpoint import Checkpoint, write_checkpoint
 from kaem_train.decoder import Decoder
 from kaem_train.density_fit import fit_density, mean_log_density
+from kaem_train.gaussian_em import fit_full_mixture
 from kaem_train.latents import Latents
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.onnx_generator import OnnxGenerator
@@ -98,6 +99,8 @@ def prior_configs(name: PriorName, num_latents: int, num_rows: int, assignments:
     if name not in get_args(PriorName):
         raise ConfigError(f"no prior named {name!r}", hint=f"choose one of: {', '.join(get_args(PriorName))}")
     overrides = parse_overrides(assignments)
+    if "refit_interval" in overrides.get("prior", {}):
+        raise ConfigError("prior.refit_interval has no meaning here: the latents do not move", hint="leave it out")
     foreign = sorted(set(overrides) - {"prior"})
     if foreign:
         raise ConfigError(f"setting {foreign[0]} does not matter to a prior alone", hint="write --set prior.key=value")
@@ -189,36 +192,44 @@ def fit_prior(
     )
 
 
-def write_fitted(
-    path: Path, fit: FittedPrior, decoder: Decoder, *, name: str, seed: int, steps: int, fingerprint: str
-) -> Config:
+def decoder_config(prior: PriorConfig, image_shape: tuple[int, ...], *, name: str, seed: int, steps: int) -> Config:
+    """Return the configuration of a prior joined to a finished decoder.
+
+    Args:
+        prior: Its section.
+        image_shape: (C, H, W) of the decoder.
+        name: Of the model.
+        seed: Of the fit.
+        steps: Of the fit.
+
+    Raises:
+        ConfigError: The sections do not go together.
+    """
+    is_bounded = prior.reference not in {"gaussian", "learnable_gaussian"} or prior.u_sharing == "per_p"
+    return Config(
+        name=name,
+        data=DataConfig(source="latents", image_shape=image_shape),
+        prior=prior,
+        generator=GeneratorConfig(kind="onnx"),
+        # There was no posterior; only these are allowed beside such a prior.
+        posterior=PosteriorConfig(kind="importance" if is_bounded else "amortized"),
+        training=TrainingConfig(updates=max(steps, 1), learn_sigma=False, seed=seed),
+    )
+
+
+def write_fitted(path: Path, fit: FittedPrior, decoder: Decoder, config: Config, *, fingerprint: str) -> None:
     """Write prior and decoder as a checkpoint that is exported like any other.
 
     Args:
         path: Of the checkpoint.
         fit: The prior.
         decoder: Of the same latents.
-        name: Of the model.
-        seed: Of the fit.
-        steps: Of the fit.
+        config: Of `decoder_config`, for this prior.
         fingerprint: Of the latents.
-
-    Returns:
-        The checkpoint's configuration.
 
     Raises:
         RequestError: The file cannot be written.
     """
-    is_bounded = fit.config.reference != "gaussian"
-    config = Config(
-        name=name,
-        data=DataConfig(source="latents", image_shape=decoder.image_shape),
-        prior=fit.config,
-        generator=GeneratorConfig(kind="onnx"),
-        # There was no posterior; only these are allowed beside such a reference.
-        posterior=PosteriorConfig(kind="importance" if is_bounded else "amortized"),
-        training=TrainingConfig(updates=max(steps, 1), learn_sigma=False, seed=seed),
-    )
     model = Kaem(config)
     model.prior.load_state_dict(fit.prior.state_dict())
     if not isinstance(model.generator, OnnxGenerator):
@@ -231,11 +242,10 @@ def write_fitted(
             model_state=model.state_dict(),
             posterior_state={},
             optimiser_state={},
-            step=steps,
+            step=config.training.updates,
             data_fingerprint=fingerprint,
         ),
     )
-    return config
 
 
 @torch.no_grad()
@@ -263,9 +273,13 @@ def _best_start(
             torch.manual_seed(seed)
             prior = build_prior(config)
         if isinstance(prior, OwnFramesPrior):
-            # Their start is a Gaussian mixture; the other variants fit their energies to the latents anyway.
+            # Exactly the Gaussian mixture of the final refit: no energies yet.
+            mixture = fit_full_mixture(fitted, config.num_components, seed=seed)
             torch.nn.init.zeros_(prior.bank.coefficients)
-        start_prior(prior, fitted, torch.zeros_like(fitted), noise_stream(seed, config.num_components, "prior start"))
+            prior.start(mixture.weights, mixture.means, mixture.covariances)
+        else:
+            rng = noise_stream(seed, config.num_components, "prior start")
+            start_prior(prior, fitted, torch.zeros_like(fitted), rng)
         held_out = mean_log_density(prior, choosing)
         if best is None or held_out > best[0]:
             best, falls = (held_out, config, prior), 0

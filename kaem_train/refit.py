@@ -20,6 +20,7 @@ from kaem_train.density_fit import fit_density, mean_log_density
 from kaem_train.gaussian_em import FullMixture, fit_full_mixture
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.own_frames import OwnFramesPrior
+from kaem_train.model.prior import Prior
 from kaem_train.posterior import Posterior
 from kaem_train.sections import PriorConfig, RefitConfig
 
@@ -84,7 +85,7 @@ def refit_prior(
     # The aggregate posterior has the width of every image's own: few images show it only in several draws of each.
     draws = min(_MOST_DRAWS, math.ceil(_WANTED_LATENTS / num_fitted))
     held_out, fitted = (
-        torch.cat([_latents(model, posterior, images, part, rng) for _ in range(draws)])
+        torch.cat([infer_latents(model, posterior, images, part, rng) for _ in range(draws)])
         for part in (chosen[:num_held_out], chosen[num_held_out:])
     )
     seed = int(torch.randint(2**31, (), generator=rng))
@@ -106,8 +107,9 @@ def refit_prior(
     else:
         score = mean_log_density(candidate, held_out)
     trained_score = mean_log_density(prior, held_out)
+    is_better = score > trained_score
     return Refit(
-        finished=_finished(model, config, candidate) if score > trained_score else None,
+        finished=FinishedModel(prior=config, model_state=state_with_prior(model, candidate)) if is_better else None,
         trained_score=trained_score,
         scores=scores,
         score=score,
@@ -116,10 +118,18 @@ def refit_prior(
     )
 
 
-def _latents(
+def infer_latents(
     model: Kaem, posterior: Posterior, images: Images | Tensor, chosen: Tensor, rng: torch.Generator
 ) -> Tensor:
-    """Return one latent of every chosen image: shape (S, Q)."""
+    """Return one latent of every chosen image: shape (S, Q).
+
+    Args:
+        model: Trained.
+        posterior: One that `infers`.
+        images: Shape (N, C, H, W).
+        chosen: Their numbers, shape (S,).
+        rng: Source of the draws.
+    """
     parts = torch.split(chosen, _INFERRED_TOGETHER)
     return torch.cat([posterior.latents(model, images[part], rng) for part in parts]).detach()
 
@@ -142,7 +152,8 @@ def _experts(mixture: FullMixture, latents: Tensor) -> tuple[PriorConfig, OwnFra
     return config, prior
 
 
-def _finished(model: Kaem, config: PriorConfig, prior: OwnFramesPrior) -> FinishedModel:
+def state_with_prior(model: Kaem, prior: Prior) -> dict[str, Tensor]:
+    """Return a copy of the model's state with another prior's in the place of its own."""
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("prior.")}
     state |= {f"prior.{name}": value for name, value in prior.state_dict().items()}
-    return FinishedModel(prior=config, model_state={name: value.clone() for name, value in state.items()})
+    return {name: value.clone() for name, value in state.items()}

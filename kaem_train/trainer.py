@@ -231,7 +231,8 @@ class Trainer:
         rng = noise_stream(self.config.training.seed, 0, "prior refit")
         with self.in_use():
             found = refit_prior(self.model, self.posterior, self.dataset.train, self.config.refit, rng)
-        self.finished = found.finished
+            if found.finished is not None:
+                self.finished = replace(found.finished, posterior_state=self._averaged_inference())
         self._tell(
             Refitted(
                 step=self.step,
@@ -334,7 +335,13 @@ class Trainer:
             return None
         with self._average.applied():
             state = {name: value.clone() for name, value in self.model.state_dict().items()}
-        return FinishedModel(prior=self.config.prior, model_state=state)
+            return FinishedModel(prior=self.config.prior, model_state=state, posterior_state=self._averaged_inference())
+
+    def _averaged_inference(self) -> dict[str, Tensor] | None:
+        """Inside `in_use`: the state of the posterior's network where it is not the trained one."""
+        if self._average is None:
+            return None
+        return {name: value.clone() for name, value in self.posterior.network.state_dict().items()}
 
     def _refuse(self, broken: str, checkpoint: Path | None) -> NoReturn:
         raise KaemError(

@@ -35,7 +35,7 @@ from kaem_train.streams import noise_stream
 _NUM, _NUM_INCEPTION = 10_000, 2_000
 _SUBSETS, _SUBSETS_OF_A_SIZE = 100, 20
 _NO_CHECKPOINT = "an exported file draws images and keeps neither likelihood nor encoder: evaluate the checkpoint"
-_NO_LIKELIHOOD = "a model of this family has no likelihood that can be bounded"
+_NO_LIKELIHOOD = "nothing infers latents: the family has no likelihood to bound, or the decoder came without an encoder"
 _NO_ENCODER = "the checkpoint has no encoder"
 _OUTSIDE = "for some image every proposal lies outside the domain of the prior: the bound is -inf"
 

@@ -13,14 +13,15 @@ from torch import Tensor
 import kaem
 from kaem.artifact import fingerprint
 from kaem.config import from_mapping
-from kaem.errors import ConfigError
+from kaem.errors import ArtifactError, ConfigError
 from kaem.images import to_uint8
 from kaem.sampler import Sampler
 from kaem_train.build import Model
-from kaem_train.checkpoint import Checkpoint, load_model, read_checkpoint
+from kaem_train.checkpoint import load_model, read_checkpoint
 from kaem_train.evaluation.features import Pixels
 from kaem_train.model.encoder import Encoder
 from kaem_train.model.kaem import Kaem
+from kaem_train.model.onnx_generator import OnnxGenerator
 from kaem_train.posterior import Posterior, build_posterior
 from kaem_train.sections import DataConfig
 from kaem_train.streams import noise_stream
@@ -37,7 +38,7 @@ class TrainedModel:
         fingerprint: `sha256:` digest of the file.
         data: Which images it was trained on.
         model: In evaluation mode.
-        posterior: With its trained network; None for a family whose likelihood is not to be had.
+        posterior: With its trained network; None where the likelihood is not to be had.
         encoder: That network's encoder; None where latents are inferred without one.
     """
 
@@ -109,28 +110,7 @@ def open_model(path: Path, *, allow_modules: Container[str] = ()) -> TrainedMode
         )
     _, model = load_model(path, allow_modules=allow_modules)
     checkpoint = read_checkpoint(path)
-    if not isinstance(model, Kaem):
-        return _without_likelihood(path, checkpoint, model)
-    posterior = build_posterior(checkpoint.config, model.prior.latent_shape)
-    encoder = next((part for part in posterior.network.modules() if isinstance(part, Encoder)), None)
-    try:
-        posterior.network.load_state_dict(checkpoint.posterior_state)
-    except (RuntimeError, AttributeError, TypeError):
-        # A prior that was fitted to somebody else's latents has no encoder of ours.
-        encoder = None
-    posterior.network.eval().requires_grad_(False)
-    return TrainedModel(
-        source=str(path),
-        fingerprint=fingerprint(path.read_bytes()),
-        data=checkpoint.config.data,
-        model=model,
-        posterior=posterior,
-        encoder=encoder,
-    )
-
-
-def _without_likelihood(path: Path, checkpoint: Checkpoint, model: Model) -> TrainedModel:
-    return TrainedModel(
+    trained = TrainedModel(
         source=str(path),
         fingerprint=fingerprint(path.read_bytes()),
         data=checkpoint.config.data,
@@ -138,6 +118,18 @@ def _without_likelihood(path: Path, checkpoint: Checkpoint, model: Model) -> Tra
         posterior=None,
         encoder=None,
     )
+    if not isinstance(model, Kaem) or isinstance(model.generator, OnnxGenerator):
+        return trained
+    posterior = build_posterior(checkpoint.config, model.prior.latent_shape)
+    try:
+        posterior.network.load_state_dict(checkpoint.inference_state)
+    except (RuntimeError, AttributeError, TypeError):
+        raise ArtifactError(
+            f"the encoder in {path} does not fit its configuration", hint="the file is damaged: train again"
+        ) from None
+    posterior.network.eval().requires_grad_(False)
+    encoder = next((part for part in posterior.network.modules() if isinstance(part, Encoder)), None)
+    return replace(trained, posterior=posterior, encoder=encoder)
 
 
 def data_for(model: TrainedModel | ExportedModel, path: str | None) -> DataConfig:

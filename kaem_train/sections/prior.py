@@ -99,6 +99,12 @@ class PriorConfig:
                 f"frame = 'own' gives every expert a frame, and variant = {self.variant!r} has none",
                 hint="set prior.variant=experts, or prior.frame=global",
             )
+        if self.refit_interval and self.frame == "own":
+            raise ConfigError(
+                f"refit_interval = {self.refit_interval} does not suit frame = 'own', whose experts see every "
+                "latent in frames of their own",
+                hint="set prior.refit_interval=0 or prior.frame=global",
+            )
         if self.refit_interval and self.reference == "uniform" and self.basis in WITHOUT_KNOTS:
             raise ConfigError(
                 f"refit_interval = {self.refit_interval} has nothing to refit: basis = {self.basis!r} has no knots, "

@@ -11,9 +11,12 @@ from kaem_train.acceleration import plain
 from kaem_train.averaging import WeightAverage
 from kaem_train.checkpoint import load_model, read_checkpoint
 from kaem_train.data import load_dataset
+from kaem_train.evaluation.likelihood import held_out_bound
+from kaem_train.evaluation.models import open_model
 from kaem_train.optimisation import rate_factor
 from kaem_train.sections import TrainingConfig
 from kaem_train.settings import load_config
+from kaem_train.streams import noise_stream
 from kaem_train.trainer import Trainer, train
 
 
@@ -197,3 +200,11 @@ def test_compilation_without_a_compiler_is_refused(tiny, digits, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match=r"training\.compile = true needs a C\+\+ compiler"):
         Trainer(tiny("training.compile=true"), digits)
+
+
+def test_evaluation_uses_the_averaged_encoder_with_the_averaged_decoder(tmp_path, tiny, digits):
+    outcome = train(tiny("training.ema_decay=0.9"), digits, tmp_path)
+    opened = open_model(outcome.checkpoint)
+    rng = noise_stream(0, 0, "held-out bound")
+    num = opened.posterior.num_bound_samples
+    assert held_out_bound(opened.model, opened.posterior, digits.holdout, rng, num_samples=num) == outcome.bound

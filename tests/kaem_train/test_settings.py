@@ -111,6 +111,10 @@ def test_the_encoder_takes_a_learnable_gaussian_and_refuses_a_lognormal():
     [
         (["prior.variant=experts", "prior.base=silu"], "set prior.base=none"),
         (
+            ["prior.variant=experts", "prior.frame=own", "prior.refit_interval=9"],
+            "prior.frame=global",
+        ),
+        (
             ["prior.reference=uniform", "prior.basis=fourier", "prior.refit_interval=9", "posterior.kind=importance"]
             + [f"prior.{name}" for name in ("low=0", "high=1", "grid_low=0", "grid_high=1")],
             "prior.refit_interval=0",
