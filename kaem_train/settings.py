@@ -112,6 +112,11 @@ class Config:
                 f"family = {self.family!r} has another prior than N(0, I)",
                 hint="name the family in a TOML file or with --family; the prior's settings then follow",
             )
+        if self.refit.kind != "none":
+            raise ConfigError(
+                f"refit.kind = {self.refit.kind!r} would replace the prior of family = {self.family!r}",
+                hint="set refit.kind=none",
+            )
 
     def _check_weight_penalty(self) -> None:
         penalty = self.training.weight_penalty
