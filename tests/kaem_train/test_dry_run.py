@@ -77,6 +77,12 @@ def test_sizes_that_no_machine_holds_are_refused_in_one_line(tiny, override, mes
 def test_products_of_sizes_that_no_machine_holds_are_refused(tiny):
     with pytest.raises(ConfigError, match="num_latents x num_components x grid_size"):
         tiny("prior.num_latents=8000", "prior.num_components=8000")
+    own = ("prior.variant=experts", "prior.frame=own", "prior.num_latents=4096")
+    assert tiny(*own, "prior.num_components=16").prior.num_components == 16
+    with pytest.raises(ConfigError, match=r"num_components x num_latents\^2 \(frame = 'own'\) = 285212672 is above"):
+        tiny(*own, "prior.num_components=17")
+    with pytest.raises(ConfigError, match=r"the frames of the final refit would hold 2\.9e\+08 weights"):
+        tiny("prior.num_latents=4096", "refit.kind=experts", "refit.num_experts=[8, 17]")
     with pytest.raises(ConfigError, match="a layer of the generator would hold"):
         tiny("generator.kind=kan", "generator.hidden=[60000, 60000]")
     with pytest.raises(ConfigError, match="one update would decode"):
