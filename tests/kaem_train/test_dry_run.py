@@ -37,8 +37,18 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, monkeyp
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "1,500 to train on, 297 held out" in result.stdout
+    assert "final refit" not in result.stdout
     assert from_mapping(Config, tomllib.loads(result.stdout)) == load_config("digits", (*TINY, "training.seed=7"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_that_its_time_leaves_out_the_final_refit():
+    assignments = (*TINY, "refit.kind=experts")
+    words = ["train", "digits", "--dry-run", *(word for item in assignments for word in ("--set", item))]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "# the final refit of the prior comes on top, not estimated\n" in result.stdout
+    assert tomllib.loads(result.stdout)["refit"]["kind"] == "experts"
 
 
 @pytest.mark.parametrize("name", preset_names())
