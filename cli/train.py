@@ -153,6 +153,8 @@ def _print_plan(settings: Config, dataset: Dataset) -> None:
     if plan.start_seconds:
         lines.append(f"the prior's start at encoded images  {plan.start_seconds:.1f} s")
     lines.append(f"all {settings.training.updates:,} updates  about {_duration(plan.total_seconds)}")
+    if settings.refit.kind != "none":
+        lines.append("the final refit of the prior comes on top, not estimated")
     typer.echo("".join(f"# {line}\n" for line in lines) + "\n" + to_toml(settings), nl=False)
 
 

@@ -55,9 +55,9 @@ def plain(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _in_bfloat16(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(values: Tensor) -> Any:
+    def run(values: Tensor, *others: Any, **options: Any) -> Any:
         with torch.autocast(values.device.type, torch.bfloat16):
-            found = forward(values)
+            found = forward(values, *others, **options)
         if isinstance(found, tuple):
             return tuple(part.to(values.dtype) for part in found)
         return found.to(values.dtype)

@@ -1,4 +1,7 @@
-"""What a run would be, before it is one: sizes, and time from a few real updates whose state is thrown away."""
+"""What a run would be, before it is one: sizes, and time from a few real updates whose state is thrown away.
+
+The final refit (`[refit]`) is not measured: it needs the latents of a trained model.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ class Plan:
         update_seconds: Time of one update while the prior is the reference, and after; without a start of the
             prior, or before a switch that the run never comes to, the first of the two alone.
         start_seconds: Time of the prior's start at encoded images; 0 where there is none.
-        total_seconds: Of all updates; reports, sample grids, checkpoints and the held-out bound come on top.
+        total_seconds: Of all updates; reports, sample grids, checkpoints, the final refit and the held-out bound come
+            on top.
     """
 
     num_parameters: dict[str, int]

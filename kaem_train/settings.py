@@ -14,6 +14,7 @@ from kaem.config import from_mapping, merge, parse_overrides, read_toml
 from kaem.errors import ConfigError
 from kaem_train.baselines.prescription import STANDARD_NORMAL, prescribe
 from kaem_train.sections import (
+    MOST_WEIGHTS,
     DataConfig,
     DiffusionConfig,
     GeneratorConfig,
@@ -112,6 +113,11 @@ class Config:
                 f"family = {self.family!r} has another prior than N(0, I)",
                 hint="name the family in a TOML file or with --family; the prior's settings then follow",
             )
+        if self.refit.kind != "none":
+            raise ConfigError(
+                f"refit.kind = {self.refit.kind!r} would replace the prior of family = {self.family!r}",
+                hint="set refit.kind=none",
+            )
 
     def _check_weight_penalty(self) -> None:
         penalty = self.training.weight_penalty
@@ -152,6 +158,12 @@ class Config:
                     f"the encoder's dense layer would hold {dense:.2g} weights, above {_MOST_NUMBERS:.2g}",
                     hint="lower posterior.encoder_dense, or give posterior.encoder_channels more layers",
                 )
+        num_weights = max(self.refit.num_experts) * num_latents**2
+        if self.refit.kind == "experts" and num_weights > MOST_WEIGHTS:
+            raise ConfigError(
+                f"the frames of the final refit would hold {num_weights:.2g} weights, above {MOST_WEIGHTS:.2g}",
+                hint="set refit.kind=none, or lower refit.num_experts or prior.num_latents",
+            )
         per_image = {"weighted_bound": posterior.bound_samples, "tempering": posterior.num_temperatures}
         images = self.training.batch_size * per_image.get(posterior.kind, 1)
         if posterior.kind == "importance":

@@ -20,7 +20,7 @@ from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
 from kaem_train.acceleration import accelerate, networks, plain
 from kaem_train.averaging import WeightAverage
 from kaem_train.baselines.diffusion import Diffusion
-from kaem_train.build import build_model, build_objective
+from kaem_train.build import Model, build_model, build_objective
 from kaem_train.checkpoint import FILE_NAME, Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
 from kaem_train.data import Dataset, training_batch
 from kaem_train.evaluation.likelihood import held_out_bound
@@ -244,6 +244,9 @@ class Trainer:
                 skipped=found.skipped,
             )
         )
+        refitted = self._refitted()
+        if self._listeners and refitted is not None:
+            self._tell(self._samples(refitted))  # the last update's were drawn from the prior that this one replaces
 
     def _refitted(self) -> Kaem | None:
         """Return the model with the refitted prior, if that is the finished one."""
@@ -381,11 +384,14 @@ class Trainer:
                 means["sigma"] = float(self.model.sigma)
             self._tell(Progress(step=self.step, updates=settings.updates, images_per_second=speed, metrics=means))
         if self._listeners and (self.step % settings.samples_every == 0 or self.step == settings.updates):
-            # The same noise every time, so that a person sees the same latents become images.
-            rng = noise_stream(settings.seed, 0, "sample grid")
             with self.in_use():
-                images = self.model.sample(_GRID_IMAGES, rng)
-            self._tell(Samples(step=self.step, images=images))
+                drawn = self._samples(self.model)
+            self._tell(drawn)
+
+    def _samples(self, model: Model) -> Samples:
+        # The same noise every time, so that a person sees the same latents become images.
+        rng = noise_stream(self.config.training.seed, 0, "sample grid")
+        return Samples(step=self.step, images=model.sample(_GRID_IMAGES, rng))
 
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:

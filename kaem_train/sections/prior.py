@@ -13,7 +13,9 @@ from kaem_train.sections.functions import WITHOUT_KNOTS, BaseActivation, BasisNa
 LEAST_EXPERT_STD = math.exp(-2.0)
 """Smallest deviation of an expert's Gaussian part; every quadrature of experts resolves it."""
 
-_MOST_WEIGHTS = 2**28
+MOST_WEIGHTS = 2**28
+"""Numbers of one tensor of a prior: coefficients, or matrices of frames."""
+
 _MOST_CELLS = 10_000
 
 
@@ -79,7 +81,10 @@ class PriorConfig:
         for name, most in (("num_latents", 8192), ("num_components", 8192), ("grid_size", 4096)):
             require_at_most(name, getattr(self, name), most)
         num_weights = self.num_latents * self.num_components * self.grid_size
-        require_at_most("num_latents x num_components x grid_size", num_weights, _MOST_WEIGHTS)
+        require_at_most("num_latents x num_components x grid_size", num_weights, MOST_WEIGHTS)
+        if self.frame == "own":
+            num_weights = self.num_components * self.num_latents**2
+            require_at_most("num_components x num_latents^2 (frame = 'own')", num_weights, MOST_WEIGHTS)
         require_range("low", self.low, "high", self.high)
         require_range("grid_low", self.grid_low, "grid_high", self.grid_high)
         self._check_domain()

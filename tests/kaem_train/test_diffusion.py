@@ -143,6 +143,21 @@ def test_training_lowers_the_loss(tiny):
     assert "sigma" not in seen[-1].metrics
 
 
+def test_the_network_runs_in_half_precision_too_and_samples_in_full(tiny):
+    config = tiny("family=ddpm", *SMALL, "training.precision=bfloat16", "training.updates=1")
+    seen = []
+    trainer = Trainer(config, load_dataset(config.data), listeners=(seen.append,))
+    inside = []
+    trainer.model.generator.conv_in.register_forward_hook(lambda *taken: inside.append(taken[-1].dtype))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.update(None)
+    assert inside == [torch.bfloat16] + [torch.float32] * 4  # the update, then the sample grid
+    changed = trainer.model.state_dict()
+    assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in changed.values())
+    assert any(not torch.equal(value, before[name]) for name, value in changed.items())
+    assert np.isfinite(seen[0].metrics["loss"])
+
+
 def test_a_run_has_no_bound_gives_a_model_that_samples_and_is_not_exported(tmp_path, tiny):
     config = tiny("family=ddpm", *SMALL, "training.updates=2")
     outcome = train(config, load_dataset(config.data), tmp_path)

@@ -37,8 +37,18 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, monkeyp
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "1,500 to train on, 297 held out" in result.stdout
+    assert "final refit" not in result.stdout
     assert from_mapping(Config, tomllib.loads(result.stdout)) == load_config("digits", (*TINY, "training.seed=7"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_that_its_time_leaves_out_the_final_refit():
+    assignments = (*TINY, "refit.kind=experts")
+    words = ["train", "digits", "--dry-run", *(word for item in assignments for word in ("--set", item))]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "# the final refit of the prior comes on top, not estimated\n" in result.stdout
+    assert tomllib.loads(result.stdout)["refit"]["kind"] == "experts"
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -77,6 +87,12 @@ def test_sizes_that_no_machine_holds_are_refused_in_one_line(tiny, override, mes
 def test_products_of_sizes_that_no_machine_holds_are_refused(tiny):
     with pytest.raises(ConfigError, match="num_latents x num_components x grid_size"):
         tiny("prior.num_latents=8000", "prior.num_components=8000")
+    own = ("prior.variant=experts", "prior.frame=own", "prior.num_latents=4096")
+    assert tiny(*own, "prior.num_components=16").prior.num_components == 16
+    with pytest.raises(ConfigError, match=r"num_components x num_latents\^2 \(frame = 'own'\) = 285212672 is above"):
+        tiny(*own, "prior.num_components=17")
+    with pytest.raises(ConfigError, match=r"the frames of the final refit would hold 2\.9e\+08 weights"):
+        tiny("prior.num_latents=4096", "refit.kind=experts", "refit.num_experts=[8, 17]")
     with pytest.raises(ConfigError, match="a layer of the generator would hold"):
         tiny("generator.kind=kan", "generator.hidden=[60000, 60000]")
     with pytest.raises(ConfigError, match="one update would decode"):

@@ -9,7 +9,7 @@ from kaem.errors import ConfigError
 from kaem_train.checkpoint import load_model, read_checkpoint
 from kaem_train.data import load_dataset
 from kaem_train.density_fit import mean_log_density
-from kaem_train.events import Refitted
+from kaem_train.events import Refitted, Samples
 from kaem_train.gaussian_em import fit_full_mixture
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.own_frames import OwnFramesPrior
@@ -17,6 +17,7 @@ from kaem_train.progress import refit_line
 from kaem_train.refit import refit_prior
 from kaem_train.sections import RefitConfig
 from kaem_train.settings import load_config
+from kaem_train.streams import noise_stream
 from kaem_train.trainer import Trainer, train
 
 WRECKED = ("posterior.prior_from=0.0", "training.prior_learning_rate=0.3")
@@ -131,6 +132,11 @@ def test_a_run_ends_with_the_better_prior_and_its_training_state_untouched(tmp_p
     for name, value in trained.model_state.items():
         assert torch.equal(value, written.model_state[name]), name
     found, model = load_model(outcome.checkpoint)
+    drawn = [event for event in seen if isinstance(event, Samples)]
+    assert [event.step for event in drawn] == [12, 12]
+    noise = noise_stream(config.training.seed, 0, "sample grid")
+    assert torch.equal(drawn[-1].images, model.sample(64, noise))  # the last picture is of the finished model
+    assert not torch.equal(drawn[-1].images, drawn[0].images)
     assert (found.prior.frame, found.prior.num_components) == ("own", event.num_experts)
     assert torch.isfinite(model.sample(4, _rng())).all()
     assert outcome.bound > plain.bound

@@ -59,6 +59,18 @@ def test_a_configuration_cannot_call_another_prior_a_vae():
         dataclasses.replace(vae, posterior=dataclasses.replace(vae.posterior, prior_from=0.5))
 
 
+def test_a_baseline_keeps_its_prior_at_the_end_too():
+    vae = load_config("digits", ["family=vae"])
+    with pytest.raises(ConfigError, match="'experts' would replace the prior of family = 'vae'"):
+        dataclasses.replace(vae, refit=load_config("digits").refit)
+
+
+@pytest.mark.parametrize("family", ["vae", "latent_ebm", "ddpm"])
+def test_a_penalty_of_mixture_weights_is_none_where_no_mixture_is_trained(family):
+    assert load_config("digits", ["training.weight_penalty=0.1"]).training.weight_penalty == 0.1
+    assert load_config("digits", ["training.weight_penalty=0.1", f"family={family}"]).training.weight_penalty == 0.0
+
+
 def test_a_file_may_name_the_family_and_keep_a_name_that_says_so(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('preset = "digits"\nname = "mine-vae"\nfamily = "vae"\n')
