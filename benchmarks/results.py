@@ -1,7 +1,7 @@
 """Train and evaluate every row of docs/results.md, with the same commands that a user types.
 
-    python benchmarks/results.py grey --data ../shared/data --out runs/results --jobs 2
-    python benchmarks/results.py grey --data ../shared/data --out runs/results --report docs/results.md
+    python benchmarks/results.py fashion-mnist --data ../shared/data --out runs/results --jobs 2
+    python benchmarks/results.py fashion-mnist --data ../shared/data --out runs/results --report docs/results.md
 
 A row is a chain of `kaem` commands that ends in a checkpoint, then `kaem eval` on it. What is finished is kept in
 the output folder and not done again; rows run one thread each, several at a time.

@@ -54,7 +54,7 @@ def _comparison(extra: str = "") -> tuple[Row, ...]:
     )
 
 
-def _grey(seeds: range, extra: str = "", num: int = 10_000) -> list[Chain]:
+def _grey(preset: str, file: str, seeds: range, extra: str = "", num: int = 10_000) -> list[Chain]:
     return [
         Chain(
             name=preset,
@@ -64,7 +64,6 @@ def _grey(seeds: range, extra: str = "", num: int = 10_000) -> list[Chain]:
             eval=f"--data {{data}} --features classifier --num {num} --seed {{seed}}",
             words={"preset": preset},
         )
-        for preset, file in (("fashion-mnist", "fashion_mnist.npz"), ("mnist", "mnist.npz"))
         for seed in seeds
     ]
 
@@ -95,11 +94,10 @@ _FEW = "--num 500 --num-real 500 --sizes 250,300,350,400,450,500 --no-floors"
 _MORE = "--num 600 --sizes 300,360,420,480,540,600"
 
 PLANS: dict[str, list[Chain]] = {
-    "small": [chain for chain in _grey(range(1), "--updates 600", 2000) if chain.name == "fashion-mnist"],
-    "grey": _grey(range(3)),
-    "colour": [
-        _colour("svhn", "svhn", "svhn.npz", "", 3, _MORE),
-        _colour("celeba-32", "celeba", "celeba_89x109_jpeg.tar", _FACES_32, 3, _FEW),
-        _colour("celeba-64", "celeba", "celeba_89x109_jpeg.tar", _FACES_64, 3, _FEW),
-    ],
+    "small": _grey("fashion-mnist", "fashion_mnist.npz", range(1), "--updates 600", 2000),
+    "fashion-mnist": _grey("fashion-mnist", "fashion_mnist.npz", range(3)),
+    "mnist": _grey("mnist", "mnist.npz", range(3)),
+    "svhn": [_colour("svhn", "svhn", "svhn.npz", "", 3, _MORE)],
+    "celeba-32": [_colour("celeba-32", "celeba", "celeba_89x109_jpeg.tar", _FACES_32, 3, _FEW)],
+    "celeba-64": [_colour("celeba-64", "celeba", "celeba_89x109_jpeg.tar", _FACES_64, 3, _FEW)],
 }

@@ -21,7 +21,6 @@ from kaem_train.checkpoint import load_model, read_checkpoint
 from kaem_train.evaluation.features import Pixels
 from kaem_train.model.encoder import Encoder
 from kaem_train.model.kaem import Kaem
-from kaem_train.model.onnx_generator import OnnxGenerator
 from kaem_train.posterior import Posterior, build_posterior
 from kaem_train.sections import DataConfig
 from kaem_train.streams import noise_stream
@@ -118,9 +117,11 @@ def open_model(path: Path, *, allow_modules: Container[str] = ()) -> TrainedMode
         posterior=None,
         encoder=None,
     )
-    if not isinstance(model, Kaem) or isinstance(model.generator, OnnxGenerator):
+    if not isinstance(model, Kaem):
         return trained
     posterior = build_posterior(checkpoint.config, model.prior.latent_shape)
+    if checkpoint.config.posterior.has_encoder and not checkpoint.inference_state:
+        return trained  # the prior was fitted to latents that somebody else's encoder gave
     try:
         posterior.network.load_state_dict(checkpoint.inference_state)
     except (RuntimeError, AttributeError, TypeError):

@@ -116,12 +116,19 @@ def test_the_grid_shows_the_first_samples_that_were_measured_unselected_and_upri
 
 
 def test_a_model_without_encoder_says_which_figures_it_lacks(tmp_path):
-    write_random_checkpoint(tmp_path / "ckpt.pt")
+    write_random_checkpoint(tmp_path / "ckpt.pt", "posterior.kind=importance")
     _, result = _result(tmp_path / "ckpt.pt", "-n", 100, "--real", "train", "--num-real", 90, to=tmp_path / "a.json")
     assert set(result["missing"]) == MODEL_BASED - {"log_likelihood"}
     assert "the prior" in result["figures"]["log_likelihood"]["detail"]
     assert (result["real"], result["num_real"]) == ("train", 90)
     assert any("90 real images do not determine" in note for note in result["notes"])
+
+
+def test_a_prior_fitted_without_an_encoder_has_no_likelihood(tmp_path):
+    write_random_checkpoint(tmp_path / "ckpt.pt")
+    _, result = _result(tmp_path / "ckpt.pt", "-n", 60, "--no-floors", to=tmp_path / "a.json")
+    assert set(result["missing"]) == MODEL_BASED
+    assert "without an encoder" in result["missing"]["log_likelihood"]
 
 
 def test_a_bound_of_minus_infinity_is_no_figure(folder, tmp_path):
