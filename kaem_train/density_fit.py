@@ -101,16 +101,13 @@ def fit_density(
 def mean_log_density(prior: Prior, z: Tensor) -> float:
     """Return the mean of log p(z) in nats, by which fits and priors are compared.
 
-    With a Gaussian reference this is the smooth continuation beyond the domain (see `AbstractPrior.log_density`):
-    one outlier in a thousand must not decide between densities that differ by 2e-9 of their mass. With others it
-    is -inf as soon as one latent lies outside.
+    See `AbstractPrior.score_density`.
 
     Args:
         prior: Any prior.
         z: Shape (S, *latent_shape).
     """
-    density = prior.log_density if prior.reference.has_unbounded_support else prior.log_prob
-    return sum(float(density(part).double().sum()) for part in torch.split(z, _SCORED_TOGETHER)) / len(z)
+    return sum(float(prior.score_density(part).double().sum()) for part in torch.split(z, _SCORED_TOGETHER)) / len(z)
 
 
 @contextmanager

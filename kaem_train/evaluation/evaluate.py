@@ -9,7 +9,6 @@ and reconstruction need the checkpoint, and its encoder.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -37,7 +36,6 @@ _SUBSETS, _SUBSETS_OF_A_SIZE = 100, 20
 _NO_CHECKPOINT = "an exported file draws images and keeps neither likelihood nor encoder: evaluate the checkpoint"
 _NO_LIKELIHOOD = "nothing infers latents: the family has no likelihood to bound, or the decoder came without an encoder"
 _NO_ENCODER = "the checkpoint has no encoder"
-_OUTSIDE = "for some image every proposal lies outside the domain of the prior: the bound is -inf"
 
 
 def evaluate(model: TrainedModel | ExportedModel, reals: Reals, progress: Progress = nothing) -> EvaluationReport:
@@ -202,10 +200,7 @@ def _model_figures(
         missing.update(dict.fromkeys(("log_likelihood", *inner), _NO_LIKELIHOOD))
         return []
     has_encoder = model.encoder is not None
-    likelihood = _likelihood(model.model, model.posterior, reals, progress, has_encoder=has_encoder)
-    figures = [likelihood] if math.isfinite(likelihood.value) else []
-    if not figures:
-        missing[likelihood.name] = _OUTSIDE
+    figures = [_likelihood(model.model, model.posterior, reals, progress, has_encoder=has_encoder)]
     if model.encoder is None:
         missing.update(dict.fromkeys(inner, _NO_ENCODER))
         return figures

@@ -86,7 +86,7 @@ class AmortizedPosterior:
             noise = torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
             z = mean + log_std.exp() * noise
             errors = (images - model.decode(z)).square().flatten(1).sum(1)
-            log_joint = log_likelihood(errors, images[0].numel(), model.sigma) + model.prior.log_prob(z)
+            log_joint = log_likelihood(errors, images[0].numel(), model.sigma) + model.prior.score_density(z)
             log_q = (log_reference("gaussian", noise) - log_std).flatten(1).sum(1)
             columns.append(log_joint - log_q)
         return torch.stack(columns, -1)
