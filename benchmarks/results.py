@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets named in the plans")
     parser.add_argument("--out", type=Path, default=Path("runs/results"), help="where runs and figures are kept")
     parser.add_argument("--jobs", type=int, default=2, help="chains at a time, one thread each")
+    parser.add_argument("--rows", help="only these rows, by the names of their folders: vae,kaem,...")
     parser.add_argument("--report", type=Path, help="only rewrite the tables of this Markdown file from what is there")
     options = parser.parse_args()
     chains = [chain for plan in options.plans for chain in PLANS[plan]]
@@ -107,6 +108,9 @@ def main() -> None:
     if missing:
         sys.exit(f"{options.data} lacks {', '.join(missing)}")
     planned = [jobs_of(chain, options.data, options.out) for chain in chains]
+    if options.rows:
+        wanted = options.rows.split(",")
+        planned = [[job for job in jobs if job.row.name in wanted] for jobs in planned]
     if options.report is None:
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(run_chain, planned))
