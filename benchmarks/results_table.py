@@ -36,10 +36,10 @@ _RATIOS = ("frechet_infinity", "kernel_infinity")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A row's figures over its seeds: name -> values in the order of the seeds."""
+    """A row's figures over its seeds: name -> seed -> value."""
 
     label: str
-    figures: Mapping[str, Sequence[float]]
+    figures: Mapping[str, Mapping[int, float]]
 
 
 def write_report(page: Path, jobs: Sequence[Job], out: Path) -> None:
@@ -58,19 +58,20 @@ def write_report(page: Path, jobs: Sequence[Job], out: Path) -> None:
 
 def _block(page: Path, name: str, jobs: Sequence[Job]) -> str:
     reports = {job.folder: json.loads((job.folder / "eval.json").read_text()) for job in jobs}
+    seeds = sorted({job.chain.seed for job in jobs})
     rows = []
     for row in dict.fromkeys(job.row for job in jobs):
-        of_row = [reports[job.folder]["figures"] for job in jobs if job.row == row]
-        names = [figure for figure in _COLUMNS if all(figure in figures for figures in of_row)]
-        values = {figure: [figures[figure]["value"] for figures in of_row] for figure in names}
-        rows.append(Measured(label=row.label, figures=values))
+        of_row = {job.chain.seed: reports[job.folder]["figures"] for job in jobs if job.row == row}
+        names = [figure for figure in _COLUMNS if all(figure in figures for figures in of_row.values())]
+        values = {figure: {seed: of_row[seed][figure]["value"] for seed in sorted(of_row)} for figure in names}
+        label = row.label if len(of_row) == len(seeds) else f"{row.label} (seed {', '.join(map(str, sorted(of_row)))})"
+        rows.append(Measured(label=label, figures=values))
     first = next(iter(reports.values()))
-    seeds = sorted({job.chain.seed for job in jobs})
     when = datetime.fromtimestamp(max((job.folder / "eval.json").stat().st_mtime for job in jobs), tz=UTC)
     lines = [
         f"Network: {first['network']['name']} ({first['network']['description']}). "
         f"{first['num_generated']:,} generated, {first['num_real']:,} real images ({first['real']} split). "
-        f"Seeds {', '.join(map(str, seeds))}; mean, and lowest to highest where there are several. "
+        f"{_seeds(seeds)} "
         f"{when:%Y-%m-%d}, {_machine()}, one thread a run.",
         "",
         *_table(rows, first["network"]["name"]),
@@ -89,6 +90,12 @@ def _block(page: Path, name: str, jobs: Sequence[Job]) -> str:
     return "\n".join(lines)
 
 
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"Seed {seeds[0]}."
+    return f"Seeds {', '.join(map(str, seeds))}: mean (lowest to highest)."
+
+
 def _table(rows: Sequence[Measured], network: str) -> list[str]:
     words = {"distance": "FID", "kernel": "KID"} if network == "inception" else {"distance": "FD", "kernel": "KD"}
     shown = [figure for figure in _COLUMNS if any(figure in row.figures for row in rows)]
@@ -99,16 +106,16 @@ def _table(rows: Sequence[Measured], network: str) -> list[str]:
     for row in rows:
         cells = [_cell(row.figures.get(figure), _SCALES.get(figure, 1.0)) for figure in shown]
         for figure in _RATIOS:
-            pairs = zip(row.figures[figure], reference[figure], strict=False)
-            cells.append(f"{fmean(ours / theirs for ours, theirs in pairs):.3f}")
+            ratios = [value / reference[figure][seed] for seed, value in row.figures[figure].items()]
+            cells.append(f"{fmean(ratios):.3f}")
         lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _cell(values: Sequence[float] | None, scale: float) -> str:
+def _cell(values: Mapping[int, float] | None, scale: float) -> str:
     if values is None:
         return "-"
-    scaled = [scale * value for value in values]
+    scaled = [scale * value for value in values.values()]
     if len(scaled) == 1 or max(scaled) == min(scaled):
         return f"{scaled[0]:.4g}"
     return f"{fmean(scaled):.4g} ({min(scaled):.4g} to {max(scaled):.4g})"
