@@ -76,9 +76,9 @@ def train(
     from kaem_train.checkpoint import FILE_NAME, read_checkpoint
     from kaem_train.data import load_dataset
     from kaem_train.progress import ProgressReport, decoding_progress
+    from kaem_train.requirements import check_trainable
     from kaem_train.settings import load_config
     from kaem_train.tensorboard import TensorBoardLog
-    from kaem_train.trainer import check_trainable
     from kaem_train.trainer import train as run_training
 
     if resume and force:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -230,3 +230,18 @@ def _unknown_preset(name: str) -> ConfigError:
         f"no preset or configuration file named {name!r}",
         hint=f"presets: {', '.join(preset_names())}; a file must end in .toml",
     )
+
+
+def first_difference(old: Config, new: Config) -> str:
+    """Name the first setting that differs and matters, or return ""; where the data lies does not matter."""
+    if replace(old, data=replace(old.data, path=new.data.path)) == new:
+        return ""
+    if old.family != new.family:
+        return f"family: {old.family}, now {new.family}"
+    for section in ("data", "prior", "generator", "posterior", "training", "refit", "latent_ebm", "diffusion"):
+        before, after = getattr(old, section), getattr(new, section)
+        for name in before.__dataclass_fields__:
+            values = getattr(before, name), getattr(after, name)
+            if values[0] != values[1] and (section, name) != ("data", "path"):
+                return f"{section}.{name}: {values[0]}, now {values[1]}"
+    return f"name: {old.name}, now {new.name}"

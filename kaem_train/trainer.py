@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,11 +28,11 @@ from kaem_train.interrupt import stop_request
 from kaem_train.model.generator import KanGenerator, refit_steps
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import weight_penalty
-from kaem_train.model.user_module import build_user_module
 from kaem_train.optimisation import build_optimiser, first_not_finite, set_rates
 from kaem_train.posterior import InfersLatents, Posterior
 from kaem_train.refit import refit_prior
-from kaem_train.settings import Config
+from kaem_train.requirements import check_trainable
+from kaem_train.settings import Config, first_difference
 from kaem_train.streams import Purpose, noise_stream
 from kaem_train.window import Window
 
@@ -105,46 +104,6 @@ def train(
     if trainer.step < config.training.updates:
         return Outcome(checkpoint=path, step=trainer.step, is_finished=False, bound=None)
     return Outcome(checkpoint=path, step=trainer.step, is_finished=True, bound=trainer.held_out_bound())
-
-
-def check_trainable(config: Config, dataset: Dataset) -> None:
-    """Check that a configuration has the library and the images it needs, before anything is made or replaced.
-
-    Raises:
-        ConfigError: Frames that only encoded images can start, and no encoder; or a generator that cannot train.
-        DataError: Fewer images than one batch, or than the experts that start from them.
-        ModuleNotFoundError: The family needs a library that is not installed.
-    """
-    if config.family == "ddpm":
-        import_module("diffusers")
-    _check_generator(config)
-    if config.prior.frame == "own" and not config.posterior.has_encoder:
-        # Not a rule of Config: a refit gives such a prior to a model trained with any posterior.
-        raise ConfigError(
-            f"frame = 'own' starts from encoded images, which the {config.posterior.kind} posterior has not",
-            hint="set posterior.kind=amortized or prior.frame=none",
-        )
-    if len(dataset.train) < config.training.batch_size:
-        raise DataError(
-            f"{len(dataset.train)} training images do not fill one batch of {config.training.batch_size}",
-            hint="lower training.batch_size",
-        )
-    is_started = config.prior.variant == "experts" and config.posterior.has_encoder
-    if is_started and len(dataset.train) < config.prior.num_components:
-        raise DataError(
-            f"{len(dataset.train)} training images cannot start {config.prior.num_components} experts",
-            hint="lower prior.num_components",
-        )
-
-
-def _check_generator(config: Config) -> None:
-    if config.generator.kind == "onnx":
-        raise ConfigError(
-            "generator.kind = 'onnx' is a finished decoder, which is not trained",
-            hint="fit a prior to its latents with kaem fit-prior, or train a generator.kind=module",
-        )
-    if config.generator.kind == "module":
-        build_user_module(config.generator.module, config.prior.num_latents, config.data.image_shape)
 
 
 class Trainer:
@@ -289,7 +248,7 @@ class Trainer:
             DataError: It was trained on other data.
             ArtifactError: Its state does not fit its configuration.
         """
-        changed = _difference(checkpoint.config, self.config)
+        changed = first_difference(checkpoint.config, self.config)
         if changed:
             raise ConfigError(
                 f"the checkpoint was trained with another {changed}",
@@ -396,18 +355,3 @@ class Trainer:
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
-
-
-def _difference(old: Config, new: Config) -> str:
-    """Name the first setting that differs and matters, or return ""; where the data lies does not matter."""
-    if replace(old, data=replace(old.data, path=new.data.path)) == new:
-        return ""
-    if old.family != new.family:
-        return f"family: {old.family}, now {new.family}"
-    for section in ("data", "prior", "generator", "posterior", "training", "refit", "latent_ebm", "diffusion"):
-        before, after = getattr(old, section), getattr(new, section)
-        for name in before.__dataclass_fields__:
-            values = getattr(before, name), getattr(after, name)
-            if values[0] != values[1] and (section, name) != ("data", "path"):
-                return f"{section}.{name}: {values[0]}, now {values[1]}"
-    return f"name: {old.name}, now {new.name}"

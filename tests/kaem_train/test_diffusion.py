@@ -13,9 +13,10 @@ from kaem_export.compile import export
 from kaem_train.baselines.diffusion import DenoisingObjective, Diffusion, noise_schedule
 from kaem_train.checkpoint import load_model
 from kaem_train.data import load_dataset
+from kaem_train.requirements import check_trainable
 from kaem_train.sections import DiffusionConfig
 from kaem_train.settings import load_config, preset_names
-from kaem_train.trainer import Trainer, check_trainable, train
+from kaem_train.trainer import Trainer, train
 
 SMALL = ("diffusion.channels=[8, 8]", "diffusion.sampling_steps=4")
 

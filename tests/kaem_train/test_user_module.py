@@ -9,7 +9,8 @@ from kaem.errors import ArtifactError, ConfigError
 from kaem_train.checkpoint import load_model
 from kaem_train.data import load_dataset
 from kaem_train.model.user_module import build_user_module
-from kaem_train.trainer import check_trainable, train
+from kaem_train.requirements import check_trainable
+from kaem_train.trainer import train
 
 CODE = """
 import torch
