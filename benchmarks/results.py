@@ -64,7 +64,7 @@ def jobs_of(chain: Chain, data: Path, out: Path) -> list[Job]:
     return jobs
 
 
-def run_chain(jobs: list[Job]) -> None:
+def run_chain(jobs: list[Job]) -> bool:
     """Run what is not done yet; a failing command ends the chain and is shown with the end of its output."""
     for job in jobs:
         done = job.num_done
@@ -76,7 +76,8 @@ def run_chain(jobs: list[Job]) -> None:
         (job.folder / "commands.txt").write_text("".join(f"{line}\n" for line in job.lines[:done]))
         for command, line in list(zip(job.commands, job.lines, strict=True))[done:]:
             if not _run(command, line, job.folder):
-                return
+                return False
+    return True
 
 
 def _run(command: tuple[str, ...], line: str, folder: Path) -> bool:
@@ -113,7 +114,8 @@ def main() -> None:
         planned = [[job for job in jobs if job.row.name in wanted] for jobs in planned]
     if options.report is None:
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(run_chain, planned))
+            if not all(list(pool.map(run_chain, planned))):
+                sys.exit(1)
     else:
         write_report(options.report, [job for jobs in planned for job in jobs], options.out)
 
