@@ -51,7 +51,7 @@ bench: setup         ## Measure the model that the demo made
 	@test -f demo/model.onnx || { echo "no demo/model.onnx yet; run: make demo" >&2; exit 1; }
 	$(BIN)/kaem bench demo/model.onnx --seconds 3
 
-results-small: setup ## Train and measure a shortened table of docs/results.md: 15 minutes; needs DATA=folder with fashion_mnist.npz
+results-small: setup ## Train and measure a shortened table of docs/results.md: 9 minutes; needs DATA=folder with fashion_mnist.npz
 	@test -f "$(DATA)/fashion_mnist.npz" || { echo "no $(DATA)/fashion_mnist.npz; run: make results-small DATA=folder" >&2; exit 1; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/results.py small --data "$(DATA)" --out runs/results-small
 	@cp benchmarks/results-small.md runs/results-small.md
