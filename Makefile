@@ -24,11 +24,12 @@ $(READY): pyproject.toml constraints.txt
 demo: setup          ## Train on real digits, export, verify, serve, sample and benchmark: 2 to 3 minutes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
+# A worker a core; the tests of one file share what they prepare, so they stay together.
 test: setup          ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 test-fast: setup     ## Run the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n logical --dist loadfile -m 'not slow'
 
 lint: setup          ## Check style, types, import contracts and generated files; change nothing
 	$(BIN)/ruff check .
