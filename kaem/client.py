@@ -29,7 +29,7 @@ from kaem.protocol.messages import (
     images_from_chunk,
     model_from_message,
 )
-from kaem.protocol.status import error_from_status
+from kaem.protocol.status import PARTIAL_KEY, error_from_status
 from kaem.reading import messages_of
 from kaem.requests import check_memory, check_range, check_uniforms
 from kaem.sampler import Chunk, Images, Uniforms
@@ -49,6 +49,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),  # a fresh connection does not inherit another one's backoff
 )
+_PARTIAL = ((PARTIAL_KEY, "true"),)  # a deadline guards against silence only: we go on at the next index
 _TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
@@ -225,7 +226,9 @@ class RemoteSampler:
             self._check_open()
             rows = min(end - index, _MAX_ROWS_PER_CALL)
             call_end, began_at = index + rows, index
-            call = self._stub.StreamSamples(self._request(rows, seed, index), timeout=self._patience.call_timeout_s)
+            call = self._stub.StreamSamples(
+                self._request(rows, seed, index), timeout=self._patience.call_timeout_s, metadata=_PARTIAL
+            )
             try:
                 with closing(messages_of(call)) as messages:
                     for chunk in messages:

@@ -1,41 +1,28 @@
-"""What surrounds every call: admission, a request id, and the one place where errors become statuses."""
+"""What surrounds every call: whether it is let in, a request id, and who is told how it ended."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from kaem.errors import KaemError, RemoteError
-from kaem.protocol.status import REQUEST_KEY, details_from_error, metadata_from_error
+from kaem.errors import RemoteError
+from serve.observer import Observer
+from serve.statuses import RefusedError, status_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request", bound=Message)
 Question = TypeVar("Question")  # what gRPC hands to a method: a request, or an iterator over many
 Answer = TypeVar("Answer")
 
-_PUSHBACK_MS = "500"
 _MALFORMED = "the request is not a valid protobuf message of this method"
 _log = logging.getLogger(__name__)
-
-
-class RefusedError(Exception):
-    """A KaemError that is answered with another status than its class usually has.
-
-    Args:
-        code: The status.
-        error: What the client is to raise.
-    """
-
-    def __init__(self, code: grpc.StatusCode, error: KaemError) -> None:
-        super().__init__(error.message)
-        self.code = code
-        self.error = error
 
 
 class Gate:
@@ -122,51 +109,67 @@ def well_formed(request: Request | Malformed) -> Request:
     return request
 
 
-def admitted(
-    handler: Callable[[Request, Context], Awaitable[Answer]], gate: Gate
-) -> Callable[[Request | Malformed, Context], Awaitable[Answer | None]]:
-    """Return `answered(handler)` for well-formed requests that are let in by `gate`."""
+class Reception:
+    """Lets calls in and sees them off; every method of the server is wrapped by one of its two functions.
 
-    async def call(request: Request | Malformed, context: Context) -> Answer:
-        gate.enter()
-        try:
-            return await handler(well_formed(request), context)
-        finally:
-            gate.leave()
-
-    return answered(call)
-
-
-def answered(
-    handler: Callable[[Question, Context], Awaitable[Answer]],
-) -> Callable[[Question, Context], Awaitable[Answer | None]]:
-    """Return a handler that runs `handler` and turns whatever it raises into a status.
-
-    KaemErrors travel to the client with their class and hint. Anything else is a bug of ours: the client gets
-    a fixed text and a request id, the log gets the traceback under the same id.
+    Args:
+        gate: Lets calls in.
+        observer: Told of every call.
     """
 
-    async def call(question: Question, context: Context) -> Answer | None:
-        request_id = secrets.token_hex(8)
-        try:
-            return await handler(question, context)
-        except RefusedError as refused:
-            await _abort(context, refused.code, refused.error, request_id)
-        except KaemError as error:
-            await _abort(context, grpc.StatusCode[error.grpc_status], error, request_id)
-        except grpc.aio.InternalError:  # a write failed: the client is gone, often before gRPC says so
-            _log.info("request %s was left by its client", request_id)
-            return None
-        except Exception:
-            _log.exception("request %s failed", request_id)
-            bug = RemoteError(f"internal error, request {request_id}", hint="the server's log says more")
-            await _abort(context, grpc.StatusCode.INTERNAL, bug, request_id)
+    def __init__(self, gate: Gate, observer: Observer) -> None:
+        self._gate = gate
+        self._observer = observer
 
-    return call
+    def admitted(
+        self, method: str, handler: Callable[[Request, Context], Awaitable[Answer]]
+    ) -> Callable[[Request | Malformed, Context], Awaitable[Answer | None]]:
+        """Return `answered(handler)` for well-formed requests that are let in by the gate."""
+
+        async def call(request: Request | Malformed, context: Context) -> Answer:
+            self._gate.enter()
+            try:
+                return await handler(well_formed(request), context)
+            finally:
+                self._gate.leave()
+
+        return self.answered(method, call)
+
+    def answered(
+        self, method: str, handler: Callable[[Question, Context], Awaitable[Answer]]
+    ) -> Callable[[Question, Context], Awaitable[Answer | None]]:
+        """Return a handler that runs `handler` and turns whatever it raises into a status.
+
+        Args:
+            method: Full name, `/service/Method`.
+            handler: Answers the call or raises, see `serve.statuses`.
+        """
+
+        async def call(question: Question, context: Context) -> Answer | None:
+            request_id = secrets.token_hex(8)
+            began, code = time.monotonic(), grpc.StatusCode.OK
+            self._observer.on_call_started(method)
+            try:
+                return await handler(question, context)
+            except asyncio.CancelledError:
+                code = _why_cancelled(context)
+                raise
+            except grpc.aio.InternalError:  # a write failed: the client is gone, often before gRPC says so
+                code = grpc.StatusCode.CANCELLED
+                _log.info("request %s was left by its client", request_id)
+                return None
+            except Exception as error:
+                status = status_of(error, request_id)
+                code = status.code
+                await context.abort(status.code, status.details, status.metadata)
+            finally:
+                self._observer.on_call_ended(method, code.name, time.monotonic() - began)
+
+        return call
 
 
-async def _abort(context: Context, code: grpc.StatusCode, error: KaemError, request_id: str) -> NoReturn:
-    metadata = (*metadata_from_error(error), (REQUEST_KEY, request_id))
-    if code is grpc.StatusCode.UNAVAILABLE:
-        metadata += (("grpc-retry-pushback-ms", _PUSHBACK_MS),)
-    await context.abort(code, details_from_error(error), metadata)
+def _why_cancelled(context: Context) -> grpc.StatusCode:
+    """Return the status of a call that gRPC itself has ended."""
+    left_s = context.time_remaining()
+    is_late = left_s is not None and left_s <= 0
+    return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED

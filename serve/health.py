@@ -12,7 +12,8 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from kaem.errors import RequestError
-from serve.calls import Context, Malformed, RefusedError, answered, tolerant, well_formed
+from serve.calls import Context, Malformed, Reception, tolerant, well_formed
+from serve.statuses import RefusedError
 
 SERVICE = "grpc.health.v1.Health"
 _Response = health_pb2.HealthCheckResponse
@@ -41,12 +42,16 @@ class Health:
         self._is_ended = True
         self._notify()
 
-    def handler(self) -> grpc.GenericRpcHandler[object, object]:
+    def handler(self, reception: Reception) -> grpc.GenericRpcHandler[object, object]:
         """Return the methods; built by hand so that requests are read tolerantly."""
         read, write = tolerant(health_pb2.HealthCheckRequest), _Response.SerializeToString
         methods = {
-            "Check": grpc.unary_unary_rpc_method_handler(answered(self.check), read, write),
-            "Watch": grpc.unary_stream_rpc_method_handler(answered(self.watch), read, write),
+            "Check": grpc.unary_unary_rpc_method_handler(
+                reception.answered(f"/{SERVICE}/Check", self.check), read, write
+            ),
+            "Watch": grpc.unary_stream_rpc_method_handler(
+                reception.answered(f"/{SERVICE}/Watch", self.watch), read, write
+            ),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 

@@ -8,16 +8,18 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
-from serve.calls import Context, Malformed, answered, tolerant, well_formed
+from serve.calls import Context, Malformed, Reception, tolerant, well_formed
 
 SERVICE = reflection.SERVICE_NAME
+_METHOD = "ServerReflectionInfo"
 
 
-def handler(names: Iterable[str]) -> grpc.GenericRpcHandler[object, object]:
+def handler(names: Iterable[str], reception: Reception) -> grpc.GenericRpcHandler[object, object]:
     """Return the method that describes services; built by hand so that requests are read tolerantly.
 
     Args:
         names: Full names of the services.
+        reception: Surrounds the calls.
     """
     servicer = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # public by its documentation
 
@@ -27,5 +29,7 @@ def handler(names: Iterable[str]) -> grpc.GenericRpcHandler[object, object]:
             await context.write(answer)
 
     read = tolerant(ServerReflectionRequest)
-    method = grpc.stream_stream_rpc_method_handler(answered(describe), read, ServerReflectionResponse.SerializeToString)
-    return grpc.method_handlers_generic_handler(SERVICE, {"ServerReflectionInfo": method})
+    method = grpc.stream_stream_rpc_method_handler(
+        reception.answered(f"/{SERVICE}/{_METHOD}", describe), read, ServerReflectionResponse.SerializeToString
+    )
+    return grpc.method_handlers_generic_handler(SERVICE, {_METHOD: method})

@@ -10,26 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from kaem import noise
-from kaem.artifact import Manifest
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM, Limits
-from kaem.runtime import MAX_ROWS, LocalSampler
+from kaem.runtime import LocalSampler
 from serve import health, reflection, services
 from serve.address import bare_host, check_address, format_address, why_not_bound
 from serve.allocator import keep_large_blocks, release_when_idle
-from serve.calls import Gate
-from serve.scheduler import Scheduler
-from serve.services import Backend, SamplerService, limits_of
+from serve.calls import Gate, Reception
+from serve.engine import Engine
+from serve.models import Models, open_model
+from serve.observer import Observer
+from serve.services import SamplerService, limits_of
 from serve.settings import ServeSettings, check_name
 
-_MAX_BATCH_BYTES = 64 << 20  # of images, where the operator names no batch size
 _STOP_GRACE_S = 1.0
 _log = logging.getLogger(__name__)
 
@@ -38,23 +37,26 @@ class Server:
     """One model on one port.
 
     Args:
-        backend: The sampler; the caller closes it after the server has stopped.
+        engines: One per device, all with the same model; the caller closes them after the server has stopped.
         settings: What the operator decided.
+        observer: Told what happens.
 
     Raises:
         ConfigError: The model cannot be offered under its name.
     """
 
-    def __init__(self, backend: Backend, settings: ServeSettings) -> None:
-        self._backend = backend
+    def __init__(self, engines: Sequence[Engine], settings: ServeSettings, observer: Observer | None = None) -> None:
+        self._engines = engines
         self._settings = settings
+        self._observer = observer or Observer()
         self._host = bare_host(settings.host)
-        self._name = settings.name or backend.manifest.name
+        self._name = settings.name or engines[0].manifest.name
         check_name(self._name)
-        self._max_batch = settings.max_batch or _default_max_batch(backend.manifest, backend.workers)
+        self.models = Models()
         self._health = health.Health(("", services.SERVICE, f"kaem.model/{self._name}"))
         self._running = AsyncExitStack()  # what has been started, and how to stop it
         self.gate = Gate()
+        self._reception = Reception(self.gate, self._observer)
 
     async def start(self) -> str:
         """Bind, warm up and serve; health says NOT_SERVING until this returns.
@@ -69,35 +71,29 @@ class Server:
         """
         settings = self._settings
         check_address(self._host, settings.port, insecure=settings.insecure)
-        limits = limits_of(self._backend.manifest, settings.max_chunk_bytes)
-        largest_request = 4 * self._backend.manifest.noise_dim + MESSAGE_HEADROOM
+        manifest = self._engines[0].manifest
+        limits = limits_of(manifest, settings.max_chunk_bytes)
+        largest_request = 4 * manifest.noise_dim + MESSAGE_HEADROOM
         self._grpc = grpc.aio.server(
             options=(
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a cluster
                 ("grpc.max_receive_message_length", max(MAX_MESSAGE_BYTES, largest_request)),
             )
         )
-        self.scheduler = Scheduler(self._backend.decode, max_batch=self._max_batch)
-        self._running.push_async_callback(self.scheduler.close)
         self._running.push_async_callback(self._grpc.stop, 0)
         try:
-            self._add_services(limits)
+            self._add_services()
             port = self._bind()
             await self._grpc.start()
-            await self._warm_up()
+            await self._open_model(limits)
         except BaseException:
             await self.stop()
             raise
         self._health.set_serving(True)
         self.gate.open()
-        _log.info(
-            "serving model %r on %s with %d workers, batches of at most %d rows",
-            self._name,
-            self._backend.provider,
-            self._backend.workers,
-            self._max_batch,
-        )
-        return f"grpc://{format_address(self._host, port)}"
+        address = f"grpc://{format_address(self._host, port)}"
+        _log.info("serving model %r at %s", self._name, address)
+        return address
 
     async def drain(self) -> None:
         """Refuse new calls and let the running ones complete, for at most the grace; then stop."""
@@ -113,11 +109,15 @@ class Server:
         """Stop at once; running calls are cancelled. May be called at any time, and again."""
         await self._running.aclose()
 
-    def _add_services(self, limits: Limits) -> None:
-        service = SamplerService(self._backend, self.scheduler, name=self._name, limits=limits)
+    def _add_services(self) -> None:
+        service = SamplerService(self.models, self._settings, self._observer)
         names = (services.SERVICE, health.SERVICE, reflection.SERVICE)
         self._grpc.add_generic_rpc_handlers(
-            (service.handler(self.gate), self._health.handler(), reflection.handler(names))
+            (
+                service.handler(self._reception),
+                self._health.handler(self._reception),
+                reflection.handler(names, self._reception),
+            )
         )
 
     def _bind(self) -> int:
@@ -127,14 +127,17 @@ class Server:
         except RuntimeError:  # which does not say why
             raise why_not_bound(host, port) from None
 
-    async def _warm_up(self) -> None:
-        """Run every power of two and the largest batch once, so that no request pays for a first time."""
-        sizes = {1 << power for power in range(self._max_batch.bit_length())} | {self._max_batch}
-        for rows in sorted(sizes):
-            await asyncio.to_thread(self._decode_noise, rows)
-
-    def _decode_noise(self, rows: int) -> None:
-        self._backend.decode(noise.uniforms(0, 0, rows, self._backend.manifest.noise_dim))
+    async def _open_model(self, limits: Limits) -> None:
+        model = await open_model(
+            self._engines,
+            name=self._name,
+            limits=limits,
+            bounds=self._settings.bounds,
+            max_batch=self._settings.max_batch,
+            observer=self._observer,
+        )
+        self._running.push_async_callback(model.close)
+        self.models.put(model)
 
 
 def run(path: Path, settings: ServeSettings, *, on_serving: Callable[[str], None]) -> None:
@@ -151,19 +154,21 @@ def run(path: Path, settings: ServeSettings, *, on_serving: Callable[[str], None
     """
     keep_large_blocks()
     with LocalSampler(path, provider=settings.provider, workers=settings.workers) as sampler:
-        early = asyncio.run(_run_until_signal(sampler, settings, on_serving))
+        early = asyncio.run(_run_until_signal([sampler], settings, on_serving))
     if early is not None:
         raise SystemExit(128 + early)
 
 
-async def _run_until_signal(backend: Backend, settings: ServeSettings, on_serving: Callable[[str], None]) -> int | None:
+async def _run_until_signal(
+    engines: Sequence[Engine], settings: ServeSettings, on_serving: Callable[[str], None]
+) -> int | None:
     """Return None after a drain, or the signal that came before there was anything to drain."""
     signals: asyncio.Queue[int] = asyncio.Queue()
     # Taken from whoever had them before the first task of gRPC: an exception raised by a signal handler would end
     # the loop under gRPC, which then never stops.
     for number in _signals():
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    server = Server(backend, settings)
+    server = Server(engines, settings)
     try:
         starting = asyncio.create_task(server.start())
         early = await _signal_during(starting, signals)
@@ -198,8 +203,3 @@ async def _signal_during(task: asyncio.Task[Any], signals: asyncio.Queue[int]) -
     task.cancel()
     await asyncio.wait((task,))
     return signalled.result()
-
-
-def _default_max_batch(manifest: Manifest, workers: int) -> int:
-    """Return a full session call for every worker, or fewer rows where images are large."""
-    return max(1, min(MAX_ROWS * workers, _MAX_BATCH_BYTES // manifest.image_bytes))

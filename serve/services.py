@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from functools import partial
-from typing import Protocol
 
 import grpc
 
-from kaem import noise
 from kaem.artifact import Manifest
 from kaem.errors import ArtifactError, RemoteError, RequestError
 from kaem.images import to_uint8
@@ -18,7 +17,6 @@ from kaem.protocol.messages import (
     MAX_MESSAGE_BYTES,
     MESSAGE_HEADROOM,
     Limits,
-    Model,
     check_numerics,
     chunk_from_images,
     message_from_model,
@@ -27,34 +25,20 @@ from kaem.protocol.messages import (
     uniforms_from_request,
 )
 from kaem.requests import NUM_INDICES, check_range, check_uniforms
-from kaem.sampler import Images, Uniforms
-from serve.calls import Context, Gate, RefusedError, admitted, tolerant
-from serve.scheduler import Convert, Job, Scheduler, Source
+from kaem.sampler import Images
+from serve.calls import Context, Reception, tolerant
+from serve.job import Convert
+from serve.manners import manners_of
+from serve.models import Models, ServedModel
+from serve.observer import Observer
+from serve.scheduler import Demand
+from serve.settings import ServeSettings
+from serve.sources import Given, Seeded, Source
+from serve.statuses import RefusedError
 
 SERVICE = kaem_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name
 
 _WINDOW_CHUNKS = 4  # computed ahead of a reader: enough to hide a batch's time behind the sending
-
-
-class Backend(Protocol):
-    """What the service needs of a sampler; `kaem.runtime.LocalSampler` satisfies it."""
-
-    provider: str
-    workers: int
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the model is."""
-        ...
-
-    @property
-    def numerics_id(self) -> str:
-        """Digest of all that fixes the bits of an image."""
-        ...
-
-    def decode(self, uniform: Uniforms) -> Images:
-        """Map rows of uniforms, shape (N, D), to images, shape (N, C, H, W)."""
-        ...
 
 
 def limits_of(manifest: Manifest, max_chunk_bytes: int) -> Limits:
@@ -79,119 +63,146 @@ def limits_of(manifest: Manifest, max_chunk_bytes: int) -> Limits:
 
 
 class SamplerService:
-    """Answers kaem.v1.Sampler for one model.
+    """Answers kaem.v1.Sampler.
 
     Args:
-        backend: The sampler.
-        scheduler: Runs the backend's batches.
-        name: Name under which the model is offered.
-        limits: What fits in one message.
+        models: What it samples from.
+        settings: Which requests are bulk.
+        observer: Told of every message sent.
     """
 
-    def __init__(self, backend: Backend, scheduler: Scheduler, *, name: str, limits: Limits) -> None:
-        self._manifest = backend.manifest
-        self._scheduler = scheduler
-        self._model = Model(
-            name=name,
-            manifest=backend.manifest,
-            numerics_id=backend.numerics_id,
-            provider=backend.provider,
-            limits=limits,
-        )
+    def __init__(self, models: Models, settings: ServeSettings, observer: Observer) -> None:
+        self._models = models
+        self._settings = settings
+        self._observer = observer
 
-    def handler(self, gate: Gate) -> grpc.GenericRpcHandler[object, object]:
-        """Return the methods, admitted by `gate`; built by hand so that requests are read tolerantly."""
+    def handler(self, reception: Reception) -> grpc.GenericRpcHandler[object, object]:
+        """Return the methods; built by hand so that requests are read tolerantly."""
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         sample, decode, model = (
             tolerant(cls) for cls in (kaem_pb2.SampleRequest, kaem_pb2.DecodeRequest, kaem_pb2.GetModelRequest)
         )
+        admitted = reception.admitted
         methods = {
-            "Sample": unary(admitted(self.sample, gate), sample, _write),
-            "StreamSamples": stream(admitted(self.stream_samples, gate), sample, _write),
-            "Decode": unary(admitted(self.decode, gate), decode, _write),
-            "GetModel": unary(admitted(self.get_model, gate), model, _write),
+            "Sample": unary(admitted(f"/{SERVICE}/Sample", self.sample), sample, _write),
+            "StreamSamples": stream(admitted(f"/{SERVICE}/StreamSamples", self.stream_samples), sample, _write),
+            "Decode": unary(admitted(f"/{SERVICE}/Decode", self.decode), decode, _write),
+            "GetModel": unary(admitted(f"/{SERVICE}/GetModel", self.get_model), model, _write),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def sample(self, request: kaem_pb2.SampleRequest, context: Context) -> kaem_pb2.Chunk:
         """Answer one message of samples."""
-        encoding = self._check_samples(request)
-        self._check_fits(request.count, encoding, hint="call StreamSamples")
-        return await self._one_chunk(self._seeded(request), request.count, encoding, request.start_index)
+        model, encoding = self._check_samples(request)
+        _check_fits(model, request.count, encoding, hint="call StreamSamples")
+        source = Seeded(request.seed, request.start_index)
+        return await self._one_chunk(model, source, request.count, encoding, context)
 
     async def stream_samples(self, request: kaem_pb2.SampleRequest, context: Context) -> None:
         """Send samples in chunks; each write waits until the transport has room for it."""
-        encoding = self._check_samples(request)
-        rows = rows_per_chunk(self._manifest, encoding, self._model.limits.max_chunk_bytes)
+        model, encoding = self._check_samples(request)
+        rows = rows_per_chunk(model.manifest, encoding, model.info.limits.max_chunk_bytes)
         if request.max_chunk_rows:
             rows = min(rows, request.max_chunk_rows)
         start = request.start_index
-        async with self._submit(self._seeded(request), request.count, rows, encoding) as job:
+        manners = manners_of(context)
+        row_bytes = _row_bytes(model, encoding)
+        demand = Demand(
+            rows=request.count,
+            row_bytes=row_bytes,
+            chunk_rows=rows,
+            window=_WINDOW_CHUNKS * model.info.limits.max_chunk_bytes // row_bytes,
+            is_bulk=manners.is_bulk(request.count, self._settings.interactive_samples),
+            may_shrink=True,
+            timeout_s=manners.timeout_s,
+            due_rows=rows if manners.is_partial_welcome else None,
+        )
+        source = Seeded(request.seed, start)
+        async with model.scheduler.submit(source, demand, convert=_convert(encoding)) as job:
             async for images in job:
-                await context.write(await self._chunk(images, start, encoding))
+                message = await _chunk(model, images, start, encoding)
+                began = time.monotonic()
+                await context.write(message)
+                seconds = time.monotonic() - began
+                self._observer.on_sent(model=model.info.name, rows=len(images), seconds=seconds)
                 start += len(images)
 
     async def decode(self, request: kaem_pb2.DecodeRequest, context: Context) -> kaem_pb2.Chunk:
         """Answer the images of given uniforms."""
-        encoding = self._check_model(request.model, request.expected_numerics_id, request.encoding)
-        uniform = check_uniforms(uniforms_from_request(request, self._manifest.noise_dim), self._manifest.noise_dim)
-        self._check_fits(len(uniform), encoding, hint="send fewer rows at a time")
-        return await self._one_chunk(lambda first, rows: uniform[first : first + rows], len(uniform), encoding, 0)
+        model, encoding = self._check_model(request)
+        dim = model.manifest.noise_dim
+        uniform = check_uniforms(uniforms_from_request(request, dim), dim)
+        _check_fits(model, len(uniform), encoding, hint="send fewer rows at a time")
+        return await self._one_chunk(model, Given(uniform), len(uniform), encoding, context)
 
     async def get_model(self, request: kaem_pb2.GetModelRequest, context: Context) -> kaem_pb2.Model:
         """Answer what the model is."""
-        self._check_model(request.model, "", kaem_pb2.ENCODING_UNSPECIFIED)
-        return message_from_model(self._model)
+        return message_from_model(self._models.get(request.model).info)
 
-    def _check_model(self, name: str, expected_numerics_id: str, encoding: kaem_pb2.Encoding) -> kaem_pb2.Encoding:
-        """Check what all requests have in common and return the resolved encoding."""
-        if name not in ("", self._model.name):
-            error = RequestError(f"no model named {name!r}", hint=f"this server offers {self._model.name!r}")
-            raise RefusedError(grpc.StatusCode.NOT_FOUND, error)
-        if expected_numerics_id:
+    def _check_model(
+        self, request: kaem_pb2.SampleRequest | kaem_pb2.DecodeRequest
+    ) -> tuple[ServedModel, kaem_pb2.Encoding]:
+        """Check what all requests have in common; return the model and the resolved encoding."""
+        model = self._models.get(request.model)
+        if request.expected_numerics_id:
             try:
-                check_numerics(self._model.numerics_id, expected_numerics_id)
+                check_numerics(model.info.numerics_id, request.expected_numerics_id)
             except RemoteError as error:
                 raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, error) from None
-        return resolve_encoding(encoding, self._manifest)
+        return model, resolve_encoding(request.encoding, model.manifest)
 
-    def _check_samples(self, request: kaem_pb2.SampleRequest) -> kaem_pb2.Encoding:
-        encoding = self._check_model(request.model, request.expected_numerics_id, request.encoding)
+    def _check_samples(self, request: kaem_pb2.SampleRequest) -> tuple[ServedModel, kaem_pb2.Encoding]:
+        checked = self._check_model(request)
         try:
             check_range(request.count, request.seed, request.start_index)
         except RequestError as error:
             if request.start_index + request.count > NUM_INDICES:
                 raise RefusedError(grpc.StatusCode.OUT_OF_RANGE, error) from None
             raise
-        return encoding
+        return checked
 
-    def _check_fits(self, rows: int, encoding: kaem_pb2.Encoding, *, hint: str) -> None:
-        most = rows_per_chunk(self._manifest, encoding, self._model.limits.max_chunk_bytes)
-        if rows > most:
-            error = RequestError(f"{rows} images do not fit in one message; {most} do", hint=hint)
-            raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, error)
-
-    def _seeded(self, request: kaem_pb2.SampleRequest) -> Source:
-        seed, start, dim = request.seed, request.start_index, self._manifest.noise_dim
-        return lambda first, rows: noise.uniforms(seed, start + first, rows, dim)
-
-    def _submit(self, source: Source, rows: int, chunk_rows: int, encoding: kaem_pb2.Encoding) -> Job:
-        is_float = encoding == kaem_pb2.ENCODING_FLOAT32
-        row_bytes = math.prod(self._manifest.image_shape) * (4 if is_float else 1)
-        window = _WINDOW_CHUNKS * self._model.limits.max_chunk_bytes // row_bytes
-        convert: Convert = _unchanged if is_float else to_uint8
-        return self._scheduler.submit(
-            source, rows, chunk_rows=chunk_rows, window=max(window, 2 * chunk_rows), convert=convert
+    async def _one_chunk(
+        self, model: ServedModel, source: Source, rows: int, encoding: kaem_pb2.Encoding, context: Context
+    ) -> kaem_pb2.Chunk:
+        manners = manners_of(context)
+        start, row_bytes = 0, _row_bytes(model, encoding)
+        if isinstance(source, Seeded):
+            start = source.start
+        else:
+            row_bytes += 4 * model.manifest.noise_dim
+        demand = Demand(
+            rows=rows,
+            row_bytes=row_bytes,
+            chunk_rows=rows,
+            window=rows,
+            is_bulk=manners.is_bulk(rows, self._settings.interactive_samples),
+            timeout_s=manners.timeout_s,
         )
+        async with model.scheduler.submit(source, demand, convert=_convert(encoding)) as job:
+            message = await _chunk(model, await anext(job), start, encoding)
+        self._observer.on_sent(model=model.info.name, rows=rows, seconds=0.0)
+        return message
 
-    async def _one_chunk(self, source: Source, rows: int, encoding: kaem_pb2.Encoding, start: int) -> kaem_pb2.Chunk:
-        async with self._submit(source, rows, rows, encoding) as job:
-            return await self._chunk(await anext(job), start, encoding)
 
-    async def _chunk(self, images: Images, start: int, encoding: kaem_pb2.Encoding) -> kaem_pb2.Chunk:
-        """Write a message, in a thread where that is slow."""
-        make = partial(chunk_from_images, images, start=start, encoding=encoding, numerics_id=self._model.numerics_id)
-        return await asyncio.to_thread(make) if encoding == kaem_pb2.ENCODING_PNG else make()
+def _check_fits(model: ServedModel, rows: int, encoding: kaem_pb2.Encoding, *, hint: str) -> None:
+    most = rows_per_chunk(model.manifest, encoding, model.info.limits.max_chunk_bytes)
+    if rows > most:
+        error = RequestError(f"{rows} images do not fit in one message; {most} do", hint=hint)
+        raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, error)
+
+
+def _row_bytes(model: ServedModel, encoding: kaem_pb2.Encoding) -> int:
+    return math.prod(model.manifest.image_shape) * (4 if encoding == kaem_pb2.ENCODING_FLOAT32 else 1)
+
+
+def _convert(encoding: kaem_pb2.Encoding) -> Convert:
+    return _unchanged if encoding == kaem_pb2.ENCODING_FLOAT32 else to_uint8
+
+
+async def _chunk(model: ServedModel, images: Images, start: int, encoding: kaem_pb2.Encoding) -> kaem_pb2.Chunk:
+    """Write a message, in a thread where that is slow."""
+    make = partial(chunk_from_images, images, start=start, encoding=encoding, numerics_id=model.info.numerics_id)
+    return await asyncio.to_thread(make) if encoding == kaem_pb2.ENCODING_PNG else make()
 
 
 def _unchanged(images: Images) -> Images:

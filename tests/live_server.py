@@ -22,6 +22,9 @@ from kaem.protocol import kaem_pb2_grpc
 from serve.server import Server
 from serve.settings import ServeSettings
 
+PARTIAL = (("kaem-partial", "true"),)
+"""Of a stream whose deadline is far too short for all of it."""
+
 LAUNCH = (sys.executable, "-W", "error", "-m", "cli.main", "serve")
 
 
@@ -78,7 +81,12 @@ class LiveServer:
 
     @staticmethod
     async def _make(backend, settings):
-        return Server(backend, settings)
+        return Server([backend], settings)
+
+    @property
+    def scheduler(self):
+        """Of the one model."""
+        return self.server.models.get("").scheduler
 
     @property
     def address(self):

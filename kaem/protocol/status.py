@@ -14,6 +14,10 @@ from kaem.errors import KaemError, RemoteError, RequestError
 ERROR_KEY = "kaem-error"
 HINT_KEY = "kaem-hint-bin"
 REQUEST_KEY = "kaem-request-id"
+PRIORITY_KEY = "kaem-priority"
+"""Of a request: "interactive" or "bulk"; without it the number of samples decides."""
+PARTIAL_KEY = "kaem-partial"
+"""Of a stream: "true" if what comes before the deadline is of use even where that is not all."""
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from live_server import Backend, LiveServer, server_process, stub_of
+from live_server import PARTIAL, Backend, LiveServer, server_process, stub_of
 
 import kaem
 from kaem.protocol import kaem_pb2
@@ -66,7 +66,7 @@ async def _inside(gate, num):
 def test_calls_that_outlast_the_grace_are_cut_off(caplog):
     backend = Backend()
     with LiveServer(backend, drain_grace_s=0.1) as live, stub_of(live.address) as stub:
-        stream = stub.StreamSamples(kaem_pb2.SampleRequest(count=10**9), timeout=60)
+        stream = stub.StreamSamples(kaem_pb2.SampleRequest(count=10**9), timeout=60, metadata=PARTIAL)
         next(iter(stream))
         live.run(live.server.drain())
         with pytest.raises(grpc.RpcError) as caught:
@@ -84,7 +84,7 @@ def test_a_signal_lets_streams_complete_and_ends_the_process_despite_a_watch(art
     ):
         watch = watch_of(channel)
         assert next(watch).status == Status.SERVING
-        stream = stub.StreamSamples(kaem_pb2.SampleRequest(count=200_000), timeout=60)
+        stream = stub.StreamSamples(kaem_pb2.SampleRequest(count=200_000), timeout=60, metadata=PARTIAL)
         rows = next(stream).count
         server.process.send_signal(number)
         began = time.monotonic()
@@ -152,7 +152,9 @@ def test_memory_of_streams_that_stalled_is_given_back(artifact_path):
         before = resident_bytes()
         address = server.target.removeprefix("grpc://")
         stubs = [stack.enter_context(stub_of(address)) for _ in range(40)]
-        calls = [stub.StreamSamples(kaem_pb2.SampleRequest(count=10**12), timeout=60) for stub in stubs]
+        calls = [
+            stub.StreamSamples(kaem_pb2.SampleRequest(count=10**12), timeout=60, metadata=PARTIAL) for stub in stubs
+        ]
         for call in calls:
             next(call)
         _wait_until(lambda: resident_bytes() - before > 160 << 20)
@@ -173,7 +175,7 @@ def test_a_second_signal_stops_at_once(artifact_path):
         server_process(artifact_path, "--port", "0", "--grace", "60") as server,
         stub_of(server.target.removeprefix("grpc://")) as stub,
     ):
-        stream = stub.StreamSamples(kaem_pb2.SampleRequest(count=1 << 60), timeout=60)
+        stream = stub.StreamSamples(kaem_pb2.SampleRequest(count=1 << 60), timeout=60, metadata=PARTIAL)
         next(stream)
         server.terminate()
         while _is_open(stub):  # until the first signal has been taken

@@ -69,7 +69,7 @@ def test_nothing_is_served_before_the_largest_batch_has_run():
             with connected[0] as sampler:
                 assert sampler.sample(2, 0).shape == (2, 1, 2, 2)
             watch.cancel()
-    assert backend.batches[:4] == [1, 2, 4, 5]
+    assert list(dict.fromkeys(backend.batches)) == [1, 2, 4, 5]
 
 
 def test_reflection_lists_every_service_and_describes_ours():

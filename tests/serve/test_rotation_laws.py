@@ -4,23 +4,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serve.rotation import Rotation, Ticket
+from serve.rotation import BULK_SHARE, Rotation, Ticket
 
 
 class RotationMachine(RuleBasedStateMachine):
-    """Arrivals, readers, cancels and batches in any order; a plain list per ticket is the oracle."""
+    """Arrivals, readers, cancels, deadlines and batches in any order; a plain list per ticket is the oracle."""
+
+    MAX_ROWS = 7
+    SPARE_BYTES = 30
 
     def __init__(self):
         super().__init__()
-        self.max_rows = 7
-        self.rotation = Rotation(max_rows=self.max_rows, quantum=3)
+        self.rotation = Rotation(quantum=3, spare_bytes=self.SPARE_BYTES)
         self.live: list[Ticket] = []
         self.planned: dict[Ticket, list[int]] = {}
         self.taken: dict[Ticket, int] = {}
+        self.now = 0
 
-    @rule(rows=st.integers(1, 40), window=st.integers(1, 12))
-    def arrive(self, rows, window):
-        ticket = Ticket(rows=rows, window=window)
+    @rule(
+        rows=st.integers(1, 40),
+        window=st.integers(1, 12),
+        base=st.integers(1, 12),
+        row_bytes=st.integers(1, 5),
+        is_bulk=st.booleans(),
+        patience=st.none() | st.integers(1, 9),
+    )
+    def arrive(self, rows, window, base, row_bytes, is_bulk, patience):
+        ticket = Ticket(
+            rows=rows,
+            window=max(window, base),
+            base=base,
+            row_bytes=row_bytes,
+            is_bulk=is_bulk,
+            deadline=float("inf") if patience is None else self.now + patience,
+        )
         self.rotation.add(ticket)
         self.live.append(ticket)
         self.planned[ticket], self.taken[ticket] = [], 0
@@ -42,83 +59,171 @@ class RotationMachine(RuleBasedStateMachine):
         self.live.remove(ticket)
         self.rotation.remove(ticket)
 
+    @rule(seconds=st.integers(1, 3))
+    def wait(self, seconds):
+        self.now += seconds
+
     @rule()
     def plan(self):
-        spans = self.rotation.next_batch()
-        assert sum(span.rows for span in spans) <= self.max_rows
+        spans, expired = self.rotation.next_batch(self.MAX_ROWS, self.now)
+        for ticket in expired:
+            assert ticket.deadline <= self.now
+            self.live.remove(ticket)
+            self.rotation.remove(ticket)
+        assert sum(span.rows for span in spans) <= self.MAX_ROWS
         assert len({span.ticket for span in spans}) == len(spans)
         for span in spans:
             assert span.ticket in self.live
+            assert span.ticket.deadline > self.now
             assert span.rows >= 1
             assert span.first == len(self.planned[span.ticket])
             self.planned[span.ticket].extend(range(span.first, span.first + span.rows))
-        if sum(span.rows for span in spans) < self.max_rows:
-            assert all(ticket.waiting == 0 for ticket in self.live)
+        if sum(span.rows for span in spans) < self.MAX_ROWS:
+            assert not any(self.may_go(ticket) for ticket in self.live)
+
+    def held(self, ticket):
+        return len(self.planned[ticket]) - self.taken[ticket]
+
+    def spare_used(self):
+        return sum(max(0, self.held(ticket) - ticket.base) * ticket.row_bytes for ticket in self.live)
+
+    def may_go(self, ticket):
+        if len(self.planned[ticket]) == ticket.rows or self.held(ticket) == ticket.window:
+            return False
+        needs_spare = self.held(ticket) >= ticket.base
+        return not needs_spare or self.spare_used() + ticket.row_bytes <= self.SPARE_BYTES
 
     @invariant()
-    def rows_are_in_order_complete_and_within_the_window(self):
+    def rows_are_in_order_and_within_the_window(self):
         for ticket in self.live:
             planned = self.planned[ticket]
             assert planned == list(range(len(planned)))
             assert len(planned) <= ticket.rows
-            assert len(planned) - self.taken[ticket] <= ticket.window
+            assert self.held(ticket) <= ticket.window
+
+    @invariant()
+    def rows_that_wait_are_counted(self):
+        could_go = sum(
+            min(ticket.rows, self.taken[ticket] + ticket.window) - len(self.planned[ticket]) for ticket in self.live
+        )
+        assert self.rotation.waiting <= could_go
+        may_go = any(self.may_go(ticket) for ticket in self.live)
+        assert not may_go or self.rotation.waiting > 0
+
+    @invariant()
+    def all_together_hold_no_more_than_their_bases_and_the_spare_bytes(self):
+        assert self.spare_used() <= self.SPARE_BYTES
 
     def teardown(self):
-        """Whatever happened, every live ticket completes once its reader reads."""
-        spans = None
-        while spans != []:
+        """Whatever happened, every live ticket completes once its reader reads, or its deadline passes."""
+        is_done = False
+        while not is_done:
             for ticket in self.live:
-                held = len(self.planned[ticket]) - self.taken[ticket]
-                self.taken[ticket] += held
-                self.rotation.take(ticket, held)
-            spans = self.rotation.next_batch()
-            for span in spans:
-                self.planned[span.ticket].extend(range(span.first, span.first + span.rows))
-            self.rows_are_in_order_complete_and_within_the_window()
+                rows = self.held(ticket)
+                self.taken[ticket] += rows
+                self.rotation.take(ticket, rows)
+            before = [len(self.planned[ticket]) for ticket in self.live]
+            self.plan()
+            self.rows_are_in_order_and_within_the_window()
+            is_done = before == [len(self.planned[ticket]) for ticket in self.live]
         assert all(len(self.planned[ticket]) == ticket.rows for ticket in self.live)
 
 
 TestRotation = RotationMachine.TestCase
-TestRotation.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRotation.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 
-@given(num=st.integers(1, 20), max_rows=st.integers(1, 50), quantum=st.integers(1, 20), batches=st.integers(1, 30))
+def endless(**options):
+    return Ticket(rows=1 << 40, window=1 << 40, **options)
+
+
+@given(
+    num=st.integers(1, 20),
+    max_rows=st.integers(1, 50),
+    quantum=st.integers(1, 20),
+    batches=st.integers(1, 30),
+    is_bulk=st.booleans(),
+)
 @settings(deadline=None)
-def test_tickets_that_wait_all_along_get_the_same_rows_to_within_one_quantum(num, max_rows, quantum, batches):
-    rotation = Rotation(max_rows=max_rows, quantum=quantum)
-    tickets = [Ticket(rows=1 << 40, window=1 << 40) for _ in range(num)]
+def test_tickets_of_a_class_that_wait_all_along_get_the_same_rows_to_within_one_quantum(
+    num, max_rows, quantum, batches, is_bulk
+):
+    rotation = Rotation(quantum=quantum)
+    tickets = [endless(is_bulk=is_bulk) for _ in range(num)]
     for ticket in tickets:
         rotation.add(ticket)
     for _ in range(batches):
-        assert sum(span.rows for span in rotation.next_batch()) == max_rows
+        assert sum(span.rows for span in rotation.next_batch(max_rows).spans) == max_rows
     served = [ticket.planned for ticket in tickets]
     assert max(served) - min(served) <= quantum
 
 
-def test_a_small_job_beside_a_huge_one_is_in_the_next_batch():
-    rotation = Rotation(max_rows=64, quantum=4)
-    huge, small = Ticket(rows=10**6, window=10**6), Ticket(rows=1, window=1)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=40),
+    quantum=st.integers(1, 20),
+    num_bulk=st.integers(1, 5),
+    num_interactive=st.integers(1, 5),
+)
+@settings(deadline=None)
+def test_while_both_classes_wait_bulk_gets_an_eighth_of_all_rows_and_interactive_the_rest(
+    sizes, quantum, num_bulk, num_interactive
+):
+    rotation = Rotation(quantum=quantum)
+    bulk = [endless(is_bulk=True) for _ in range(num_bulk)]
+    for ticket in bulk + [endless() for _ in range(num_interactive)]:
+        rotation.add(ticket)
+    for number, size in enumerate(sizes, start=1):
+        rotation.next_batch(size)
+        assert sum(ticket.planned for ticket in bulk) == sum(sizes[:number]) // BULK_SHARE
+
+
+def test_an_interactive_job_beside_a_huge_one_is_in_the_next_batch_with_all_its_rows():
+    rotation = Rotation(quantum=4)
+    huge, small = endless(is_bulk=True), Ticket(rows=30, window=30)
     rotation.add(huge)
-    rotation.next_batch()
+    rotation.next_batch(64)
     rotation.add(small)
-    assert {span.ticket: span.rows for span in rotation.next_batch()} == {huge: 63, small: 1}
+    spans = rotation.next_batch(64).spans
+    assert {span.ticket: span.rows for span in spans} == {huge: 34, small: 30}
+
+
+def test_a_small_job_beside_a_huge_one_of_its_own_class_is_in_the_next_batch():
+    rotation = Rotation(quantum=4)
+    huge, small = endless(), Ticket(rows=1, window=1)
+    rotation.add(huge)
+    rotation.next_batch(64)
+    rotation.add(small)
+    assert {span.ticket: span.rows for span in rotation.next_batch(64).spans} == {huge: 63, small: 1}
 
 
 def test_a_closed_window_keeps_a_ticket_out_until_its_reader_reads():
-    rotation = Rotation(max_rows=8, quantum=8)
+    rotation = Rotation(quantum=8)
     ticket = Ticket(rows=20, window=5)
     rotation.add(ticket)
-    assert [span[1:] for span in rotation.next_batch()] == [(0, 5)]
-    assert rotation.next_batch() == []
+    assert [span[1:] for span in rotation.next_batch(8).spans] == [(0, 5)]
+    assert rotation.next_batch(8).spans == []
     rotation.take(ticket, 2)
-    assert [span[1:] for span in rotation.next_batch()] == [(5, 2)]
+    assert [span[1:] for span in rotation.next_batch(8).spans] == [(5, 2)]
+
+
+def test_stalled_readers_that_hold_all_spare_bytes_leave_every_other_its_base():
+    rotation = Rotation(quantum=8, spare_bytes=100)
+    for _ in range(10):
+        rotation.add(Ticket(rows=1000, window=1000, base=2, row_bytes=10))
+    while rotation.next_batch(8).spans:
+        pass
+    live = Ticket(rows=6, window=1000, base=2, row_bytes=10)
+    rotation.add(live)
+    for first in range(0, 6, 2):
+        assert [span[1:] for span in rotation.next_batch(8).spans] == [(first, 2)]
+        rotation.take(live, 2)
 
 
 def test_a_removed_ticket_stays_out_even_if_its_reader_still_reads():
-    rotation = Rotation(max_rows=8, quantum=8)
+    rotation = Rotation(quantum=8)
     ticket = Ticket(rows=20, window=5)
     rotation.add(ticket)
-    rotation.next_batch()
+    rotation.next_batch(8)
     rotation.remove(ticket)
     rotation.take(ticket, 5)
-    assert rotation.next_batch() == []
+    assert rotation.next_batch(8).spans == []

@@ -9,7 +9,7 @@ import threading
 import grpc
 import numpy as np
 import pytest
-from live_server import Backend, LiveServer, stub_of
+from live_server import PARTIAL, Backend, LiveServer, stub_of
 from PIL import Image
 
 import kaem
@@ -298,13 +298,13 @@ def test_a_deadline_ends_a_call_and_its_work():
 
 
 async def _is_idle(server):
-    return await server.gate.wait_empty(5.0) and server.scheduler.num_jobs == 0
+    return await server.gate.wait_empty(5.0) and server.models.get("").scheduler.num_jobs == 0
 
 
 def test_cancelling_a_stream_ends_its_work():
     backend = Backend()
     with LiveServer(backend) as live, stub_of(live.address) as stub:
-        call = stub.StreamSamples(SampleRequest(count=10**12), timeout=60)
+        call = stub.StreamSamples(SampleRequest(count=10**12), timeout=60, metadata=PARTIAL)
         next(iter(call))
         call.cancel()
         assert live.run(_is_idle(live.server))
@@ -329,7 +329,7 @@ def test_a_reader_that_stops_holds_bounded_memory_and_slows_nobody():
     backend = Backend(image_shape=(1, 64, 64))
     with LiveServer(backend) as live, stub_of(live.address) as stub, stub_of(live.address) as other:
         warm = backend.rows
-        stalled = stub.StreamSamples(SampleRequest(count=10**9), timeout=60)
+        stalled = stub.StreamSamples(SampleRequest(count=10**9), timeout=60, metadata=PARTIAL)
         next(iter(stalled))
         others = 2000
         rows = sum(chunk.count for chunk in other.StreamSamples(SampleRequest(count=others), timeout=30))

@@ -1,0 +1,138 @@
+"""Say no early: whether a newcomer fits in what a server may hold, and whether its deadline can be met.
+
+A request is refused with the time after which it is worth trying again, or without one where no waiting helps. What
+is ahead of a newcomer is counted in rows and priced by measured batches; a margin covers what no table knows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from serve.backlog import Backlog
+from serve.buckets import CostTable
+from serve.rotation import BULK_SHARE
+
+Reason = Literal["samples", "bytes", "deadline"]
+
+_MARGIN = 1.2  # of the estimated time: batches vary
+_OVERHEAD_S = 0.001  # from the last row computed to the last byte sent
+_LEAST_RETRY_S, _LONGEST_RETRY_S = 0.01, 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a request is not let in.
+
+    Attributes:
+        reason: What there is not enough of.
+        message: The same in words, with figures.
+        hint: What the client can do.
+        retry_after_s: When it may try again; None if the same request would be refused for ever.
+    """
+
+    reason: Reason
+    message: str
+    hint: str
+    retry_after_s: float | None
+
+
+class Estimate:
+    """When rows would be ready, given what waits.
+
+    Args:
+        costs: Seconds of each batch.
+        interactive: What interactive jobs have left.
+        bulk: What bulk jobs have left.
+        quanta: Rows that an interactive and a bulk job may give before the next of its class has its turn.
+        lanes: Batches computed at the same time.
+        busy_s: Until the first of the running batches is done; 0 if a lane is idle.
+        next_s: What the next batch takes at least: rows that come while all lanes are busy will share it.
+    """
+
+    def __init__(
+        self,
+        costs: CostTable,
+        *,
+        interactive: Backlog,
+        bulk: Backlog,
+        quanta: tuple[int, int],
+        lanes: int,
+        busy_s: float,
+        next_s: float,
+    ) -> None:
+        self._costs = costs
+        self._interactive = interactive
+        self._bulk = bulk
+        self._quanta = quanta
+        self._lanes = lanes
+        self._busy_s = busy_s
+        self._next_s = next_s
+
+    def ready_s(self, rows: int, *, is_bulk: bool) -> float:
+        """Return the seconds until a newcomer has `rows` rows, should nobody come after it."""
+        own = self._bulk if is_bulk else self._interactive
+        total = rows + own.within(rows + self._quanta[is_bulk])
+        if is_bulk:  # interactive rows go first, but for the share of bulk rows
+            total = min(total + self._interactive.rows, BULK_SHARE * total)
+        elif self._bulk.rows:
+            total += total // (BULK_SHARE - 1)
+        return self.drain_s(total)
+
+    def alone_s(self, rows: int) -> float:
+        """Return the seconds until a newcomer has `rows` rows on a server with nothing else to do."""
+        return _MARGIN * self._seconds(rows) + _OVERHEAD_S
+
+    def drain_s(self, rows: int) -> float:
+        """Return the seconds until `rows` of the rows that wait are done."""
+        return self._busy_s + _MARGIN * max(self._next_s, self._seconds(rows)) + _OVERHEAD_S
+
+    def _seconds(self, rows: int) -> float:
+        return self._costs.seconds(math.ceil(rows / self._lanes))
+
+
+def refuse_for_deadline(estimate: Estimate, rows: int, *, is_bulk: bool, timeout_s: float) -> Refusal | None:
+    """Return why a newcomer's deadline cannot be met, or None if it can."""
+    ready_s = estimate.ready_s(rows, is_bulk=is_bulk)
+    if ready_s <= timeout_s:
+        return None
+    alone_s = estimate.alone_s(rows)
+    if alone_s > timeout_s:
+        message = f"{rows} samples take about {alone_s:.3g} s here; the deadline is in {timeout_s:.3g} s"
+        return Refusal(reason="deadline", message=message, hint="ask for fewer or allow more time", retry_after_s=None)
+    message = f"{rows} samples would be ready in about {ready_s:.3g} s; the deadline is in {timeout_s:.3g} s"
+    return Refusal(
+        reason="deadline",
+        message=message,
+        hint="the server is busy: try again later, or elsewhere",
+        retry_after_s=_bounded(ready_s - timeout_s),
+    )
+
+
+def refuse_for_samples(estimate: Estimate, *, waiting: int, newcomer: int, most: int) -> Refusal | None:
+    """Return why `newcomer` more samples may not wait beside `waiting` others, or None if they may."""
+    if not waiting or waiting + newcomer <= most:
+        return None
+    return Refusal(
+        reason="samples",
+        message=f"{waiting} samples are waiting; at most {most} may",
+        hint="the server is busy: try again later, or elsewhere",
+        retry_after_s=_bounded(estimate.drain_s(min(waiting, waiting + newcomer - most))),
+    )
+
+
+def refuse_for_bytes(estimate: Estimate, *, reserved: int, newcomer: int, most: int, waiting: int) -> Refusal | None:
+    """Return why `newcomer` more bytes may not be reserved beside `reserved` others, or None if they may."""
+    if reserved + newcomer <= most:
+        return None
+    return Refusal(
+        reason="bytes",
+        message=f"running requests hold {reserved >> 20} MiB; at most {most >> 20} MiB may be held",
+        hint="the server is busy: try again later, or elsewhere",
+        retry_after_s=_bounded(estimate.drain_s(waiting)),
+    )
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, _LEAST_RETRY_S), _LONGEST_RETRY_S)

@@ -1,0 +1,81 @@
+"""What a batch costs: measured seconds for each size that the engine is warmed for, and the choices that follow.
+
+Only these sizes are ever run; fewer rows are padded up to one of them. So the sizes measured, captured and checked
+before the first request are the sizes that requests meet.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
+
+_WEIGHT = 0.1  # of a new observation: a table that follows the machine's load within some twenty batches
+_KNEE = 0.95  # of the best rows per second: what is gained beyond is paid for in everybody's latency
+
+
+def power_sizes(max_rows: int) -> tuple[int, ...]:
+    """Return the powers of two below `max_rows`, and `max_rows`."""
+    return (*(1 << power for power in range((max_rows - 1).bit_length())), max_rows)
+
+
+class CostTable:
+    """Seconds of a batch by its size.
+
+    Args:
+        seconds: Measured time of one batch for each size, at least one size.
+    """
+
+    def __init__(self, seconds: Mapping[int, float]) -> None:
+        self._seconds = dict(sorted(seconds.items()))
+        self.sizes = tuple(self._seconds)
+
+    @property
+    def largest(self) -> int:
+        """Rows of the largest batch."""
+        return self.sizes[-1]
+
+    def fitting(self, rows: int) -> int:
+        """Return the smallest size that holds `rows` rows, at most the largest."""
+        return self.sizes[min(bisect_left(self.sizes, rows), len(self.sizes) - 1)]
+
+    def best(self, waiting: int) -> int:
+        """Return the size to run now when `waiting` rows, at least 1, could go.
+
+        Padding 65 rows up to 128 may take longer than a batch of 64 and another of 1; the table knows.
+        """
+        padded, below = self.fitting(waiting), self._below(waiting)
+        return below if below and self._split(waiting) < self._seconds[padded] else padded
+
+    def batch_seconds(self, size: int) -> float:
+        """Return the time of one batch of a size in the table."""
+        return self._seconds[size]
+
+    def seconds(self, rows: int) -> float:
+        """Return the time of `rows` rows, one batch after the other."""
+        whole, rest = divmod(rows, self.largest)
+        return whole * self._seconds[self.largest] + (self._seconds[self.fitting(rest)] if rest else 0.0)
+
+    def _split(self, rows: int) -> float:
+        """Return the time of a batch of the largest size that `rows` rows fill, and of the rest at its best."""
+        below = self._below(rows)
+        rest = rows - below
+        seconds = self._seconds[below]
+        if rest:
+            padded = self._seconds[self.fitting(rest)]
+            seconds += min(padded, self._split(rest)) if self._below(rest) else padded
+        return seconds
+
+    def _below(self, rows: int) -> int:
+        """Return the largest size that `rows` rows fill, or 0."""
+        place = bisect_right(self.sizes, rows)
+        return self.sizes[place - 1] if place else 0
+
+    def observe(self, size: int, seconds: float) -> None:
+        """Let a batch that has just run correct the table."""
+        self._seconds[size] += _WEIGHT * (seconds - self._seconds[size])
+
+    def up_to_the_knee(self) -> CostTable:
+        """Return the table without the sizes that hardly improve the rows per second of a smaller one."""
+        rates = {size: size / seconds for size, seconds in self._seconds.items()}
+        knee = next(size for size in self.sizes if rates[size] >= _KNEE * max(rates.values()))
+        return CostTable({size: self._seconds[size] for size in self.sizes if size <= knee})

@@ -1,0 +1,123 @@
+"""What computes, and what is known about it before the first request: its costs, and what its bits depend on.
+
+**The rule of the numerics id.** Noise is equal everywhere; what an engine makes of it may depend on the shape of the
+batch, because kernels are chosen by shape. Only the sizes of the cost table are ever run, so all of them can be
+compared before the first request: every row, at every place of a batch of every size, with changing neighbours,
+against the same row computed alone. Where the bits agree, the id does not name a size: two servers with the same id
+agree with the same rows computed alone, hence with each other, whatever sizes they run. Where they do not, one size is
+run for everything and its number becomes part of the id. Where even the place in a batch matters there is no honest
+id, and the engine is refused.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from kaem import noise
+from kaem.artifact import Manifest, fingerprint
+from kaem.errors import BackendError
+from kaem.sampler import Images, Uniforms
+from serve.buckets import CostTable
+from serve.sources import Seeded, draw
+
+_PROBES = 7  # no multiple of a power of two, so that a row meets new neighbours and places in every size
+_TIMED_RUNS = 3
+_SECONDS_PER_SIZE = 0.3
+
+
+class Engine(Protocol):
+    """One device with one model on it; `kaem.runtime.LocalSampler` and `kaem.cuda.CudaEngine` satisfy it.
+
+    `decode` is only called with the numbers of rows it was warmed up for, by one thread at a time.
+    """
+
+    provider: str
+    workers: int
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the model is."""
+        ...
+
+    @property
+    def numerics_id(self) -> str:
+        """Digest of artifact, provider, its version and the hardware."""
+        ...
+
+    def decode(self, uniform: Uniforms) -> Images:
+        """Map rows of uniforms, shape (N, D), to images, shape (N, C, H, W)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """What warming up has shown.
+
+    Attributes:
+        costs: Seconds of a batch, noise included, for each size that may be run.
+        numerics_id: Of everything these sizes compute.
+    """
+
+    costs: CostTable
+    numerics_id: str
+
+
+def warm_up(engine: Engine, sizes: Sequence[int], *, clock: Callable[[], float] = time.perf_counter) -> Warmth:
+    """Run every size, compare their bits and measure their time.
+
+    Args:
+        engine: What computes.
+        sizes: Numbers of rows, ascending.
+        clock: In seconds.
+
+    Raises:
+        BackendError: The engine does not run, or gives a row other bits at another place of the same batch.
+    """
+    allowed = tuple(sizes) if _agree(engine, sizes) else (sizes[-1],)
+    numerics_id = engine.numerics_id
+    if len(allowed) < len(sizes):
+        _check_places(engine, allowed[0])
+        numerics_id = fingerprint(f"{numerics_id}\nrows {allowed[0]}".encode())
+    return Warmth(CostTable({size: _seconds(engine, size, clock) for size in allowed}), numerics_id)
+
+
+def _agree(engine: Engine, sizes: Sequence[int]) -> bool:
+    """Whether rows have the same bits alone and at every place of a batch of every size."""
+    rows = noise.uniforms(0, 0, _PROBES, engine.manifest.noise_dim)
+    alone = np.concatenate([engine.decode(rows[k : k + 1]) for k in range(_PROBES)])
+    return all(np.array_equal(_tiled(engine, rows, size), _repeat(alone, size)) for size in sizes)
+
+
+def _check_places(engine: Engine, size: int) -> None:
+    rows = noise.uniforms(0, 0, _PROBES, engine.manifest.noise_dim)
+    images = _tiled(engine, rows, size)
+    if not np.array_equal(images, _repeat(images[:_PROBES], size)):
+        raise BackendError(
+            f"{engine.provider} gives a row other bits at another place of a batch of {size}",
+            hint="serve it with max_batch 1, or on another provider",
+        )
+
+
+def _tiled(engine: Engine, rows: Uniforms, size: int) -> Images:
+    return engine.decode(np.ascontiguousarray(_repeat(rows, size)))
+
+
+def _repeat(rows: Images, size: int) -> Images:
+    """Return `size` rows, the given ones over and over."""
+    return rows[np.arange(size) % len(rows)]
+
+
+def _seconds(engine: Engine, size: int, clock: Callable[[], float]) -> float:
+    """Return the median time of a batch of noise."""
+    taken: list[float] = []
+    while len(taken) < _TIMED_RUNS and sum(taken) < _SECONDS_PER_SIZE:
+        began = clock()
+        engine.decode(draw([(Seeded(0, 0), 0, size)], size, engine.manifest.noise_dim))
+        taken.append(clock() - began)
+    return statistics.median(taken)

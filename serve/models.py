@@ -1,0 +1,140 @@
+"""A model that is being served: its engines, the scheduler that feeds them, and what clients are told about it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from kaem.artifact import Manifest
+from kaem.errors import BackendError, RequestError
+from kaem.protocol.messages import Limits, Model
+from serve.buckets import power_sizes
+from serve.engine import Engine, Warmth, warm_up
+from serve.lanes import Lanes
+from serve.observer import Observer
+from serve.scheduler import Bounds, Scheduler
+from serve.statuses import RefusedError
+
+_MAX_BATCH_ROWS = 256  # for each worker, where the operator names no batch size
+_MAX_BATCH_BYTES = 64 << 20  # of images, likewise
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A warm model.
+
+    Attributes:
+        info: What clients are told.
+        scheduler: Takes jobs for it.
+        lanes: Compute them.
+    """
+
+    info: Model
+    scheduler: Scheduler
+    lanes: Lanes
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the artifact says about itself."""
+        return self.info.manifest
+
+    async def close(self) -> None:
+        """End its jobs and stop computing; the engines stay open."""
+        await self.lanes.close()
+
+
+class Models:
+    """The models of a server by name; the one that is looked up is always whole and warm."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, ServedModel] = {}
+
+    def put(self, model: ServedModel) -> ServedModel | None:
+        """Offer a model from now on; return the one that had its name, which is for the caller to close."""
+        previous = self._models.get(model.info.name)
+        self._models[model.info.name] = model
+        return previous
+
+    def get(self, name: str) -> ServedModel:
+        """Return a model by name; "" is the only one.
+
+        Raises:
+            RefusedError: NOT_FOUND.
+        """
+        if not name and len(self._models) == 1:
+            return next(iter(self._models.values()))
+        model = self._models.get(name)
+        if model is None:
+            offered = ", ".join(repr(known) for known in sorted(self._models))
+            error = RequestError(f"no model named {name!r}", hint=f"this server offers {offered}")
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="model")
+        return model
+
+
+async def open_model(
+    engines: Sequence[Engine],
+    *,
+    name: str,
+    limits: Limits,
+    bounds: Bounds,
+    max_batch: int | None,
+    observer: Observer,
+    clock: Callable[[], float] = time.monotonic,
+) -> ServedModel:
+    """Warm a model's engines up and start computing; to be awaited in the loop that answers requests.
+
+    Args:
+        engines: One per device, all of the same artifact.
+        name: Under which it is offered.
+        limits: What fits in one message.
+        bounds: What may wait and be held.
+        max_batch: Rows of the largest batch; None for as many as make batches more efficient.
+        observer: Told what happens.
+        clock: In seconds.
+
+    Raises:
+        BackendError: An engine does not run, or they do not compute the same bits.
+    """
+    first = engines[0]
+    warmths = [await asyncio.to_thread(warm_up, engine, _sizes(first, max_batch)) for engine in engines]
+    if len({(warmth.numerics_id, warmth.costs.sizes) for warmth in warmths}) > 1:
+        raise BackendError(
+            "the devices do not compute the same bits", hint="serve each kind of device by its own server"
+        )
+    warmth = _slowest(warmths)
+    costs = warmth.costs if max_batch else warmth.costs.up_to_the_knee()
+    loop = asyncio.get_running_loop()
+    scheduler = Scheduler(
+        costs,
+        noise_dim=first.manifest.noise_dim,
+        bounds=bounds,
+        lanes=len(engines),
+        observer=observer,
+        clock=clock,
+        post=loop.call_soon_threadsafe,
+    )
+    info = Model(
+        name=name,
+        manifest=first.manifest,
+        numerics_id=warmth.numerics_id,
+        provider=first.provider,
+        limits=limits,
+    )
+    table = ", ".join(f"{size}: {1e3 * costs.batch_seconds(size):.3g}" for size in costs.sizes)
+    _log.info("model %r on %s, milliseconds of a batch by its rows: %s", name, first.provider, table)
+    return ServedModel(info, scheduler, Lanes(scheduler, [engine.decode for engine in engines]))
+
+
+def _sizes(engine: Engine, max_batch: int | None) -> tuple[int, ...]:
+    most = _MAX_BATCH_BYTES // engine.manifest.image_bytes
+    return power_sizes(max_batch or max(1, min(_MAX_BATCH_ROWS * engine.workers, most)))
+
+
+def _slowest(warmths: Sequence[Warmth]) -> Warmth:
+    return max(warmths, key=lambda warmth: warmth.costs.batch_seconds(warmth.costs.largest))

@@ -1,0 +1,44 @@
+"""What can be watched: one method per event, called where it happens.
+
+Methods are called in the event loop or in a thread that computes, possibly several at once: they must be quick, must
+be thread-safe and must not raise.
+"""
+
+from __future__ import annotations
+
+
+class Observer:
+    """Takes note of nothing; a subclass overrides what it wants to know. Times are in seconds."""
+
+    def on_call_started(self, method: str) -> None:
+        """A call of `/service/Method` has come."""
+
+    def on_call_ended(self, method: str, code: str, seconds: float) -> None:
+        """A call was answered with a status, by the name of its code; its whole time."""
+
+    def on_admitted(self, *, is_bulk: bool, rows: int) -> None:
+        """A job was let in."""
+
+    def on_rejected(self, reason: str) -> None:
+        """A job was not: for "samples", "bytes" or "deadline"."""
+
+    def on_queued(self, seconds: float) -> None:
+        """The first row of a job went into a batch, so long after the job was submitted."""
+
+    def on_batch(self, *, size: int, rows: int, seconds: float) -> None:
+        """A batch was computed: its bucket, the rows in it that somebody wants, and the engine's time."""
+
+    def on_batch_failed(self, *, size: int, rows: int) -> None:
+        """The engine could not compute a batch."""
+
+    def on_first_chunk(self, seconds: float) -> None:
+        """The first chunk of a job was handed to its handler, so long after the job was submitted."""
+
+    def on_sent(self, *, model: str, rows: int, seconds: float) -> None:
+        """A message of samples was given to the transport, which took so long to have room for it."""
+
+    def on_cancelled(self, stage: str) -> None:
+        """A job was left by its reader before its end: "queued" (no row computed), "computing" or "sending"."""
+
+    def on_expired(self) -> None:
+        """A job's deadline passed before its rows were computed."""
