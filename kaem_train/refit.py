@@ -2,8 +2,8 @@
 
 Training moves prior and generator together and leaves the prior a little behind. Once the generator rests, the
 aggregate posterior is a fixed set of points, and expectation maximisation fits experts in their own frames to it
-in seconds. A tenth of the images judges: it chooses the number of experts, and whether the refit is used at all.
-All are training images, so the trained prior has seen those that judge; the refit has not.
+in seconds. Images that neither prior has seen judge: their latents choose the number of experts, and whether the
+refit is used at all.
 """
 
 from __future__ import annotations
@@ -55,7 +55,12 @@ class Refit:
 
 
 def refit_prior(
-    model: Kaem, posterior: Posterior, images: Images | Tensor, settings: RefitConfig, rng: torch.Generator
+    model: Kaem,
+    posterior: Posterior,
+    images: Images | Tensor,
+    settings: RefitConfig,
+    rng: torch.Generator,
+    judges: Images | Tensor | None = None,
 ) -> Refit:
     """Fit experts in their own frames to the latents of images, and compare them with the trained prior.
 
@@ -65,6 +70,8 @@ def refit_prior(
         images: Training images, shape (N, C, H, W).
         settings: What to try.
         rng: Chooses images, draws latents and starts the fits.
+        judges: Images that the model was not trained on, shape (M, C, H, W). Without any, a tenth of the chosen
+            training images is not fitted to and judges: images that the trained prior has seen.
 
     Returns:
         The better model, if there is one, and what was measured.
@@ -75,7 +82,7 @@ def refit_prior(
     if not posterior.infers:
         return Refit(skipped="this posterior draws its latents from the prior itself")
     chosen = torch.randperm(len(images), generator=rng)[: settings.num_images]
-    num_held_out = max(1, round(_HELD_OUT_SHARE * len(chosen)))
+    num_held_out = 0 if judges is not None else max(1, round(_HELD_OUT_SHARE * len(chosen)))
     num_fitted = len(chosen) - num_held_out
     tried = [num for num in settings.num_experts if num * _LEAST_IMAGES_PER_EXPERT <= num_fitted]
     left_out = ", ".join(str(num) for num in settings.num_experts if num not in tried)
@@ -83,11 +90,12 @@ def refit_prior(
     if not tried:
         return Refit(skipped=skipped)
     # The aggregate posterior has the width of every image's own: few images show it only in several draws of each.
-    draws = min(_MOST_DRAWS, math.ceil(_WANTED_LATENTS / num_fitted))
-    held_out, fitted = (
-        torch.cat([infer_latents(model, posterior, images, part, rng) for _ in range(draws)])
-        for part in (chosen[:num_held_out], chosen[num_held_out:])
-    )
+    draws = _draws(num_fitted)
+    if judges is not None:
+        held_out = _infer_often(model, posterior, judges, torch.arange(len(judges)), _draws(len(judges)), rng)
+    else:
+        held_out = _infer_often(model, posterior, images, chosen[:num_held_out], draws, rng)
+    fitted = _infer_often(model, posterior, images, chosen[num_held_out:], draws, rng)
     seed = int(torch.randint(2**31, (), generator=rng))
     mixtures = {num: fit_full_mixture(fitted, num, seed=seed, draws=draws) for num in tried}
     scores = {num: float(mixture.log_density(held_out).mean()) for num, mixture in mixtures.items()}
@@ -116,6 +124,16 @@ def refit_prior(
         num_experts=best,
         skipped=skipped,
     )
+
+
+def _draws(num_images: int) -> int:
+    return min(_MOST_DRAWS, math.ceil(_WANTED_LATENTS / num_images))
+
+
+def _infer_often(
+    model: Kaem, posterior: Posterior, images: Images | Tensor, chosen: Tensor, draws: int, rng: torch.Generator
+) -> Tensor:
+    return torch.cat([infer_latents(model, posterior, images, chosen, rng) for _ in range(draws)])
 
 
 def infer_latents(

@@ -32,6 +32,7 @@ from kaem_train.optimisation import build_optimiser, first_not_finite, set_rates
 from kaem_train.posterior import InfersLatents, Posterior
 from kaem_train.refit import refit_prior
 from kaem_train.requirements import check_trainable
+from kaem_train.set_aside import divide
 from kaem_train.settings import Config, first_difference
 from kaem_train.streams import Purpose, noise_stream
 from kaem_train.window import Window
@@ -111,13 +112,15 @@ class Trainer:
 
     Args:
         config: The whole configuration.
-        dataset: Images.
+        dataset: Images; those that judge the final refit are set aside (`set_aside.py`).
         listeners: Called with every event.
     """
 
     def __init__(self, config: Config, dataset: Dataset, *, listeners: tuple[Listener, ...] = ()) -> None:
         self.config = config
-        self.dataset = dataset
+        division = divide(config, dataset)
+        self.dataset = division.dataset
+        self._judges = division.judges
         self.step = 0
         self.finished: FinishedModel | None = None
         with torch.random.fork_rng(devices=[]):
@@ -189,7 +192,7 @@ class Trainer:
             return
         rng = noise_stream(self.config.training.seed, 0, "prior refit")
         with self.in_use():
-            found = refit_prior(self.model, self.posterior, self.dataset.train, self.config.refit, rng)
+            found = refit_prior(self.model, self.posterior, self.dataset.train, self.config.refit, rng, self._judges)
             if found.finished is not None:
                 self.finished = replace(found.finished, posterior_state=self._averaged_inference())
         self._tell(

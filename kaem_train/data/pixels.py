@@ -42,6 +42,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def subset(self, chosen: Tensor) -> Images:
+        """Return the images of these numbers, shape (S,), in this order; no pixel is copied."""
+        return Images(self.stored, self.rows[chosen.numpy()])
+
     def __getitem__(self, index: int | slice | Tensor) -> Tensor:
         """Return the chosen images as float32 in [0, 1]: shape (n, C, H, W), or (C, H, W) for one number."""
         rows = self.rows[index.numpy() if isinstance(index, Tensor) else index]
