@@ -27,6 +27,7 @@ from kaem.config import from_mapping, to_mapping
 from kaem.errors import ArtifactError, ConfigError
 from kaem.files import replacing
 from kaem_train.build import Model, build_model
+from kaem_train.devices import on_cpu
 from kaem_train.model.kaem import Kaem
 from kaem_train.sections import PriorConfig
 from kaem_train.settings import Config
@@ -107,6 +108,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             content["finished"]["posterior_state"] = finished.posterior_state
     if checkpoint.average_state is not None:
         content["average"] = checkpoint.average_state
+    content = on_cpu(content)
     with replacing(path) as draft:
         torch.save(content, draft)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from kaem_train.checkpoint import FinishedModel
 from kaem_train.data import Images
 from kaem_train.density_fit import fit_density, mean_log_density
+from kaem_train.devices import moved_to_cpu, on_cpu
 from kaem_train.gaussian_em import FullMixture, fit_full_mixture
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.own_frames import OwnFramesPrior
@@ -114,7 +115,8 @@ def refit_prior(
         score = fit.after
     else:
         score = mean_log_density(candidate, held_out)
-    trained_score = mean_log_density(prior, held_out)
+    with moved_to_cpu(prior) as trained:
+        trained_score = mean_log_density(trained, held_out)
     is_better = score > trained_score
     return Refit(
         finished=FinishedModel(prior=config, model_state=state_with_prior(model, candidate)) if is_better else None,
@@ -139,7 +141,7 @@ def _infer_often(
 def infer_latents(
     model: Kaem, posterior: Posterior, images: Images | Tensor, chosen: Tensor, rng: torch.Generator
 ) -> Tensor:
-    """Return one latent of every chosen image: shape (S, Q).
+    """Return one latent of every chosen image, on the CPU: shape (S, Q).
 
     Args:
         model: Trained.
@@ -149,7 +151,7 @@ def infer_latents(
         rng: Source of the draws.
     """
     parts = torch.split(chosen, _INFERRED_TOGETHER)
-    return torch.cat([posterior.latents(model, images[part], rng) for part in parts]).detach()
+    return torch.cat([posterior.latents(model, images[part], rng).detach().cpu() for part in parts])
 
 
 def _experts(mixture: FullMixture, latents: Tensor) -> tuple[PriorConfig, OwnFramesPrior]:
@@ -171,7 +173,7 @@ def _experts(mixture: FullMixture, latents: Tensor) -> tuple[PriorConfig, OwnFra
 
 
 def state_with_prior(model: Kaem, prior: Prior) -> dict[str, Tensor]:
-    """Return a copy of the model's state with another prior's in the place of its own."""
+    """Return a copy of the model's state, on the CPU, with another prior's in the place of its own."""
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("prior.")}
     state |= {f"prior.{name}": value for name, value in prior.state_dict().items()}
-    return {name: value.clone() for name, value in state.items()}
+    return {name: value.clone() for name, value in on_cpu(state).items()}
