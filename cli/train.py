@@ -77,6 +77,7 @@ def train(
     from kaem_train.data import load_dataset
     from kaem_train.progress import ProgressReport, decoding_progress
     from kaem_train.requirements import check_trainable
+    from kaem_train.set_aside import divide
     from kaem_train.settings import load_config
     from kaem_train.tensorboard import TensorBoardLog
     from kaem_train.trainer import train as run_training
@@ -98,16 +99,11 @@ def train(
     if dry_run:
         _print_plan(settings, dataset)
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot write to {folder}: {error.strerror}", hint="choose another folder with --out"
-        ) from None
+    _make(folder)
     if settings.family != "kaem":
         console.print(prescription_note(settings.family), soft_wrap=True, highlight=False, markup=False)
     console.print(
-        f"{settings.name}: {len(dataset.train)} images to train on, {len(dataset.holdout)} held out; "
+        f"{settings.name}: {divide(settings, dataset).summary}; "
         f"update {done} to {settings.training.updates}; folder {folder}",
         soft_wrap=True,
         highlight=False,
@@ -135,6 +131,17 @@ def train(
         raise typer.Exit(130)
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        from kaem.errors import ArtifactError
+
+        raise ArtifactError(
+            f"cannot write to {folder}: {error.strerror}", hint="choose another folder with --out"
+        ) from None
+
+
 def _print_plan(settings: Config, dataset: Dataset) -> None:
     """Print a TOML file that trains this run, what it would be in comments on top."""
     import torch
@@ -146,7 +153,7 @@ def _print_plan(settings: Config, dataset: Dataset) -> None:
     parts = ", ".join(f"{name} {count:,}" for name, count in plan.num_parameters.items())
     times = ", then ".join(f"{1e3 * seconds:.1f} ms" for seconds in plan.update_seconds)
     lines = [
-        f"images      {plan.num_train:,} to train on, {plan.num_holdout:,} held out",
+        f"data        {plan.division.summary}",
         f"parameters  {sum(plan.num_parameters.values()):,}: {parts}",
         f"one update  {times} on {torch.get_num_threads()} threads",
     ]

@@ -79,10 +79,13 @@ class WeightAverage:
             self._counts[name] = int(state["counts"][name])
             self._last[name].copy_(value)
 
+    @torch.no_grad()
     def _exchange(self) -> None:
         for name, value in self._parameters.items():
             average = self._averages[name]
-            value.data, average.data = average.data, value.data
+            held = value.clone()
+            value.copy_(average)
+            average.copy_(held)
 
 
 def _module_of(name: str) -> str:

@@ -27,6 +27,7 @@ from kaem.config import from_mapping, to_mapping
 from kaem.errors import ArtifactError, ConfigError
 from kaem.files import replacing
 from kaem_train.build import Model, build_model
+from kaem_train.devices import on_cpu
 from kaem_train.model.kaem import Kaem
 from kaem_train.sections import PriorConfig
 from kaem_train.settings import Config
@@ -107,6 +108,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             content["finished"]["posterior_state"] = finished.posterior_state
     if checkpoint.average_state is not None:
         content["average"] = checkpoint.average_state
+    content = on_cpu(content)
     with replacing(path) as draft:
         torch.save(content, draft)
 
@@ -142,7 +144,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if missing:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}", hint="the file is damaged: train again")
     try:
-        config = from_mapping(Config, content["config"])
+        config = from_mapping(Config, _with_former_defaults(content["config"]))
         finished = _finished(content.get("finished"))
     except (ConfigError, KeyError, TypeError) as error:
         reason = error.message if isinstance(error, ConfigError) else f"no {error}"
@@ -152,6 +154,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from None
     fields = {name: content[name] for name in _FIELDS if name != "config"}
     return Checkpoint(config=config, average_state=content.get("average"), finished=finished, **fields)
+
+
+def _with_former_defaults(mapping: Any) -> Any:
+    """Return a stored configuration with what was the case before a setting existed, where that is not its default."""
+    refit = mapping.get("refit") if isinstance(mapping, dict) else None
+    if not isinstance(refit, dict) or refit.get("kind", "none") == "none" or "num_set_aside" in refit:
+        return mapping
+    return {**mapping, "refit": {**refit, "num_set_aside": 0}}  # was trained on all images
 
 
 def _finished(content: dict[str, Any] | None) -> FinishedModel | None:

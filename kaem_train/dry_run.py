@@ -12,6 +12,7 @@ from torch import nn
 
 from kaem_train.baselines.diffusion import Diffusion
 from kaem_train.data import Dataset
+from kaem_train.set_aside import Division, divide
 from kaem_train.settings import Config
 from kaem_train.trainer import Trainer
 
@@ -24,8 +25,7 @@ class Plan:
 
     Attributes:
         num_parameters: Trained numbers by part: `prior`, `generator`, and `encoder` where there is one.
-        num_train: Images to train on.
-        num_holdout: Images held out.
+        division: The images to train on, those that only judge the final refit, and those held out.
         update_seconds: Time of one update while the prior is the reference, and after; without a start of the
             prior, or before a switch that the run never comes to, the first of the two alone.
         start_seconds: Time of the prior's start at encoded images; 0 where there is none.
@@ -34,8 +34,7 @@ class Plan:
     """
 
     num_parameters: dict[str, int]
-    num_train: int
-    num_holdout: int
+    division: Division
     update_seconds: tuple[float, ...]
     start_seconds: float
     total_seconds: float
@@ -72,8 +71,7 @@ def plan_run(config: Config, dataset: Dataset) -> Plan:
     counts = {name: _count(module) for name, module in parts.items()}
     return Plan(
         num_parameters={name: count for name, count in counts.items() if count},
-        num_train=len(dataset.train),
-        num_holdout=len(dataset.holdout),
+        division=divide(config, dataset),
         update_seconds=seconds,
         start_seconds=start_seconds,
         total_seconds=total,

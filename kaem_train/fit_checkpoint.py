@@ -15,6 +15,7 @@ import torch
 from kaem.errors import ArtifactError, ConfigError, DataError
 from kaem_train.checkpoint import Checkpoint, load_model, read_checkpoint, write_checkpoint
 from kaem_train.data import Dataset, load_dataset
+from kaem_train.devices import choose_device
 from kaem_train.fit_prior import FittedPrior
 from kaem_train.latents import Latents
 from kaem_train.model.kaem import Kaem
@@ -78,11 +79,13 @@ def read_source(
         posterior.network.load_state_dict(checkpoint.inference_state)
     except (RuntimeError, AttributeError, TypeError):
         raise ArtifactError(f"{path} has lost its encoder", hint="give the checkpoint that kaem train wrote") from None
-    posterior.network.eval().requires_grad_(False)
+    device = choose_device()
+    posterior.network.to(device).eval().requires_grad_(False)
     dataset = _dataset(checkpoint, data)
     rng = noise_stream(seed, 0, "latent fit")
     chosen = torch.randperm(len(dataset.train), generator=rng)[:_MOST_IMAGES]
-    z = infer_latents(model, posterior, dataset.train, chosen, rng)
+    z = infer_latents(model.to(device), posterior, dataset.train.served_on(device), chosen, rng)
+    model.cpu()  # what follows is arithmetic of latents
     num_held_out = round(len(z) * holdout / 2.0)
     num_fitted = len(z) - 2 * num_held_out
     if num_held_out < 1 or num_fitted < 2 * z.shape[1]:

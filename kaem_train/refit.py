@@ -2,8 +2,8 @@
 
 Training moves prior and generator together and leaves the prior a little behind. Once the generator rests, the
 aggregate posterior is a fixed set of points, and expectation maximisation fits experts in their own frames to it
-in seconds. A tenth of the images judges: it chooses the number of experts, and whether the refit is used at all.
-All are training images, so the trained prior has seen those that judge; the refit has not.
+in seconds. Images that neither prior has seen judge: their latents choose the number of experts, and whether the
+refit is used at all.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from kaem_train.checkpoint import FinishedModel
 from kaem_train.data import Images
 from kaem_train.density_fit import fit_density, mean_log_density
+from kaem_train.devices import moved_to_cpu, on_cpu
 from kaem_train.gaussian_em import FullMixture, fit_full_mixture
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.own_frames import OwnFramesPrior
@@ -55,7 +56,12 @@ class Refit:
 
 
 def refit_prior(
-    model: Kaem, posterior: Posterior, images: Images | Tensor, settings: RefitConfig, rng: torch.Generator
+    model: Kaem,
+    posterior: Posterior,
+    images: Images | Tensor,
+    settings: RefitConfig,
+    rng: torch.Generator,
+    judges: Images | Tensor | None = None,
 ) -> Refit:
     """Fit experts in their own frames to the latents of images, and compare them with the trained prior.
 
@@ -65,6 +71,8 @@ def refit_prior(
         images: Training images, shape (N, C, H, W).
         settings: What to try.
         rng: Chooses images, draws latents and starts the fits.
+        judges: Images that the model was not trained on, shape (M, C, H, W). Without any, a tenth of the chosen
+            training images is not fitted to and judges: images that the trained prior has seen.
 
     Returns:
         The better model, if there is one, and what was measured.
@@ -75,7 +83,7 @@ def refit_prior(
     if not posterior.infers:
         return Refit(skipped="this posterior draws its latents from the prior itself")
     chosen = torch.randperm(len(images), generator=rng)[: settings.num_images]
-    num_held_out = max(1, round(_HELD_OUT_SHARE * len(chosen)))
+    num_held_out = 0 if judges is not None else max(1, round(_HELD_OUT_SHARE * len(chosen)))
     num_fitted = len(chosen) - num_held_out
     tried = [num for num in settings.num_experts if num * _LEAST_IMAGES_PER_EXPERT <= num_fitted]
     left_out = ", ".join(str(num) for num in settings.num_experts if num not in tried)
@@ -83,11 +91,12 @@ def refit_prior(
     if not tried:
         return Refit(skipped=skipped)
     # The aggregate posterior has the width of every image's own: few images show it only in several draws of each.
-    draws = min(_MOST_DRAWS, math.ceil(_WANTED_LATENTS / num_fitted))
-    held_out, fitted = (
-        torch.cat([infer_latents(model, posterior, images, part, rng) for _ in range(draws)])
-        for part in (chosen[:num_held_out], chosen[num_held_out:])
-    )
+    draws = _draws(num_fitted)
+    if judges is not None:
+        held_out = _infer_often(model, posterior, judges, torch.arange(len(judges)), _draws(len(judges)), rng)
+    else:
+        held_out = _infer_often(model, posterior, images, chosen[:num_held_out], draws, rng)
+    fitted = _infer_often(model, posterior, images, chosen[num_held_out:], draws, rng)
     seed = int(torch.randint(2**31, (), generator=rng))
     mixtures = {num: fit_full_mixture(fitted, num, seed=seed, draws=draws) for num in tried}
     scores = {num: float(mixture.log_density(held_out).mean()) for num, mixture in mixtures.items()}
@@ -106,7 +115,8 @@ def refit_prior(
         score = fit.after
     else:
         score = mean_log_density(candidate, held_out)
-    trained_score = mean_log_density(prior, held_out)
+    with moved_to_cpu(prior) as trained:
+        trained_score = mean_log_density(trained, held_out)
     is_better = score > trained_score
     return Refit(
         finished=FinishedModel(prior=config, model_state=state_with_prior(model, candidate)) if is_better else None,
@@ -118,10 +128,20 @@ def refit_prior(
     )
 
 
+def _draws(num_images: int) -> int:
+    return min(_MOST_DRAWS, math.ceil(_WANTED_LATENTS / num_images))
+
+
+def _infer_often(
+    model: Kaem, posterior: Posterior, images: Images | Tensor, chosen: Tensor, draws: int, rng: torch.Generator
+) -> Tensor:
+    return torch.cat([infer_latents(model, posterior, images, chosen, rng) for _ in range(draws)])
+
+
 def infer_latents(
     model: Kaem, posterior: Posterior, images: Images | Tensor, chosen: Tensor, rng: torch.Generator
 ) -> Tensor:
-    """Return one latent of every chosen image: shape (S, Q).
+    """Return one latent of every chosen image, on the CPU: shape (S, Q).
 
     Args:
         model: Trained.
@@ -131,7 +151,7 @@ def infer_latents(
         rng: Source of the draws.
     """
     parts = torch.split(chosen, _INFERRED_TOGETHER)
-    return torch.cat([posterior.latents(model, images[part], rng) for part in parts]).detach()
+    return torch.cat([posterior.latents(model, images[part], rng).detach().cpu() for part in parts])
 
 
 def _experts(mixture: FullMixture, latents: Tensor) -> tuple[PriorConfig, OwnFramesPrior]:
@@ -153,7 +173,7 @@ def _experts(mixture: FullMixture, latents: Tensor) -> tuple[PriorConfig, OwnFra
 
 
 def state_with_prior(model: Kaem, prior: Prior) -> dict[str, Tensor]:
-    """Return a copy of the model's state with another prior's in the place of its own."""
+    """Return a copy of the model's state, on the CPU, with another prior's in the place of its own."""
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("prior.")}
     state |= {f"prior.{name}": value for name, value in prior.state_dict().items()}
-    return {name: value.clone() for name, value in state.items()}
+    return {name: value.clone() for name, value in on_cpu(state).items()}

@@ -7,6 +7,7 @@ from importlib import import_module
 from kaem.errors import ConfigError, DataError
 from kaem_train.data import Dataset
 from kaem_train.model.user_module import build_user_module
+from kaem_train.set_aside import divide
 from kaem_train.settings import Config
 
 
@@ -27,15 +28,16 @@ def check_trainable(config: Config, dataset: Dataset) -> None:
             f"frame = 'own' starts from encoded images, which the {config.posterior.kind} posterior has not",
             hint="set posterior.kind=amortized or prior.frame=none",
         )
-    if len(dataset.train) < config.training.batch_size:
+    num_train = len(divide(config, dataset).dataset.train)
+    if num_train < config.training.batch_size:
         raise DataError(
-            f"{len(dataset.train)} training images do not fill one batch of {config.training.batch_size}",
+            f"{num_train} training images do not fill one batch of {config.training.batch_size}",
             hint="lower training.batch_size",
         )
     is_started = config.prior.variant == "experts" and config.posterior.has_encoder
-    if is_started and len(dataset.train) < config.prior.num_components:
+    if is_started and num_train < config.prior.num_components:
         raise DataError(
-            f"{len(dataset.train)} training images cannot start {config.prior.num_components} experts",
+            f"{num_train} training images cannot start {config.prior.num_components} experts",
             hint="lower prior.num_components",
         )
 

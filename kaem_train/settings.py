@@ -233,8 +233,13 @@ def _unknown_preset(name: str) -> ConfigError:
 
 
 def first_difference(old: Config, new: Config) -> str:
-    """Name the first setting that differs and matters, or return ""; where the data lies does not matter."""
-    if replace(old, data=replace(old.data, path=new.data.path)) == new:
+    """Name the first setting that differs and matters, or return ""; where data lie and the run computes does not."""
+    old = replace(
+        old,
+        data=replace(old.data, path=new.data.path),
+        training=replace(old.training, device=new.training.device),
+    )
+    if old == new:
         return ""
     if old.family != new.family:
         return f"family: {old.family}, now {new.family}"
@@ -242,6 +247,6 @@ def first_difference(old: Config, new: Config) -> str:
         before, after = getattr(old, section), getattr(new, section)
         for name in before.__dataclass_fields__:
             values = getattr(before, name), getattr(after, name)
-            if values[0] != values[1] and (section, name) != ("data", "path"):
+            if values[0] != values[1]:
                 return f"{section}.{name}: {values[0]}, now {values[1]}"
     return f"name: {old.name}, now {new.name}"

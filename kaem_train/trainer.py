@@ -18,20 +18,21 @@ from torch import Tensor, nn
 from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
 from kaem_train.acceleration import accelerate, networks, plain
 from kaem_train.averaging import WeightAverage
-from kaem_train.baselines.diffusion import Diffusion
 from kaem_train.build import Model, build_model, build_objective
 from kaem_train.checkpoint import FILE_NAME, Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
 from kaem_train.data import Dataset, training_batch
+from kaem_train.devices import choose_device
 from kaem_train.evaluation.likelihood import held_out_bound
 from kaem_train.events import Event, Listener, Progress, Refitted, Samples, Saved
+from kaem_train.grid_refits import GridRefits
 from kaem_train.interrupt import stop_request
-from kaem_train.model.generator import KanGenerator, refit_steps
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import weight_penalty
 from kaem_train.optimisation import build_optimiser, first_not_finite, set_rates
-from kaem_train.posterior import InfersLatents, Posterior
+from kaem_train.posterior import Posterior
 from kaem_train.refit import refit_prior
 from kaem_train.requirements import check_trainable
+from kaem_train.set_aside import divide
 from kaem_train.settings import Config, first_difference
 from kaem_train.streams import Purpose, noise_stream
 from kaem_train.window import Window
@@ -111,19 +112,24 @@ class Trainer:
 
     Args:
         config: The whole configuration.
-        dataset: Images.
+        dataset: Images; those that judge the final refit are set aside (`set_aside.py`).
         listeners: Called with every event.
     """
 
     def __init__(self, config: Config, dataset: Dataset, *, listeners: tuple[Listener, ...] = ()) -> None:
         self.config = config
-        self.dataset = dataset
+        division = divide(config, dataset)
+        self.device = choose_device(config.training.device)
+        self.dataset = division.dataset.served_on(self.device)
+        self._judges = None if division.judges is None else division.judges.served_on(self.device)
         self.step = 0
         self.finished: FinishedModel | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             self.model = build_model(config)
             self.posterior = build_objective(config, self.model)
+        self.model.to(self.device)
+        self.posterior.network.to(self.device)
         self.optimiser = build_optimiser(self.model, self.posterior.network, config)
         self._parameters = {
             **dict(self.model.named_parameters()),
@@ -133,13 +139,7 @@ class Trainer:
         self._average = WeightAverage(self._parameters, decay) if decay else None
         self._networks = networks(self.model, self.posterior.network)
         accelerate(self._networks, config.training)
-        generator = config.generator
-        self._refits = refit_steps(generator.refit_interval, generator.refit_decay, config.training.updates)
-        self._prior_refits: tuple[int, ...] = ()
-        if config.prior.refit_interval:
-            self._prior_refits = refit_steps(
-                config.prior.refit_interval, config.prior.refit_decay, config.training.updates
-            )
+        self._grid_refits = GridRefits(config)
         self._listeners = listeners
         self._window = Window()
 
@@ -161,7 +161,9 @@ class Trainer:
             augment_flip=self.config.data.augment_flip,
         )
         self.posterior.prepare(self.model, self.dataset.train, self.step, self._noise("prior start"))
-        self._refit_grids()
+        train, noise = self.dataset.train, self._noise("grid refit")
+        for parameter in self._grid_refits.move_due(self.model, self.posterior, train, self.step, noise):
+            self.optimiser.state.pop(parameter, None)
         if self._average:
             self._average.restart_jumped()
         terms = self.posterior.terms(self.model, images, self.step, self._noise("posterior"))
@@ -189,7 +191,7 @@ class Trainer:
             return
         rng = noise_stream(self.config.training.seed, 0, "prior refit")
         with self.in_use():
-            found = refit_prior(self.model, self.posterior, self.dataset.train, self.config.refit, rng)
+            found = refit_prior(self.model, self.posterior, self.dataset.train, self.config.refit, rng, self._judges)
             if found.finished is not None:
                 self.finished = replace(found.finished, posterior_state=self._averaged_inference())
         self._tell(
@@ -214,7 +216,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             model = Kaem(replace(self.config, prior=self.finished.prior))
         model.load_state_dict(self.finished.model_state)
-        return model
+        return model.to(self.device)
 
     def save(self, path: Path) -> None:
         """Write the whole state to `path`, atomically, and say so.
@@ -319,21 +321,6 @@ class Trainer:
         variance = _VARIANCE_MEMORY * self.model.sigma**2 + (1.0 - _VARIANCE_MEMORY) * pixel_variance
         self.model.sigma.copy_(variance.clamp_min(_LEAST_VARIANCE).sqrt())
 
-    def _refit_grids(self) -> None:
-        if isinstance(self.model, Diffusion) or not isinstance(self.posterior, InfersLatents):
-            return  # nothing to infer
-        generator, prior = self.model.generator, self.model.prior
-        is_prior_due = isinstance(self.model, Kaem) and self.step + 1 in self._prior_refits
-        is_generator_due = isinstance(generator, KanGenerator) and self.step + 1 in self._refits
-        if not (is_prior_due or is_generator_due):
-            return
-        latents = self.posterior.latents(self.model, self.dataset.train[:1024], self._noise("grid refit"))
-        changed = self.model.prior.refit_grid(latents) if isinstance(self.model, Kaem) and is_prior_due else []
-        if isinstance(generator, KanGenerator) and is_generator_due:
-            changed += generator.refit_grids(prior.generator_input(latents))
-        for parameter in changed:
-            self.optimiser.state.pop(parameter, None)
-
     def _report(self, metrics: dict[str, Tensor], num_images: int) -> None:
         settings = self.config.training
         self._window.add(metrics, num_images)
@@ -350,7 +337,7 @@ class Trainer:
     def _samples(self, model: Model) -> Samples:
         # The same noise every time, so that a person sees the same latents become images.
         rng = noise_stream(self.config.training.seed, 0, "sample grid")
-        return Samples(step=self.step, images=model.sample(_GRID_IMAGES, rng))
+        return Samples(step=self.step, images=model.sample(_GRID_IMAGES, rng).cpu())
 
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.data import Images
+from kaem_train.devices import normal
 from kaem_train.posterior.terms import Terms
 from kaem_train.sections import DiffusionConfig
 
@@ -50,8 +51,7 @@ class Diffusion(nn.Module):
         """Draw images with the configured sampler: shape (num, C, H, W), in [0, 1]."""
         sampler = sampling_schedule(self.config)
         options = {"eta": self.config.eta} if self.config.sampler == "ddim" else {}
-        dtype = next(self.parameters()).dtype
-        x = torch.randn(num, *self.image_shape, generator=rng, dtype=dtype)
+        x = normal((num, *self.image_shape), rng, next(self.parameters()))
         for timestep in sampler.timesteps:
             x = sampler.step(self.predict_noise(x, timestep), timestep, x, generator=rng, **options).prev_sample
         return ((x + 1.0) / 2.0).clamp(0.0, 1.0)
@@ -78,8 +78,8 @@ class DenoisingObjective:
 
     def terms(self, model: Diffusion, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the loss, a mean over pixels, not nats."""
-        noise = torch.randn(images.shape, generator=rng, dtype=images.dtype)
-        timesteps = torch.randint(self.num_levels, (len(images),), generator=rng)
+        noise = normal(images.shape, rng, images)
+        timesteps = torch.randint(self.num_levels, (len(images),), generator=rng).to(images.device)
         noisy = self.schedule.add_noise(2.0 * images - 1.0, noise, timesteps)
         loss = (noise - model.predict_noise(noisy, timesteps)).square().mean()
         return Terms(loss=loss, squared_error=None, metrics={})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.data import Images
+from kaem_train.devices import normal
 from kaem_train.model.generator import build_generator
 from kaem_train.model.reference import log_reference
 from kaem_train.objective import log_likelihood
@@ -65,7 +66,7 @@ class EnergyPrior(nn.Module):
     def sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Return the ends of `num` short runs, without gradient: shape (num, Q)."""
         weight = next(self.parameters())
-        start = torch.randn(num, self.num_latents, generator=rng, dtype=weight.dtype)
+        start = normal((num, self.num_latents), rng, weight)
         steps, size = self.config.prior_steps, self.config.prior_step_size
         with frozen(self):
             return short_run(self.log_density, start, rng, num_steps=steps, step_size=size)
@@ -153,11 +154,11 @@ class ShortRunInference:
         target = PowerPosterior(
             log_prior=model.prior.log_density,
             log_likelihood=likelihood,
-            temperatures=torch.ones(len(images), dtype=images.dtype),
+            temperatures=images.new_ones(len(images)),
             low=-math.inf,
             high=math.inf,
         )
-        start = torch.randn(len(images), model.prior.num_latents, generator=rng, dtype=images.dtype)
+        start = normal((len(images), model.prior.num_latents), rng, images)
         size = self.steps.per_chain(len(images))
         with frozen(model):
             return run_chains(target, start, rng, num_steps=self.num_steps, step_size=size, is_adjusted=False)
@@ -198,6 +199,6 @@ def short_run(
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
             (score,) = torch.autograd.grad(log_density(z).sum(), z)
-        noise = torch.randn(z.shape, generator=rng, dtype=z.dtype)
+        noise = normal(z.shape, rng, z)
         z = z.detach() + 0.5 * step_size**2 * score + step_size * noise
     return z

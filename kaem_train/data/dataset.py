@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from kaem.errors import DataError
 from kaem_train.data.arrays import checked_images
@@ -29,6 +30,10 @@ class Dataset:
     train: Images
     holdout: Images
     fingerprint: str
+
+    def served_on(self, device: torch.device) -> Dataset:
+        """Return the same data set, its images served on another device."""
+        return replace(self, train=self.train.served_on(device), holdout=self.holdout.served_on(device))
 
 
 def load_dataset(config: DataConfig, *, progress: Progress = lambda _done, _total: None) -> Dataset:

@@ -26,7 +26,7 @@ def training_batch(images: Images, batch_size: int, *, seed: int, step: int, aug
     batch = images[batch_indices(len(images), batch_size, seed=seed, step=step)]
     if not augment_flip:
         return batch
-    is_flipped = flips(batch_size, seed=seed, step=step)
+    is_flipped = flips(batch_size, seed=seed, step=step).to(batch.device)
     return torch.where(is_flipped[:, None, None, None], batch.flip(-1), batch)
 
 

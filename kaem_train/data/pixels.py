@@ -6,7 +6,7 @@ x = byte / 255        computed for the images that are asked for, never for the 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,12 @@ class Images:
     Attributes:
         stored: Shape (M, C, H, W), uint8 or float32 in [0, 1]; may be mapped from a file.
         rows: Shape (N,), int64: the rows of `stored` that belong to this set, in its order.
+        device: Where images are served; the pixels stay where they are.
     """
 
     stored: NDArray[Any]
     rows: NDArray[np.int64]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
     def whole(cls, stored: NDArray[Any]) -> Images:
@@ -42,13 +44,21 @@ class Images:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def subset(self, chosen: Tensor) -> Images:
+        """Return the images of these numbers, shape (S,), in this order; no pixel is copied."""
+        return Images(self.stored, self.rows[chosen.numpy()], self.device)
+
+    def served_on(self, device: torch.device) -> Images:
+        """Return the same images, served on another device."""
+        return Images(self.stored, self.rows, device)
+
     def __getitem__(self, index: int | slice | Tensor) -> Tensor:
         """Return the chosen images as float32 in [0, 1]: shape (n, C, H, W), or (C, H, W) for one number."""
         rows = self.rows[index.numpy() if isinstance(index, Tensor) else index]
         pixels = self.stored[rows]
         if pixels.dtype == np.uint8:
-            return torch.from_numpy(np.asarray(pixels / np.float32(255.0)))
-        return torch.from_numpy(pixels.astype(np.float32))
+            return torch.from_numpy(np.asarray(pixels / np.float32(255.0))).to(self.device)
+        return torch.from_numpy(pixels.astype(np.float32)).to(self.device)
 
 
 def as_bytes_where_exact(images: NDArray[np.float32]) -> NDArray[Any]:

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 import numpy as np
+import torch
 
 import kaem
 from kaem.errors import DataError, RequestError
-from kaem_train.data import Images
+from kaem_train.devices import device_of
 from kaem_train.evaluation.distances import kernel_distance
 from kaem_train.evaluation.extrapolation import Extrapolation, default_sizes, extrapolated, subset
 from kaem_train.evaluation.features import Features, Pixels, Progress, cached_features, extract_features
@@ -205,12 +206,12 @@ def _model_figures(
         missing.update(dict.fromkeys(inner, _NO_ENCODER))
         return figures
     holdout = reals.dataset.holdout
-    found = reconstruction_error(model.model, model.encoder, holdout)
+    found = reconstruction_error(model.model, model.encoder, holdout.served_on(device_of(model.model)))
     if reals.options.with_floors:
         train = reals.dataset.train
-        some = Images(train.stored, train.rows[some_rows(len(train), min(num, len(train)))])
+        some = train.subset(torch.from_numpy(some_rows(len(train), min(num, len(train)))))
         rng = noise_stream(reals.options.seed, 0, "reconstruction")
-        decoded = decoded_draws(model.model, model.encoder, some, rng, progress)
+        decoded = decoded_draws(model.model, model.encoder, some.served_on(device_of(model.model)), rng, progress)
         features = extract_features(reals.network, decoded, progress, "reconstructions")
         figures.append(
             Figure(
@@ -239,7 +240,7 @@ def _likelihood(model: Kaem, posterior: Posterior, reals: Reals, progress: Progr
     bound = held_out_bound(
         model,
         posterior,
-        reals.dataset.holdout,
+        reals.dataset.holdout.served_on(device_of(model)),
         noise_stream(reals.options.seed, 0, "held-out bound"),
         num_samples=num_samples,
     )

@@ -18,6 +18,7 @@ from kaem.images import to_uint8
 from kaem.sampler import Sampler
 from kaem_train.build import Model
 from kaem_train.checkpoint import load_model, read_checkpoint
+from kaem_train.devices import choose_device
 from kaem_train.evaluation.features import Pixels
 from kaem_train.model.encoder import Encoder
 from kaem_train.model.kaem import Kaem
@@ -108,6 +109,7 @@ def open_model(path: Path, *, allow_modules: Container[str] = ()) -> TrainedMode
             sampler=sampler,
         )
     _, model = load_model(path, allow_modules=allow_modules)
+    model.to(choose_device())
     checkpoint = read_checkpoint(path)
     trained = TrainedModel(
         source=str(path),
@@ -128,7 +130,7 @@ def open_model(path: Path, *, allow_modules: Container[str] = ()) -> TrainedMode
         raise ArtifactError(
             f"the encoder in {path} does not fit its configuration", hint="the file is damaged: train again"
         ) from None
-    posterior.network.eval().requires_grad_(False)
+    posterior.network.to(choose_device()).eval().requires_grad_(False)
     encoder = next((part for part in posterior.network.modules() if isinstance(part, Encoder)), None)
     return replace(trained, posterior=posterior, encoder=encoder)
 
@@ -150,7 +152,7 @@ def data_for(model: TrainedModel | ExportedModel, path: str | None) -> DataConfi
 
 def pixels_of(images: Tensor) -> Pixels:
     """Return images in [0, 1] as 8 bits, rounded to nearest and not truncated."""
-    return np.asarray(to_uint8(images.numpy()))
+    return np.asarray(to_uint8(images.cpu().numpy()))
 
 
 def _data_of(content: Any) -> DataConfig | None:

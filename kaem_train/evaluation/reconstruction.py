@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kaem_train.data import Images
+from kaem_train.devices import normal
 from kaem_train.evaluation.features import Pixels, Progress
 from kaem_train.evaluation.models import pixels_of
 from kaem_train.model.encoder import Encoder
@@ -69,7 +70,7 @@ def decoded_draws(model: Kaem, encoder: Encoder, images: Images, rng: torch.Gene
     found = np.empty(images.shape, np.uint8)
     for start in range(0, len(images), _TOGETHER):
         mean, log_std = encoder(images[start : start + _TOGETHER])
-        noise = torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+        noise = normal(mean.shape, rng, mean)
         found[start : start + _TOGETHER] = pixels_of(model.decode(mean + log_std.exp() * noise))
         progress("decoding posteriors", min(start + _TOGETHER, len(images)), len(images))
     return found

@@ -37,7 +37,7 @@ class _Rule:
     Plain float64 tensors, not buffers: a model moved to float64 then gets its nodes at full precision.
     """
 
-    key: tuple[float, ...]
+    key: tuple[str | float, ...]
     nodes: Tensor
     log_weights: Tensor
 
@@ -242,10 +242,11 @@ class AbstractPrior(nn.Module):
 
     def _current_rule(self) -> _Rule:
         """Return the rule for Z, built anew where the domain, the knots or the fineness of the functions changed."""
-        key = (self.low, self.high, self.cell, *self.bank.breaks)
+        device = self.bank.coefficients.device
+        key: tuple[str | float, ...] = (str(device), self.low, self.high, self.cell, *self.bank.breaks)
         if key != self._rule.key:
-            nodes, weights = self._training_rule()
-            self._rule = _Rule(key=key, nodes=nodes.flatten(), log_weights=weights.flatten().log())
+            nodes, weights = (part.flatten().to(device) for part in self._training_rule())
+            self._rule = _Rule(key=key, nodes=nodes, log_weights=weights.log())
         return self._rule
 
     @torch.no_grad()
@@ -254,5 +255,5 @@ class AbstractPrior(nn.Module):
         dtype = self.bank.coefficients.dtype
         return integrate(
             lambda nodes: self.unnormalised_log_density(nodes.to(dtype)[None, None]),
-            self.cell_edges(self._sampling_cells),
+            self.cell_edges(self._sampling_cells).to(self.bank.coefficients.device),
         )

@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kaem_train.devices import uniform
 from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.quadrature import Cumulative, gauss_legendre, trapezoid
 from kaem_train.sections import LEAST_EXPERT_STD, PriorConfig
@@ -160,12 +161,12 @@ def draw_experts(log_weights: Tensor, cumulative: Cumulative, num: int, rng: tor
         Experts, shape (num,), and u, shape (num, Q), float64.
     """
     num_latents, num_experts = cumulative.log_total.shape
-    choice = torch.rand(num, generator=rng, dtype=torch.float64)
-    uniform = torch.rand((num_latents, num), generator=rng, dtype=torch.float64)
     weights = log_weights.double().softmax(-1).cumsum(-1)
+    choice = uniform((num,), rng, weights)
+    draws = uniform((num_latents, num), rng, weights)
     expert = torch.searchsorted(weights, choice, right=True).clamp_(max=num_experts - 1)
-    u = torch.empty_like(uniform)
+    u = torch.empty_like(draws)
     for k in sorted(set(expert.tolist())):
         chosen = expert == k
-        u[:, chosen] = cumulative.of_component(k).invert(uniform[:, chosen])
+        u[:, chosen] = cumulative.of_component(k).invert(draws[:, chosen])
     return expert, u.T

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kaem_train.devices import uniform
 from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.experts import ExpertsPrior
 from kaem_train.model.own_frames import OwnFramesPrior
@@ -45,8 +46,9 @@ class IndependentPrior(AbstractPrior):
     def _sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Draw z_{q,p} = F_{q,p}^-1(u), u by itself for every (q, p) or shared over q (eq. 13): shape (num, Q, P)."""
         rows = 1 if self.shares_uniforms else self.num_latents
-        uniform = torch.rand((rows, self.num_components, num), generator=rng, dtype=torch.float64)
-        return self.cumulative().invert(uniform.expand(*self.latent_shape, -1)).permute(2, 0, 1)
+        cumulative = self.cumulative()
+        draws = uniform((rows, self.num_components, num), rng, cumulative.edges)
+        return cumulative.invert(draws.expand(*self.latent_shape, -1)).permute(2, 0, 1)
 
     def generator_input(self, z: Tensor) -> Tensor:
         """Return s_q = sum_p z_{q,p}: shape (S, Q, P) -> (S, Q)."""
@@ -97,12 +99,11 @@ class MixturePrior(AbstractPrior):
     def _sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Draw a component of every latent, then invert its distribution function: shape (num, Q)."""
         shape = (self.num_latents, num)
-        choice = torch.rand(shape, generator=rng, dtype=torch.float64)
-        uniform = torch.rand(shape, generator=rng, dtype=torch.float64)
         weights = self.log_weights().double().softmax(-1).cumsum(-1)
+        choice, draws = (uniform(shape, rng, weights) for _ in range(2))
         component = torch.searchsorted(weights, choice, right=True).clamp_(max=self.num_components - 1)
         # Inverting for all P and keeping one needs no table per sample.
-        everywhere = uniform.unsqueeze(1).expand(-1, self.num_components, -1)
+        everywhere = draws.unsqueeze(1).expand(-1, self.num_components, -1)
         candidates = self.cumulative().invert(everywhere)
         z = candidates.gather(1, component.unsqueeze(1)).squeeze(1)
         return z.T

@@ -55,10 +55,10 @@ def gauss_legendre(edges: Tensor, order: int) -> tuple[Tensor, Tensor]:
     Returns:
         Nodes and weights, each of shape (E - 1, order), float64.
     """
-    points, weights = np.polynomial.legendre.leggauss(order)
+    points, weights = (torch.from_numpy(part).to(edges.device) for part in np.polynomial.legendre.leggauss(order))
     half = 0.5 * edges.diff().unsqueeze(-1)
     middle = 0.5 * (edges[1:] + edges[:-1]).unsqueeze(-1)
-    return middle + half * torch.from_numpy(points), half * torch.from_numpy(weights)
+    return middle + half * points, half * weights
 
 
 def trapezoid(low: float, high: float, *, spacing: float) -> tuple[Tensor, Tensor]:

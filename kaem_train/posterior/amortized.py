@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.data import Images
+from kaem_train.devices import moved_to_cpu, normal
 from kaem_train.model.encoder import Encoder
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.reference import log_reference
@@ -55,7 +56,8 @@ class AmortizedPosterior:
                 starts = range(0, min(len(train), _START_IMAGES), _ENCODED_TOGETHER)
                 moments = [self.network(train[start : start + _ENCODED_TOGETHER]) for start in starts]
                 mean, log_std = (torch.cat(parts) for parts in zip(*moments, strict=True))
-            start_prior(model.prior, mean, log_std.exp(), rng)
+            with moved_to_cpu(model.prior) as prior:
+                start_prior(prior, mean.cpu(), log_std.exp().cpu(), rng)
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the negative evidence bound."""
@@ -83,7 +85,7 @@ class AmortizedPosterior:
         mean, log_std = self.network(images)
         columns = []
         for _ in range(num):
-            noise = torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+            noise = normal(mean.shape, rng, mean)
             z = mean + log_std.exp() * noise
             errors = (images - model.decode(z)).square().flatten(1).sum(1)
             log_joint = log_likelihood(errors, images[0].numel(), model.sigma) + model.prior.score_density(z)
@@ -100,4 +102,4 @@ class AmortizedPosterior:
 
 
 def _draw(mean: Tensor, log_std: Tensor, rng: torch.Generator) -> Tensor:
-    return mean + log_std.exp() * torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+    return mean + log_std.exp() * normal(mean.shape, rng, mean)

@@ -55,8 +55,8 @@ class ImportancePosterior:
         effective = effective_sample_size(weights)
         is_degenerate = effective < self.config.resample_below * self.config.num_proposals
         if bool(is_degenerate.any()):
-            counts = resample(weights[is_degenerate], self.config.resampling, rng)
-            weights[is_degenerate] = counts / self.config.num_proposals
+            counts = resample(weights[is_degenerate].cpu(), self.config.resampling, rng)
+            weights[is_degenerate] = counts.to(weights) / self.config.num_proposals
         log_priors = log_prior_term(model.prior, proposals, self.prior_gradient, rng)
         loss = importance_loss(weights, likelihoods, log_priors)
         squared_error = (weights * errors.detach()).sum(-1).mean()

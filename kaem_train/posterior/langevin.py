@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kaem_train.devices import normal, uniform
 from kaem_train.posterior.power import ChainState, PowerPosterior, per_chain
 from kaem_train.sections import PosteriorConfig
 
@@ -37,8 +38,8 @@ class StepNoise:
     def draw(cls, like: Tensor, rng: torch.Generator) -> StepNoise:
         """Draw the noise of one step of chains at `like`, shape (S, *latent_shape)."""
         return cls(
-            normal=torch.randn(like.shape, generator=rng, dtype=like.dtype),
-            uniform=torch.rand(len(like), generator=rng, dtype=like.dtype),
+            normal=normal(like.shape, rng, like),
+            uniform=uniform((len(like),), rng, like),
         )
 
 

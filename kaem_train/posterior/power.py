@@ -115,7 +115,7 @@ def power_posterior(model: Kaem, images: Tensor, temperatures: Tensor) -> PowerP
     return PowerPosterior(
         log_prior=model.prior.log_density,
         log_likelihood=partial(log_likelihood_of, model, repeated),
-        temperatures=temperatures.to(images.dtype).repeat_interleave(len(images)),
+        temperatures=temperatures.to(images).repeat_interleave(len(images)),
         low=model.prior.low,
         high=model.prior.high,
     )

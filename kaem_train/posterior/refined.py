@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.data import Images
+from kaem_train.devices import normal
 from kaem_train.model.kaem import Kaem
 from kaem_train.objective import gaussian_entropy, log_likelihood
 from kaem_train.posterior.amortized import AmortizedPosterior
@@ -52,7 +53,7 @@ class RefinedPosterior:
         is_reference = step < self.encoder.prior_start
         mean, log_std = self.encoder.network(images)
         std = log_std.exp()
-        drawn = mean + std * torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+        drawn = mean + std * normal(mean.shape, rng, mean)
         target = _target(model, images, is_reference=is_reference)
         run = self._refine(model, target, drawn.detach(), std.detach(), rng)
         self.steps.follow(run.acceptance.mean(0, keepdim=True))
@@ -77,7 +78,7 @@ class RefinedPosterior:
         """Return one refined draw per image, under the prior as it is."""
         with torch.no_grad():
             mean, log_std = self.encoder.network(images)
-        drawn = mean + log_std.exp() * torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+        drawn = mean + log_std.exp() * normal(mean.shape, rng, mean)
         target = _target(model, images, is_reference=False)
         return self._refine(model, target, drawn, log_std.exp(), rng).last.z
 
@@ -104,7 +105,7 @@ def _target(model: Kaem, images: Tensor, *, is_reference: bool) -> PowerPosterio
     return PowerPosterior(
         log_prior=partial(prior_at, model, is_reference=is_reference),
         log_likelihood=partial(log_likelihood_of, model, images),
-        temperatures=torch.ones(len(images), dtype=images.dtype),
+        temperatures=images.new_ones(len(images)),
         # Like the encoder's draws: the Gaussian reference has no mass to speak of beyond the domain.
         low=-math.inf,
         high=math.inf,

@@ -53,7 +53,7 @@ def run_chains(
 ) -> ChainRun:
     """Advance chains `num_steps` times: arguments as of `langevin_step`, `start` of shape (S, *latent_shape)."""
     first = state = target.at(start)
-    acceptance, reflected = torch.zeros(len(start)), torch.zeros(len(start))
+    acceptance, reflected = torch.zeros(len(start), device=start.device), torch.zeros(len(start), device=start.device)
     for _ in range(num_steps):
         noise = StepNoise.draw(state.z, rng)
         state, info = langevin_step(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.data import Images
+from kaem_train.devices import uniform
 from kaem_train.evidence import corrected_evidence, steppingstone_evidence, thermodynamic_evidence
 from kaem_train.model.kaem import Kaem
 from kaem_train.objective import log_likelihood
@@ -46,7 +47,7 @@ def swap_adjacent(state: ChainState, temperatures: Tensor, pair: int, uniform: T
     likelihoods = state.log_likelihood.reshape(num, -1)
     log_ratio = (temperatures[pair + 1] - temperatures[pair]) * (likelihoods[pair] - likelihoods[pair + 1])
     acceptance = log_ratio.clamp_max(0.0).exp()
-    order = torch.arange(likelihoods.numel()).reshape(num, -1)
+    order = torch.arange(likelihoods.numel(), device=likelihoods.device).reshape(num, -1)
     swapped = order.clone()
     is_swapped = uniform < acceptance
     swapped[pair] = torch.where(is_swapped, order[pair + 1], order[pair])
@@ -105,8 +106,8 @@ def run_population(
         state = target.at(drawn[: num * batch])
         replicas = iter(torch.split(drawn[num * batch :], batch))
         at_zero, later = [state.log_likelihood.reshape(num, batch)], []
-        acceptance, reflected = torch.zeros(num), torch.zeros(())
-        swaps, tries = torch.zeros(num), torch.zeros(num)
+        acceptance, swaps, tries = (torch.zeros(num, device=images.device) for _ in range(3))
+        reflected = torch.zeros((), device=images.device)
         for step, pair in enumerate(pairs):
             noise = StepNoise.draw(state.z, rng)
             state, info = langevin_step(state, noise, target=target, step_size=step_size, is_adjusted=is_adjusted)
@@ -114,14 +115,14 @@ def run_population(
             reflected = reflected + info.reflected.mean()
             if 2 * step >= num_steps:
                 later.append(state.log_likelihood.reshape(num, batch))
-            uniform = torch.rand(batch, generator=rng, dtype=images.dtype)
+            draws = uniform((batch,), rng, images)
             if pair == 0:
                 replica = at_prior.at(next(replicas))
                 at_zero.append(replica.log_likelihood[None])
-                population, accepted = swap_adjacent(replica.followed_by(state), temperatures, 0, uniform)
+                population, accepted = swap_adjacent(replica.followed_by(state), temperatures, 0, draws)
                 state = population.map(lambda values: values[batch:])
             else:
-                state, accepted = swap_adjacent(state, temperatures[1:], pair - 1, uniform)
+                state, accepted = swap_adjacent(state, temperatures[1:], pair - 1, draws)
             swaps[pair] += accepted.mean()
             tries[pair] += 1
     return Population(
@@ -159,13 +160,13 @@ class TemperingPosterior:
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the criterion's loss; the prior's term always takes the chain at t = 1 (eq. 63)."""
         temperatures = temperature_ladder(self.config.num_temperatures, power_at(self.config, step, self.updates))
-        temperatures = temperatures.to(images.dtype)
+        temperatures = temperatures.to(images)
         population = self._run(model, images, temperatures, rng)
         self.steps.follow(population.acceptance)
         z = torch.cat([population.prior_z, population.last.z]).reshape(len(temperatures), *population.prior_z.shape)
         weights = criterion_weights(temperatures, self.config.thermodynamic)
-        used = weights.nonzero().flatten().tolist()
-        errors = torch.stack([squared_error_of(model, images, z[level]) for level in used])
+        used = weights.nonzero().flatten()
+        errors = torch.stack([squared_error_of(model, images, z[level]) for level in used.tolist()])
         likelihoods = log_likelihood(errors, images[0].numel(), model.sigma)
         reconstruction = -(weights[used].unsqueeze(1) * likelihoods).sum(0)
         prior = -log_prior_term(model.prior, z[-1], self.prior_gradient, rng)
@@ -183,7 +184,7 @@ class TemperingPosterior:
     def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
         """Return the last states at t = 1 for the first 64 images."""
         images = images[:_REFIT_IMAGES]
-        temperatures = temperature_ladder(self.config.num_temperatures, self.config.power_start).to(images.dtype)
+        temperatures = temperature_ladder(self.config.num_temperatures, self.config.power_start).to(images)
         return self._run(model, images, temperatures, rng).last.z[-len(images) :]
 
     def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.data import Images
+from kaem_train.devices import normal
 from kaem_train.evidence import log_mean_exp
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.reference import log_reference
@@ -44,7 +45,7 @@ class WeightedBoundPosterior:
         """Return the negative bound of one batch."""
         mean, log_std = self.network(images)
         shape = (self.num_samples, *mean.shape)
-        noise = torch.randn(shape, generator=rng, dtype=mean.dtype)
+        noise = normal(shape, rng, mean)
         z = (mean + log_std.exp() * noise).flatten(0, 1)
         errors = squared_error_of(model, images.repeat(self.num_samples, 1, 1, 1), z)
         log_q = (log_reference("gaussian", noise) - log_std).flatten(2).sum(2)

@@ -17,17 +17,21 @@ class RefitConfig:
         kind: `experts` fits Gaussian experts in frames of their own by expectation maximisation, then their
             univariate functions by gradient steps; `none` keeps the trained prior.
         num_experts: Numbers of experts to try; one that has fewer than ten images per expert is left out.
-        num_images: Training images whose latents are used, at most; a tenth of them judges and is not fitted to.
+        num_images: Training images whose latents are fitted to, at most.
+        num_set_aside: Training images that neither the run nor the refit is trained on, and that judge the refit; at
+            most one in twenty. 0 sets none aside: a tenth of `num_images` judges, which the trained prior has seen.
         correction_steps: Gradient steps for the univariate functions; 0 leaves the experts Gaussian.
     """
 
     kind: Literal["none", "experts"] = "none"
     num_experts: tuple[int, ...] = (16, 32, 64)
     num_images: int = 20_000
+    num_set_aside: int = 1000
     correction_steps: int = 120
 
     def __post_init__(self) -> None:
         if not self.num_experts or min(self.num_experts) < 1:
             raise ConfigError(f"num_experts = {list(self.num_experts)} must hold positive numbers")
         require_at_least("num_images", self.num_images, 20)
+        require_at_least("num_set_aside", self.num_set_aside, 0)
         require_at_least("correction_steps", self.correction_steps, 0)

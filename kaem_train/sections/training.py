@@ -32,6 +32,8 @@ class TrainingConfig:
         ema_decay: Weight of the past in a moving average of all weights, for example 0.999; the average is what is
             evaluated, sampled and exported. 0 keeps none.
         precision: Of generator and encoder: `float32`, or `bfloat16` by autocast. Densities stay as they are.
+        device: Where the run computes: `auto` is an NVIDIA GPU where there is one, else the CPU. Noise is drawn on the
+            CPU, so it is the same everywhere, and a run may be resumed on another device.
         compile: Compile generator and encoder (torch.compile); needs a C++ compiler.
         seed: Of everything random in the run.
         log_every: Updates between reports.
@@ -53,6 +55,7 @@ class TrainingConfig:
     learn_sigma: bool = True
     ema_decay: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False
     seed: int = 0
     log_every: int = 50

@@ -39,7 +39,7 @@ def test_it_prints_the_path_of_the_checkpoint_and_nothing_else_on_stdout():
     result = _run("digits", *SMALL)
     assert result.exit_code == 0, result.exception
     assert result.stdout == "runs/digits/ckpt.pt\n"
-    assert "1500 images to train on, 297 held out" in result.stderr
+    assert "1,425 images to train on, 75 set aside to judge the final refit, 297 held out" in result.stderr
     assert "nats per image" in result.stderr
     assert read_checkpoint(Path("runs/digits/ckpt.pt")).step == 6
 
@@ -96,7 +96,7 @@ def test_files_are_given_with_data(tmp_path):
     small = ["--set", "training.batch_size=8", "--set", "prior.num_components=8"]
     result = _run("mnist", "--data", str(path), "--updates", "2", *small)
     assert result.exit_code == 0, result.exception
-    assert "40 images to train on, 5 held out" in result.stderr
+    assert "38 images to train on, 2 set aside to judge the final refit, 5 held out" in result.stderr
 
 
 def test_an_archive_of_images_is_decoded_once_and_a_run_on_it_resumes(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ def test_a_plan_counts_every_trained_number_and_adds_up(tiny):
     assert plan.num_parameters["generator"] == 3 * 8 + 8 + 8 * 4 * 16 + 4 + 4 * 16 + 1
     # 1 -> 4 (3 x 3), 64 -> 8, 8 -> 6, with biases.
     assert plan.num_parameters["encoder"] == 4 * 9 + 4 + 64 * 8 + 8 + 8 * 6 + 6
-    assert (plan.num_train, plan.num_holdout) == (1500, 297)
+    assert (len(plan.division.dataset.train), plan.division.num_judges) == (1500, 0)
     first, second = plan.update_seconds
     assert plan.total_seconds == pytest.approx(60 * first + 40 * second + plan.start_seconds)
 
@@ -36,7 +36,7 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, monkeyp
     words = ["train", "digits", "--dry-run", "--seed", "7", *(word for item in TINY for word in ("--set", item))]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    assert "1,500 to train on, 297 held out" in result.stdout
+    assert "1,500 images to train on, 297 held out" in result.stdout
     assert "final refit" not in result.stdout
     assert from_mapping(Config, tomllib.loads(result.stdout)) == load_config("digits", (*TINY, "training.seed=7"))
     assert list(tmp_path.iterdir()) == []
@@ -47,6 +47,7 @@ def test_a_dry_run_says_that_its_time_leaves_out_the_final_refit():
     words = ["train", "digits", "--dry-run", *(word for item in assignments for word in ("--set", item))]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
+    assert "1,425 images to train on, 75 set aside to judge the final refit, 297 held out" in result.stdout
     assert "# the final refit of the prior comes on top, not estimated\n" in result.stdout
     assert tomllib.loads(result.stdout)["refit"]["kind"] == "experts"
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from kaem.errors import ConfigError
+from kaem.errors import ConfigError, DataError
 from kaem_train.checkpoint import load_model, read_checkpoint
 from kaem_train.data import load_dataset
 from kaem_train.density_fit import mean_log_density
@@ -15,7 +15,9 @@ from kaem_train.model.kaem import Kaem
 from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.progress import refit_line
 from kaem_train.refit import refit_prior
+from kaem_train.requirements import check_trainable
 from kaem_train.sections import RefitConfig
+from kaem_train.set_aside import divide
 from kaem_train.settings import load_config
 from kaem_train.streams import noise_stream
 from kaem_train.trainer import Trainer, train
@@ -122,7 +124,7 @@ def test_models_without_latents_to_refit_are_left_alone(tmp_path, tiny, digits, 
 def test_a_run_ends_with_the_better_prior_and_its_training_state_untouched(tmp_path, tiny, digits, posterior):
     seen = []
     plain = train(tiny(*WRECKED, *posterior), digits, tmp_path / "plain")
-    config = tiny(*REFIT, *WRECKED, *posterior)
+    config = tiny(*REFIT, *WRECKED, *posterior, "refit.num_set_aside=0")  # the same images as without a refit
     outcome = train(config, digits, tmp_path / "refitted", listeners=[seen.append])
     (event,) = [event for event in seen if isinstance(event, Refitted)]
     assert event.is_kept
@@ -154,7 +156,7 @@ def test_a_run_ends_with_the_better_prior_and_its_training_state_untouched(tmp_p
     ids=["langevin", "tempering"],
 )
 def test_latents_of_chains_are_refitted_too(tmp_path, tiny, digits, posterior):
-    few = dataclasses.replace(digits, train=digits.train[:100])
+    few = dataclasses.replace(digits, train=digits.train.subset(torch.arange(100)))
     seen = []
     outcome = train(tiny(*REFIT, *posterior), few, tmp_path, listeners=[seen.append])
     (event,) = [event for event in seen if isinstance(event, Refitted)]
@@ -204,6 +206,7 @@ def test_refitting_leaves_the_global_noise_alone(tiny, digits):
         ({"num_experts": (0,)}, "num_experts"),
         ({"num_images": 5}, "num_images"),
         ({"correction_steps": -1}, "correction_steps"),
+        ({"num_set_aside": -1}, "num_set_aside"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, message):
@@ -218,3 +221,70 @@ def test_several_draws_of_an_image_do_not_count_as_several_images():
     repeated = fit_full_mixture(points.repeat(5, 1), 2, seed=0, draws=5)
     order, other = (mixture.weights.argsort() for mixture in (once, repeated))
     assert torch.allclose(once.covariances[order], repeated.covariances[other], atol=1e-3)
+
+
+def test_images_that_judge_are_not_in_what_the_run_learns_from(tiny, digits):
+    config = tiny(*REFIT, "refit.num_set_aside=60")
+    division = divide(config, digits)
+    assert (len(division.dataset.train), division.num_judges) == (1440, 60)
+    rows, judges = division.dataset.train.rows, division.judges.rows
+    assert sorted([*rows, *judges]) == sorted(digits.train.rows)  # a partition: nothing lost, nothing on both sides
+    assert (division.dataset.fingerprint, division.dataset.holdout) == (digits.fingerprint, digits.holdout)
+    trainer = Trainer(config, digits)
+    assert list(trainer.dataset.train.rows) == list(rows)
+
+
+def test_which_images_judge_follows_from_the_seed(tiny, digits):
+    first, again, other = (divide(tiny(*REFIT, f"training.seed={seed}"), digits).judges.rows for seed in (0, 0, 1))
+    assert list(first) == list(again)
+    assert len(set(first) & set(other)) < len(first) / 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num"),
+    [
+        ((), 0),  # no refit, so nothing to judge
+        ((*REFIT, "refit.num_set_aside=0"), 0),
+        (REFIT, 75),  # one in twenty of 1,500
+        ((*REFIT, "refit.num_set_aside=7"), 7),
+    ],
+)
+def test_no_more_images_are_set_aside_than_is_asked_and_one_in_twenty(tiny, digits, overrides, num):
+    assert divide(tiny(*overrides), digits).num_judges == num
+
+
+def test_a_prior_that_knows_its_own_training_images_by_heart_is_judged_on_others(tiny):
+    model = _model(tiny, "prior.variant=experts", "prior.num_components=1")
+    images = torch.randn(400, 1, 8, 8, generator=_rng(5))
+    latents = images.flatten(1)[:, :3]
+
+    def recite(z):  # likelier than any smooth density where it was trained, unlikelier elsewhere
+        return torch.where(((z[:, None] - latents).abs().amax(2).amin(1) < 1e-4), 5.0, -20.0)
+
+    model.prior.score_density = recite
+    settings = RefitConfig(kind="experts", num_experts=(1,), correction_steps=0)
+    seen = refit_prior(model, _KnownLatents(), images, settings, _rng())
+    judged = refit_prior(model, _KnownLatents(), images, settings, _rng(), torch.randn(50, 1, 8, 8, generator=_rng(6)))
+    assert (seen.finished, seen.trained_score) == (None, 5.0)
+    assert judged.finished is not None
+    assert judged.trained_score == -20.0
+    assert judged.score == pytest.approx(-4.26, abs=0.5)
+
+
+def test_checkpoints_from_before_images_were_set_aside_were_trained_on_all(tmp_path, tiny, digits):
+    config = tiny(*REFIT, *WRECKED, "refit.num_set_aside=0")
+    train(config, digits, tmp_path)
+    path = tmp_path / "ckpt.pt"
+    content = torch.load(path, weights_only=True)
+    del content["config"]["refit"]["num_set_aside"]
+    torch.save(content, path)
+    assert read_checkpoint(path).config == config
+    train(config, digits, tmp_path, resume=True)
+    with pytest.raises(ConfigError, match=r"refit\.num_set_aside: 0, now 1000"):
+        train(tiny(*REFIT, *WRECKED), digits, tmp_path, resume=True)
+
+
+def test_too_few_images_are_counted_without_those_that_judge(tiny, digits):
+    config = tiny(*REFIT, "refit.num_set_aside=75", "training.batch_size=1450")
+    with pytest.raises(DataError, match="1425 training images do not fill one batch of 1450"):
+        check_trainable(config, digits)
