@@ -23,7 +23,7 @@ from kaem_train.sections import (
     PriorConfig,
     RefitConfig,
     TrainingConfig,
-    first_size_and_doublings,
+    cnn_kernels,
 )
 
 _MOST_NUMBERS = 2**31
@@ -79,13 +79,7 @@ class Config:
         if self.family == "ddpm":
             self._require_halving()
         elif self.generator.kind == "cnn":
-            _, doublings = first_size_and_doublings(self.data.image_shape)
-            if len(self.generator.channels) != doublings:
-                raise ConfigError(
-                    f"generator.channels = {list(self.generator.channels)} has {len(self.generator.channels)} "
-                    f"widths, images of {list(self.data.image_shape)} need {doublings}",
-                    hint="give one width per doubling of the image size",
-                )
+            cnn_kernels(self.data.image_shape, self.generator)
 
     @property
     def learning_rates(self) -> tuple[float, float]:
@@ -144,7 +138,7 @@ class Config:
             largest = max(a * b for a, b in pairwise(widths)) * (generator.grid_size + 1)
         else:
             widths = (num_latents, generator.dense or num_latents, *generator.channels, channels)
-            largest = 49 * max(a * b for a, b in pairwise(widths))
+            largest = max((49, *(kernel**2 for kernel in generator.kernels))) * max(a * b for a, b in pairwise(widths))
         if largest > _MOST_NUMBERS:
             raise ConfigError(
                 f"a layer of the generator would hold {largest:.2g} weights, above {_MOST_NUMBERS:.2g}",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kaem_train.model.kan import KanLayer
 from kaem_train.model.onnx_generator import OnnxGenerator
 from kaem_train.model.user_module import build_user_module
-from kaem_train.sections import GeneratorConfig, first_size_and_doublings
+from kaem_train.sections import GeneratorConfig, cnn_kernels
 
 _SLOPE = 0.2
 
@@ -22,11 +22,12 @@ class CnnGenerator(nn.Module):
     """Transposed convolutions with LeakyReLU(0.2) after every layer but the last, then a sigmoid.
 
     The latent vector is a 1 x 1 image. An optional dense layer (a 1 x 1 convolution) comes first, then one
-    layer to 4 x 4 or 7 x 7, then layers of kernel 4 and stride 2 that each double the size. Weights start
-    Xavier normal. There is no batch normalisation: a row never depends on its batch.
+    layer to 4 x 4 or 7 x 7, then layers of kernel 4 and stride 2 that each double the size. Where kernels are
+    given, the first decides the first size, and one of 3 has stride 1 and keeps the size. Weights start Xavier
+    normal. There is no batch normalisation: a row never depends on its batch.
 
     With `latent_concat` the latent vector, the same at every pixel, is appended to the channels that enter each
-    of the layers of stride 2: their kernels get Q more input channels.
+    of the layers after the first: their kernels get Q more input channels.
 
     Args:
         num_latents: Q.
@@ -36,7 +37,7 @@ class CnnGenerator(nn.Module):
 
     def __init__(self, num_latents: int, image_shape: tuple[int, ...], config: GeneratorConfig) -> None:
         super().__init__()
-        first, _ = first_size_and_doublings(image_shape)
+        first, *others = cnn_kernels(image_shape, config)
         widths = (*config.channels, image_shape[0])
         appended = num_latents if config.latent_concat else 0
         self._appends_latent = config.latent_concat
@@ -46,8 +47,10 @@ class CnnGenerator(nn.Module):
             layers += [nn.ConvTranspose2d(width, config.dense, 1), nn.LeakyReLU(_SLOPE)]
             width = config.dense
         layers.append(nn.ConvTranspose2d(width, widths[0], first))
-        for narrow, wide in pairwise(widths):
-            layers += [nn.LeakyReLU(_SLOPE), nn.ConvTranspose2d(narrow + appended, wide, 4, stride=2, padding=1)]
+        for (narrow, wide), kernel in zip(pairwise(widths), others, strict=True):
+            stride = 2 if kernel == 4 else 1
+            convolution = nn.ConvTranspose2d(narrow + appended, wide, kernel, stride=stride, padding=1)
+            layers += [nn.LeakyReLU(_SLOPE), convolution]
         for layer in layers:
             if isinstance(layer, nn.ConvTranspose2d):
                 nn.init.xavier_normal_(layer.weight)

@@ -3,7 +3,7 @@
 from kaem_train.sections.data import DataConfig
 from kaem_train.sections.diffusion import DiffusionConfig
 from kaem_train.sections.functions import BaseActivation, BasisName
-from kaem_train.sections.generator import GeneratorConfig, first_size_and_doublings
+from kaem_train.sections.generator import GeneratorConfig, cnn_kernels, first_size_and_doublings
 from kaem_train.sections.latent_ebm import LatentEbmConfig
 from kaem_train.sections.posterior import PosteriorConfig
 from kaem_train.sections.prior import LEAST_EXPERT_STD, MOST_WEIGHTS, PriorConfig
@@ -23,5 +23,6 @@ __all__ = [
     "PriorConfig",
     "RefitConfig",
     "TrainingConfig",
+    "cnn_kernels",
     "first_size_and_doublings",
 ]

@@ -23,7 +23,9 @@ class GeneratorConfig:
         module: Module: `package.module:ClassName`, a `torch.nn.Module` constructed as ClassName(num_latents,
             image_shape) that maps (N, Q) to images (N, C, H, W) in [0, 1], every row by itself.
         dense: CNN: width of a fully connected layer before the first convolution; 0 leaves it out.
-        channels: CNN: channels after each layer but the last, one per doubling of the image size.
+        channels: CNN: channels after each layer but the last; without `kernels` one per doubling of the image size.
+        kernels: CNN: kernel of each layer, the last included. The first is the side of the first feature map; after
+            it 4 doubles the side and 3 keeps it. Empty: 4 or 7 by the image size, then as many 4s as fill it.
         latent_concat: CNN: whether the latent vector, repeated at every pixel, joins the input of every convolution
             after the first.
         hidden: KAN: widths of the hidden layers; empty gives the single layer of eq. 30.
@@ -38,6 +40,7 @@ class GeneratorConfig:
     module: str = ""
     dense: int = 0
     channels: tuple[int, ...] = ()
+    kernels: tuple[int, ...] = ()
     latent_concat: bool = False
     hidden: tuple[int, ...] = ()
     basis: BasisName = "rbf"
@@ -57,6 +60,11 @@ class GeneratorConfig:
                 raise ConfigError(f"{name} = {list(widths)} holds a width below 1")
             if widths and max(widths) > _MOST_WIDTH:
                 raise ConfigError(f"{name} = {list(widths)} holds a width above {_MOST_WIDTH}")
+        if any(kernel not in {3, 4} for kernel in self.kernels[1:]) or (self.kernels and self.kernels[0] < 1):
+            raise ConfigError(
+                f"kernels = {list(self.kernels)} holds another than 3 and 4 after the first, or a first below 1",
+                hint="4 doubles the side of a feature map, 3 keeps it",
+            )
         if (self.kind == "module") != bool(self.module):
             raise ConfigError(
                 f"generator.kind = {self.kind!r} does not go with module = {self.module!r}",
@@ -68,6 +76,34 @@ class GeneratorConfig:
                 hint="set generator.latent_concat=false or generator.kind=cnn",
             )
         require_decay("refit_decay", self.refit_decay)
+
+
+def cnn_kernels(image_shape: tuple[int, ...], config: GeneratorConfig) -> tuple[int, ...]:
+    """Return the kernel of every layer of the CNN, as configured or as they follow from the image size.
+
+    Raises:
+        ConfigError: They do not lead to the image, or their number is not that of the channels and the image's.
+    """
+    _, height, width = image_shape
+    if config.kernels:
+        side = config.kernels[0] * 2 ** config.kernels[1:].count(4)
+        if (height, width) != (side, side):
+            raise ConfigError(
+                f"generator.kernels = {list(config.kernels)} makes images of {side} x {side}, not {height} x {width}",
+                hint="the first kernel is the side of the first feature map; after it 4 doubles, 3 keeps",
+            )
+        kernels = config.kernels
+    else:
+        first, doublings = first_size_and_doublings(image_shape)
+        kernels = (first, *(4,) * doublings)
+    if len(config.channels) != len(kernels) - 1:
+        needed = f"images of {list(image_shape)} need" if not config.kernels else f"{len(kernels)} kernels need"
+        raise ConfigError(
+            f"generator.channels = {list(config.channels)} has {len(config.channels)} widths, {needed} "
+            f"{len(kernels) - 1}",
+            hint="give one width per layer but the last: without generator.kernels, per doubling of the image size",
+        )
+    return kernels
 
 
 def first_size_and_doublings(image_shape: tuple[int, ...]) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from kaem.errors import ConfigError
 from kaem_train.model.generator import CnnGenerator, KanGenerator, refit_steps
 from kaem_train.model.kan import KanLayer
 from kaem_train.sections import GeneratorConfig, first_size_and_doublings
+from kaem_train.settings import load_config
 
 
 def _cnn(image_shape=(1, 28, 28), channels=(16, 8), dense=0, num_latents=6):
@@ -59,6 +60,42 @@ def test_a_dense_layer_and_the_first_map_are_the_convolutions_they_stand_for(flo
 def test_the_svhn_generator_has_the_published_size():
     generator = CnnGenerator(81, (3, 32, 32), GeneratorConfig(channels=(256, 128, 64)))
     assert round(sum(p.numel() for p in generator.parameters()) / 1e6, 2) == 0.99
+
+
+def test_given_kernels_make_the_published_cifar10_generator():
+    config = load_config("paper-cifar10", ("data.path=x.npz",))
+    generator = CnnGenerator(81, config.data.image_shape, config.generator)
+    layers = [layer for layer in generator.layers if isinstance(layer, torch.nn.ConvTranspose2d)]
+    image, sides = torch.randn(2, 81)[:, :, None, None], []
+    for layer in layers:
+        image = layer(image)
+        sides.append(image.shape[2])
+    assert sides == [8, 16, 32, 32]
+    assert [(layer.kernel_size[0], layer.stride[0], layer.padding[0]) for layer in layers] == [
+        (8, 1, 0),
+        (4, 2, 1),
+        (4, 2, 1),
+        (3, 1, 1),
+    ]
+    sizes = [(81, 512, 8), (512, 256, 4), (256, 128, 4), (128, 3, 3)]
+    expected = sum(inputs * outputs * kernel**2 + outputs for inputs, outputs, kernel in sizes)
+    assert sum(p.numel() for p in generator.parameters()) == expected
+    latent = torch.randn(3, 81)
+    assert torch.allclose(generator.logits(latent), generator.layers(latent[:, :, None, None]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("generator.kernels=[8, 4, 3]",), r"makes images of 16 x 16, not 32 x 32"),
+        (("generator.kernels=[8, 4, 4]",), r"channels = \[512, 256, 128\] has 3 widths, 3 kernels need 2"),
+        (("generator.kernels=[8, 5, 4, 3]",), "another than 3 and 4"),
+        (("generator.kernels=[0, 4, 4, 3]",), "a first below 1"),
+    ],
+)
+def test_kernels_that_do_not_lead_to_the_image_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("paper-cifar10", ("data.path=x.npz", *overrides))
 
 
 @pytest.mark.parametrize("image_shape", [(1, 30, 30), (1, 28, 32), (1, 4, 4)])
