@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from kaem.cuda import CudaEngine
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM, Limits
 from kaem.runtime import LocalSampler
 from serve import health, reflection, services
@@ -153,10 +154,16 @@ def run(path: Path, settings: ServeSettings, *, on_serving: Callable[[str], None
         SystemExit: 128 + n, signal n came before anything was served.
     """
     keep_large_blocks()
-    with LocalSampler(path, provider=settings.provider, workers=settings.workers) as sampler:
-        early = asyncio.run(_run_until_signal([sampler], settings, on_serving))
+    with _open_engine(path, settings) as engine:
+        early = asyncio.run(_run_until_signal([engine], settings, on_serving))
     if early is not None:
         raise SystemExit(128 + early)
+
+
+def _open_engine(path: Path, settings: ServeSettings) -> LocalSampler | CudaEngine:
+    if settings.provider == "cuda":
+        return CudaEngine(path)
+    return LocalSampler(path, provider=settings.provider, workers=settings.workers)
 
 
 async def _run_until_signal(
