@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,9 @@ def installed_runtime() -> Runtime:
     return found[0]
 
 
-def open_session(content: bytes, provider: str, *, source: str) -> Any:
+def open_session(
+    content: bytes, provider: str, *, source: str, provider_options: Mapping[str, str] | None = None
+) -> Any:
     """Open an ONNX model on exactly one provider.
 
     The session is single-threaded: work is split by rows over one worker per core instead, which scales
@@ -61,6 +64,7 @@ def open_session(content: bytes, provider: str, *, source: str) -> Any:
         content: The ONNX file, whole: a model that keeps weights in further files is refused.
         provider: A key of `PROVIDERS`.
         source: Name of the file, for messages.
+        provider_options: Of the execution provider.
 
     Returns:
         An `onnxruntime.InferenceSession`.
@@ -100,7 +104,7 @@ def open_session(content: bytes, provider: str, *, source: str) -> Any:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         onnxruntime.preload_dlls()
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=[wanted])
+        session = onnxruntime.InferenceSession(content, options, providers=[(wanted, dict(provider_options or {}))])
     except Exception as error:  # onnxruntime's own exception classes share no public base
         reason = " ".join(str(error).split())
         if provider == "cpu":

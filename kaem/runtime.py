@@ -55,10 +55,10 @@ class LocalSampler:
         if workers < 1:
             raise RequestError(f"workers is {workers}; at least 1 is needed")
         # Read once: what is hashed, what is run and what the manifest describes are then the same bytes.
-        content = _read(path)
+        content = read_file(path)
         self._session = open_session(content, provider, source=str(path))
         self._manifest = read_manifest(self._session.get_modelmeta().custom_metadata_map, source=str(path))
-        _check_graph(self._session, self._manifest, path)
+        check_graph(self._session, self._manifest, path)
         runtime = installed_runtime()
         self.provider = provider
         self.workers = workers
@@ -165,7 +165,12 @@ class LocalSampler:
             raise BackendError(f"ONNX Runtime failed on {len(uniform)} rows: {error}") from error
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a model file.
+
+    Raises:
+        ArtifactError: It is missing or cannot be read.
+    """
     if path.is_dir():
         raise ArtifactError(f"{path} is not a file")
     try:
@@ -178,8 +183,12 @@ def _read(path: Path) -> bytes:
         raise ArtifactError(f"cannot read {path}: {error}") from None
 
 
-def _check_graph(session: Any, manifest: Manifest, path: Path) -> None:
-    """Refuse a graph whose inputs and outputs are not what its manifest says."""
+def check_graph(session: Any, manifest: Manifest, path: Path) -> None:
+    """Refuse a graph whose inputs and outputs are not what its manifest says.
+
+    Raises:
+        ArtifactError: They are not.
+    """
     inputs = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
     outputs = {node.name: (node.type, node.shape[1:]) for node in session.get_outputs()}
     image_type = "tensor(float)" if manifest.image_type == "float32" else "tensor(uint8)"

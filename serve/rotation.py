@@ -90,7 +90,6 @@ class Rotation:
     """The waiting tickets in the order in which they are served.
 
     Attributes:
-        waiting: Rows that could go into a batch now, of each ticket at most `most_counted`.
         quanta: Of the interactive and of the bulk class.
 
     Args:
@@ -109,7 +108,7 @@ class Rotation:
         spare_bytes: int = 1 << 62,
     ) -> None:
         self.quanta = (quantum, bulk_quantum or quantum)
-        self.waiting = 0
+        self._waiting = [0, 0]
         self._most_counted = most_counted
         self._spare_bytes = spare_bytes
         self._interactive: OrderedDict[Ticket, None] = OrderedDict()  # the front is served first
@@ -118,9 +117,14 @@ class Rotation:
         self._bulk_due = 0  # rows times BULK_SHARE that bulk tickets are still owed
 
     @property
-    def is_bulk_waiting(self) -> bool:
-        """Whether a bulk ticket could go into a batch."""
-        return bool(self._bulk)
+    def waiting(self) -> int:
+        """Rows that could go into a batch now, of each ticket at most `most_counted`."""
+        return sum(self._waiting)
+
+    @property
+    def waiting_interactive(self) -> int:
+        """As many of these belong to interactive tickets."""
+        return self._waiting[False]
 
     def add(self, ticket: Ticket) -> None:
         """Let a ticket wait at the back of its class, if it has rows for a batch."""
@@ -204,9 +208,9 @@ class Rotation:
         return planned
 
     def _count(self, ticket: Ticket) -> None:
-        """Bring `waiting` up to date with a ticket that has changed."""
+        """Bring the counts of waiting rows up to date with a ticket that has changed."""
         counted = min(ticket.waiting, self._most_counted) if ticket in self._ring(ticket) else 0
-        self.waiting += counted - ticket.counted
+        self._waiting[ticket.is_bulk] += counted - ticket.counted
         ticket.counted = counted
 
     def _affordable(self, ticket: Ticket) -> int:

@@ -36,6 +36,7 @@ Decode = Callable[[Uniforms], Images]
 """Uniforms (N, D) -> images (N, C, H, W), for N in the cost table."""
 
 _TURNS_PER_BATCH = 16
+_QUICK = 1 / 8  # of a full batch: the most that interactive rows may take from bulk by going alone
 _CHUNKS_AHEAD = 2  # that a reader may always have: one on its way out, one being computed
 _POOL_SHARES = 512  # a stream's chunk is at most this part of the bytes that are free when it comes
 _LEAST_CHUNK_BYTES = 32 << 10
@@ -144,6 +145,7 @@ class Scheduler:
         self._reserved = 0
         self._running: set[Batch] = set()
         self._waiting_since = -math.inf
+        self._went_alone = False
         self._is_closed = False
         self._changed = threading.Condition()  # guards all of the above
 
@@ -349,7 +351,7 @@ class Scheduler:
 
     def _plan(self, now: float) -> Batch | None:
         """Plan a batch of the best size for what waits; None if only jobs waited whose deadline has passed."""
-        size = self.costs.best(self._rotation.waiting)
+        size = self._size()
         spans, expired = self._rotation.next_batch(size, now)
         self._waiting_since = now
         if expired:
@@ -370,6 +372,19 @@ class Scheduler:
         batch = Batch(parts, size, now + self.costs.batch_seconds(size))
         self._running.add(batch)
         return batch
+
+    def _size(self) -> int:
+        """Return the size of the next batch.
+
+        A few interactive rows do not wait for the bulk rows that could fill their batch: they go alone where that
+        takes a small part of the full batch's time, though never twice running, so that bulk loses no more than that.
+        """
+        full = self.costs.best(self._rotation.waiting)
+        interactive = self._rotation.waiting_interactive
+        alone = self.costs.fitting(interactive)
+        is_quick = self.costs.batch_seconds(alone) <= _QUICK * self.costs.batch_seconds(full)
+        self._went_alone = bool(interactive) and alone < full and is_quick and not self._went_alone
+        return alone if self._went_alone else full
 
     def _compute(self, batch: Batch, decode: Decode) -> None:
         """Decode one batch and copy each job's rows into its chunks."""

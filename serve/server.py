@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from kaem.cuda import CudaEngine
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM, Limits
 from kaem.runtime import LocalSampler
 from serve import health, reflection, services
@@ -48,7 +49,7 @@ class Server:
     def __init__(self, engines: Sequence[Engine], settings: ServeSettings, observer: Observer | None = None) -> None:
         self._engines = engines
         self._settings = settings
-        self._observer = observer or Observer()
+        self.observer = observer or Observer()
         self._host = bare_host(settings.host)
         self._name = settings.name or engines[0].manifest.name
         check_name(self._name)
@@ -56,7 +57,7 @@ class Server:
         self._health = health.Health(("", services.SERVICE, f"kaem.model/{self._name}"))
         self._running = AsyncExitStack()  # what has been started, and how to stop it
         self.gate = Gate()
-        self._reception = Reception(self.gate, self._observer)
+        self._reception = Reception(self.gate, self.observer)
 
     async def start(self) -> str:
         """Bind, warm up and serve; health says NOT_SERVING until this returns.
@@ -110,7 +111,7 @@ class Server:
         await self._running.aclose()
 
     def _add_services(self) -> None:
-        service = SamplerService(self.models, self._settings, self._observer)
+        service = SamplerService(self.models, self._settings, self.observer)
         names = (services.SERVICE, health.SERVICE, reflection.SERVICE)
         self._grpc.add_generic_rpc_handlers(
             (
@@ -134,7 +135,7 @@ class Server:
             limits=limits,
             bounds=self._settings.bounds,
             max_batch=self._settings.max_batch,
-            observer=self._observer,
+            observer=self.observer,
         )
         self._running.push_async_callback(model.close)
         self.models.put(model)
@@ -153,10 +154,16 @@ def run(path: Path, settings: ServeSettings, *, on_serving: Callable[[str], None
         SystemExit: 128 + n, signal n came before anything was served.
     """
     keep_large_blocks()
-    with LocalSampler(path, provider=settings.provider, workers=settings.workers) as sampler:
-        early = asyncio.run(_run_until_signal([sampler], settings, on_serving))
+    with _open_engine(path, settings) as engine:
+        early = asyncio.run(_run_until_signal([engine], settings, on_serving))
     if early is not None:
         raise SystemExit(128 + early)
+
+
+def _open_engine(path: Path, settings: ServeSettings) -> LocalSampler | CudaEngine:
+    if settings.provider == "cuda":
+        return CudaEngine(path)
+    return LocalSampler(path, provider=settings.provider, workers=settings.workers)
 
 
 async def _run_until_signal(

@@ -19,6 +19,7 @@ import numpy as np
 
 from kaem.artifact import Manifest
 from kaem.protocol import kaem_pb2_grpc
+from serve.observer import Observer
 from serve.server import Server
 from serve.settings import ServeSettings
 
@@ -64,6 +65,25 @@ class Backend:
         return images if self.manifest.image_type == "float32" else (images * 255).astype(np.uint8)
 
 
+class Notes(Observer):
+    """What tests ask about calls."""
+
+    def __init__(self):
+        self.admitted, self.rejected, self.ended, self.sent = [], [], [], []
+
+    def on_admitted(self, *, is_bulk, rows):
+        self.admitted.append((is_bulk, rows))
+
+    def on_rejected(self, reason):
+        self.rejected.append(reason)
+
+    def on_call_ended(self, method, code, seconds):
+        self.ended.append((method, code))
+
+    def on_sent(self, *, model, rows, seconds):
+        self.sent.append((model, rows))
+
+
 class LiveServer:
     """A server in a thread of this process; `run` executes coroutines in its event loop."""
 
@@ -81,7 +101,7 @@ class LiveServer:
 
     @staticmethod
     async def _make(backend, settings):
-        return Server([backend], settings)
+        return Server([backend], settings, Notes())
 
     @property
     def scheduler(self):

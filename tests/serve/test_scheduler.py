@@ -78,6 +78,27 @@ def test_seeded_and_given_rows_share_a_batch_and_each_is_its_own():
     assert np.all((uniform[10:] > -0.5) & (uniform[10:] < 0.5))
 
 
+def test_interactive_rows_do_not_wait_for_a_batch_filled_with_bulk_but_bulk_has_every_other_batch():
+    stepped = Stepped(max_batch=64, seconds=lambda size: 1e-3 * size)
+    stepped.submit(0, 10_000, chunk_rows=1000, window=10_000, is_bulk=True)
+    stepped.step()
+    for number in range(1, 5):
+        stepped.submit(number, 1)
+        stepped.step()
+    alone = [set(batch[:, 0]) == {float(number)} for number, batch in enumerate(stepped.batches)]
+    assert [len(batch) for batch in stepped.batches] == [64, 1, 64, 1, 64]
+    assert alone == [True, True, False, True, False]
+
+
+def test_interactive_rows_share_the_batch_with_bulk_where_a_small_batch_is_no_quicker():
+    stepped = Stepped(max_batch=64, seconds=lambda size: 1e-3)
+    stepped.submit(0, 10_000, chunk_rows=1000, window=10_000, is_bulk=True)
+    stepped.submit(1, 1)
+    stepped.step()
+    assert [len(batch) for batch in stepped.batches] == [64]
+    assert 1.0 in stepped.batches[0][:, 0]
+
+
 def test_a_cancelled_job_contributes_nothing_to_the_next_batch():
     async def main():
         stepped = Stepped(lanes=1)

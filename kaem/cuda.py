@@ -1,0 +1,90 @@
+"""A compiled sampler on one NVIDIA GPU, for batches of a few fixed sizes: bound buffers and a CUDA graph for each.
+
+Kernels are chosen by rule, not by timing: `cudnn_conv_algo_search` is HEURISTIC, because the default, a race between
+algorithms at start, would give two servers of the same numerics id different bits. TF32 is off, so that images agree
+with the CPU's up to float32 rounding. Nothing falls back to the CPU: a node or library that the GPU lacks is an error.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kaem.artifact import Manifest, fingerprint, read_manifest
+from kaem.backend import hardware_id, installed_runtime, open_session
+from kaem.binding import BoundSession
+from kaem.errors import BackendError
+from kaem.runtime import check_graph, read_file
+from kaem.sampler import Images, Uniforms
+
+_NUMERICS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
+class CudaEngine:
+    """Decodes batches on one GPU; satisfies `serve.engine.Engine`.
+
+    Replaying a graph from several threads is not safe, so one thread owns the session and runs every call.
+
+    Args:
+        path: An ONNX file made by `kaem export`.
+        device_id: Number of the GPU.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or not a kaem artifact.
+        BackendError: The GPU or its libraries are unusable, or cannot run the whole graph.
+    """
+
+    provider = "cuda"
+    workers = 1
+
+    def __init__(self, path: Path, *, device_id: int = 0) -> None:
+        content = read_file(path)
+        options = {"device_id": str(device_id), "enable_cuda_graph": "1", **_NUMERICS}
+        self._owner = ThreadPoolExecutor(1, thread_name_prefix="kaem-cuda")
+        try:
+            session = self._owner.submit(
+                open_session, content, "cuda", source=str(path), provider_options=options
+            ).result()
+            self._manifest = read_manifest(session.get_modelmeta().custom_metadata_map, source=str(path))
+            check_graph(session, self._manifest, path)
+        except BaseException:
+            self._owner.shutdown()
+            raise
+        parts = (fingerprint(content), "cuda", *installed_runtime(), hardware_id("cuda"), *sorted(_NUMERICS.items()))
+        self._numerics_id = fingerprint("\n".join(map(str, parts)).encode())
+        self._bound = BoundSession(session, self._manifest, device="cuda", device_id=device_id, captures=True)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the artifact says about itself."""
+        return self._manifest
+
+    @property
+    def numerics_id(self) -> str:
+        """Digest of artifact, provider, its settings, runtime version and hardware."""
+        return self._numerics_id
+
+    def decode(self, uniform: Uniforms) -> Images:
+        """Map rows of uniforms, shape (N, D), to images, shape (N, C, H, W); the first call of each N captures.
+
+        Raises:
+            BackendError: The GPU failed.
+        """
+        try:
+            return self._owner.submit(self._bound.run, uniform).result()
+        except Exception as error:  # onnxruntime's own exception classes share no public base
+            raise BackendError(f"ONNX Runtime failed on {len(uniform)} rows: {error}") from error
+
+    def close(self) -> None:
+        """Stop the owner thread."""
+        self._owner.shutdown(wait=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
