@@ -14,6 +14,10 @@ from kaem.errors import KaemError, RemoteError, RequestError
 ERROR_KEY = "kaem-error"
 HINT_KEY = "kaem-hint-bin"
 REQUEST_KEY = "kaem-request-id"
+PRIORITY_KEY = "kaem-priority"
+"""Of a request: "interactive" or "bulk"; without it the number of samples decides."""
+PARTIAL_KEY = "kaem-partial"
+"""Of a stream: "true" if what comes before the deadline is of use even where that is not all."""
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -27,6 +31,8 @@ _CAUSES = {
     "UNAVAILABLE": ("cannot be reached or is restarting", "check that `kaem serve` runs there"),
     "DEADLINE_EXCEEDED": ("did not answer in time", "try again, or check the server's load"),
     "CANCELLED": ("broke off", "try again"),
+    "UNAUTHENTICATED": ("did not accept the token", "give a valid one: --token-file, KAEM_TOKEN_FILE or KAEM_TOKEN"),
+    "PERMISSION_DENIED": ("does not allow this with the token", "ask the server's operator"),
     "UNIMPLEMENTED": ("does not offer this call", "is it a kaem server, and as new as this client?"),
 }
 
