@@ -17,7 +17,7 @@ from kaem.client.addresses import Target, parse_targets
 from kaem.client.channel import open_async_channel
 from kaem.client.credentials import Credentials
 from kaem.client.exchange import failure_of
-from kaem.client.greeting import GRACE_S, Greeting, NoAnswerError, models_met
+from kaem.client.greeting import GRACE_S, Greeting, NoAnswerError, Outcome, models_met
 from kaem.client.hedging import Hedging
 from kaem.client.patience import Patience
 from kaem.client.plan import Plan, agreed, check_timeout
@@ -221,7 +221,7 @@ class AsyncRemoteSampler:
             raise RequestError("this sampler is closed")
 
 
-async def _greet(target: Target, stub: Any, credentials: Credentials, timeout_s: float) -> Model | KaemError:
+async def _greet(target: Target, stub: Any, credentials: Credentials, timeout_s: float) -> Outcome:
     """Ask one server for its model until it answers or time is up."""
     greeting = Greeting(target, timeout_s, now=time.monotonic())
     try:
@@ -235,7 +235,7 @@ async def _greet(target: Target, stub: Any, credentials: Credentials, timeout_s:
                 return model_from_message(message, source=target.address)
             except grpc.aio.AioRpcError as error:
                 await asyncio.sleep(greeting.delay_s(failure_of(error, target), time.monotonic()))
-    except KaemError as error:
+    except (KaemError, NoAnswerError) as error:
         return error
 
 
@@ -257,7 +257,7 @@ async def _meet(
         while waiting and (left := limit - time.monotonic()) > 0:
             done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             outcomes = [task.result() for task in done]
-            if any(isinstance(outcome, KaemError) and not isinstance(outcome, NoAnswerError) for outcome in outcomes):
+            if any(isinstance(outcome, KaemError) for outcome in outcomes):
                 break
             if any(isinstance(outcome, Model) for outcome in outcomes):
                 limit = min(limit, time.monotonic() + GRACE_S)

@@ -43,6 +43,18 @@ class Reading(Protocol):
         ...
 
 
+class Mailbox(Protocol):
+    """Where the readings of a job report to."""
+
+    def qsize(self) -> int:
+        """Return how many reports wait."""
+        ...
+
+    def get_nowait(self) -> tuple[int, Event]:
+        """Return the first: the number of the call, and what became of it."""
+        ...
+
+
 class Asking(NamedTuple):
     """What to call, with what."""
 
@@ -74,6 +86,22 @@ class Exchange:
         self._models = models
         self._credentials = credentials
         self._metadata = ((PARTIAL_KEY, "true"),) if is_partial else ()
+
+    def turn(self, mail: Mailbox, now: float) -> tuple[list[Start], tuple[int, Images] | None]:
+        """Return the calls to start now and the next rows for the caller, if they are here.
+
+        What has come counts before the clock does; but nothing is taken in while there is something to hand out,
+        or a caller who is slower than the servers would fill our memory.
+
+        Raises:
+            KaemError: The job has failed.
+        """
+        piece = self.job.take()
+        if piece is not None:
+            return [], piece
+        for _ in range(mail.qsize()):
+            self.handle(*mail.get_nowait(), now)
+        return self.step(now), self.job.take()
 
     def step(self, now: float) -> list[Start]:
         """Cancel the calls that are of no use any more, and return those that are to be started.

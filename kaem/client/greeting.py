@@ -20,8 +20,20 @@ _log = logging.getLogger(__name__)
 _PATIENCE = Patience(call_timeout_s=float("inf"), attempts=1 << 62, max_delay_s=0.5)
 
 
-class NoAnswerError(RemoteError):
-    """Nothing answered in time; it may do so later."""
+class NoAnswerError(Exception):
+    """Nothing answered in time; it may do so later.
+
+    Args:
+        error: What to raise if nobody else answers either.
+    """
+
+    def __init__(self, error: RemoteError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+Outcome = Model | KaemError | NoAnswerError | None
+"""What a server said, why there is nothing, or None where nobody waited long enough to tell."""
 
 
 class Greeting:
@@ -72,28 +84,23 @@ class Greeting:
             secure = "does it demand a client certificate?"
             hint = secure if self._target.is_secure else "does it speak TLS? then write grpcs://"
         why = f": {self._why}" if self._why else ""
-        return NoAnswerError(
-            f"no kaem server answered at {self._target.address} within {self._timeout_s:g} s{why}", hint=hint
-        )
+        words = f"no kaem server answered at {self._target.address} within {self._timeout_s:g} s{why}"
+        return NoAnswerError(RemoteError(words, hint=hint))
 
 
-def models_met(targets: Sequence[Target], outcomes: Sequence[Model | KaemError | None]) -> list[Model | None]:
+def models_met(targets: Sequence[Target], outcomes: Sequence[Outcome]) -> list[Model | None]:
     """Return what each server said, None for one that has not answered yet: at least one must have.
-
-    Args:
-        targets: The servers.
-        outcomes: For each: its model, why there is none, or None where nobody waited long enough to tell.
 
     Raises:
         KaemError: A server answered that it cannot be used, or none answered at all.
     """
-    errors = [outcome for outcome in outcomes if isinstance(outcome, KaemError)]
+    for outcome in outcomes:
+        if isinstance(outcome, KaemError):
+            raise outcome
     models = [outcome if isinstance(outcome, Model) else None for outcome in outcomes]
-    for error in errors:
-        if not isinstance(error, NoAnswerError):
-            raise error
     if not any(models):
-        raise errors[0] if errors else NoAnswerError(f"no kaem server answered at {targets[0].address}")
+        silent = (outcome.error for outcome in outcomes if isinstance(outcome, NoAnswerError))
+        raise next(silent, RemoteError(f"no kaem server answered at {targets[0].address}"))
     for target, model in zip(targets, models, strict=True):
         if model is None:
             _log.warning("%s does not answer; others do its part until it does", target.address)

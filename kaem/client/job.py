@@ -232,13 +232,16 @@ class Job:
         return [block for block in self._blocks if not block.is_complete and id(block) not in asked]
 
     def _free_target(self, now: float, most_calls: int, block: Block | None = None) -> int | None:
-        """Return the least busy server that may be asked now, for `block` by nobody yet."""
+        """Return the most dependable and least busy server that may be asked now, for `block` by nobody yet."""
         count = len(self._standings)
         busy = [0] * count
         for attempt in self._attempts.values():
             busy[attempt.target] += most_calls + 1 if attempt.block is block else 1
-        order = sorted(range(count), key=lambda target: (busy[target], (target - self._rules.first_target) % count))
-        for target in order:
+
+        def rank(target: int) -> tuple[int, int, int]:
+            return self._standings[target].stalls, busy[target], (target - self._rules.first_target) % count
+
+        for target in sorted(range(count), key=rank):
             standing = self._standings[target]
             if standing.error is None and standing.not_before <= now and busy[target] < most_calls:
                 return target

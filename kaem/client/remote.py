@@ -23,7 +23,7 @@ from kaem.client.addresses import Target, parse_targets
 from kaem.client.channel import open_channel
 from kaem.client.credentials import Credentials
 from kaem.client.exchange import Exchange, failure_of
-from kaem.client.greeting import GRACE_S, Greeting, NoAnswerError, models_met
+from kaem.client.greeting import GRACE_S, Greeting, NoAnswerError, Outcome, models_met
 from kaem.client.hedging import Hedging
 from kaem.client.patience import Patience
 from kaem.client.plan import Plan, agreed, check_timeout
@@ -246,8 +246,8 @@ class _Greeter(threading.Thread):
     def run(self) -> None:
         """Ask until there is an answer."""
         try:
-            outcome: Model | KaemError | None = self._ask()
-        except KaemError as error:
+            outcome: Outcome = self._ask()
+        except (KaemError, NoAnswerError) as error:
             outcome = error
         self._met.put((self._number, outcome))
 
@@ -282,12 +282,12 @@ def _meet(
     Raises:
         KaemError: None answered, or one answered that it cannot be used.
     """
-    met: SimpleQueue[tuple[int, Model | KaemError | None]] = SimpleQueue()
+    met: SimpleQueue[tuple[int, Outcome]] = SimpleQueue()
     greeters = [
         _Greeter(number, target, stub, credentials, timeout_s, met)
         for number, (target, stub) in enumerate(zip(targets, stubs, strict=True))
     ]
-    outcomes: list[Model | KaemError | None] = [None] * len(targets)
+    outcomes: list[Outcome] = [None] * len(targets)
     limit = time.monotonic() + timeout_s + GRACE_S
     try:
         for greeter in greeters:
@@ -297,7 +297,7 @@ def _meet(
             outcomes[number] = outcome
             if isinstance(outcome, Model):
                 limit = min(limit, time.monotonic() + GRACE_S)
-            elif not isinstance(outcome, NoAnswerError):
+            elif isinstance(outcome, KaemError):
                 break
     except Empty:
         pass  # some are not there yet

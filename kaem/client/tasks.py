@@ -106,15 +106,13 @@ async def pieces(
     try:
         while True:
             check_open()
-            for start in exchange.step(time.monotonic()):
+            starts, piece = exchange.turn(events, time.monotonic())
+            for start in starts:
                 begin(start)
-            piece = job.take()
             if piece is not None:
                 job.pause(time.monotonic())
                 yield piece
                 job.resume(time.monotonic())
-                for _ in range(events.qsize()):
-                    exchange.handle(*events.get_nowait(), time.monotonic())
             elif job.is_done:
                 return
             else:
