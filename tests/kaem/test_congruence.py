@@ -108,8 +108,8 @@ def test_all_are_samplers(sampler):
 
 def test_progress_is_told_as_it_is_made(sampler):
     for draw in (
-        lambda **options: sampler.sample(1000, 3, 17, **options),
-        lambda **o: list(sampler.stream(900, 3, **o)),
+        sampler.sample,
+        lambda *arguments, **options: list(sampler.stream(*arguments, **options)),
     ):
         seen = []
         draw(900, 3, 17, on_progress=lambda done, total, seen=seen: seen.append((done, total)))

@@ -25,7 +25,7 @@ async def gather(stream):
 
 @pytest.mark.parametrize("code", [UNAVAILABLE, CANCELLED])
 def test_broken_calls_are_resumed_and_repeated(code):
-    servicer = Scripted(fail(code, after=3), fail(code, after=0), fail(code, after=1), fail(code))
+    servicer = Scripted(fail(code, after=3), fail(code, after=0), fail(code, after=1), None, fail(code))
 
     async def ask(address):
         async with kaem.connect_async(address, patience=QUICK) as sampler:
