@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.source import Provider, Source, Workers
+from cli.source import CaFile, CertificateFile, KeyFile, Provider, ServerName, Source, TokenFile, Workers
 
 
 def sample(
@@ -24,8 +24,13 @@ def sample(
     scale: Annotated[int | None, typer.Option(help="Whole-number magnification on the sheet.")] = None,
     provider: Provider = "cpu",
     workers: Workers = None,
+    ca_file: CaFile = None,
+    certificate_file: CertificateFile = None,
+    key_file: KeyFile = None,
+    server_name: ServerName = None,
+    token_file: TokenFile = None,
 ) -> None:
-    """Draw samples from a model file or a running server.
+    """Draw samples from a model file, a running server, or several servers that share the work.
 
     Sample i of seed s is one fixed image: a file and a server that has loaded it give byte-equal results, and
     any part of a set can be drawn on its own with `--start`. The written paths go to stdout.
@@ -35,6 +40,8 @@ def sample(
     `kaem sample model.onnx -n 64 --seed 7 -o grid.png`
 
     `kaem sample grpc://127.0.0.1:50051 -n 4096 -o samples.npy -o samples.png`
+
+    `kaem sample grpc://a:50051,grpc://b:50051 -n 1000000 -o samples.npy`
     """
     import time
 
@@ -42,21 +49,33 @@ def sample(
     from rich.progress import Progress
 
     from cli.output import check_outputs, sample_files
-    from cli.source import open_source
+    from cli.source import credentials_of, is_remote, open_source
     from kaem.requests import check_range
 
     check_range(num, seed, start)
     console = Console(stderr=True)
     paths = list(dict.fromkeys(out or [Path("samples.png")]))
     check_outputs(paths, tiles=tiles, columns=columns, scale=scale)
-    with open_source(source, provider=provider, workers=workers) as sampler:
+    credentials = None
+    if is_remote(source):
+        credentials = credentials_of(
+            ca_file=ca_file,
+            certificate_file=certificate_file,
+            key_file=key_file,
+            server_name=server_name,
+            token_file=token_file,
+        )
+    with open_source(source, provider=provider, workers=workers, credentials=credentials) as sampler:
         begin = time.perf_counter()
         files = sample_files(paths, sampler.manifest, num, tiles=tiles, columns=columns, scale=scale)
         with files as add, Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("sampling", total=num)
-            for chunk in sampler.stream(num, seed, start):
+
+            def show(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            for chunk in sampler.stream(num, seed, start, on_progress=show):
                 add(chunk.images)
-                progress.advance(task, len(chunk.images))
         taken = time.perf_counter() - begin
     console.print(f"{num:,} samples of seed {seed} in {taken:.2f} s, files included", highlight=False)
     if num > tiles and any(path.suffix == ".png" for path in paths):

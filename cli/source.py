@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,30 +13,80 @@ import kaem
 from kaem.errors import RequestError
 
 if TYPE_CHECKING:
+    from kaem.client import Credentials
     from kaem.sampler import Sampler
 
 Source = Annotated[
-    str, typer.Argument(metavar="MODEL", help="An exported model.onnx, or a server as grpc://host:port.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="An exported model.onnx, or a server as grpc://host:port (grpcs:// for TLS); several servers, separated "
+        "by commas, share the work.",
+    ),
 ]
 Provider = Annotated[str, typer.Option(help="Where a local model runs: cpu or cuda. Never silently another.")]
 Workers = Annotated[
     int | None, typer.Option(help="Threads that share each batch of a local model; by default one per core.")
 ]
+CaFile = Annotated[
+    Path | None, typer.Option(envvar="KAEM_CA_FILE", help="PEM file of authorities that may vouch for a server.")
+]
+CertificateFile = Annotated[
+    Path | None, typer.Option(envvar="KAEM_CERTIFICATE_FILE", help="PEM file of our own certificate, for mTLS.")
+]
+KeyFile = Annotated[
+    Path | None, typer.Option(envvar="KAEM_KEY_FILE", help="PEM file of that certificate's private key.")
+]
+ServerName = Annotated[
+    str | None,
+    typer.Option(envvar="KAEM_SERVER_NAME", help="Name in the server's certificate, if it is not the host's."),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(envvar="KAEM_TOKEN_FILE", help="File with a bearer token; or put the token itself in KAEM_TOKEN."),
+]
 
 
 def is_remote(source: str) -> bool:
     """Whether the source is a server rather than a file."""
-    return source.lower().startswith("grpc://")
+    return source.lower().startswith(("grpc://", "grpcs://"))
 
 
-def open_source(source: str, *, provider: str = "cpu", workers: int | None = None) -> Sampler:
-    """Open an artifact or connect to a server.
+def open_source(
+    source: str, *, provider: str = "cpu", workers: int | None = None, credentials: Credentials | None = None
+) -> Sampler:
+    """Open an artifact or connect to servers, by default with the credentials that the environment names.
 
     Raises:
         KaemError: As `kaem.load` and `kaem.connect`.
     """
     if is_remote(source):
-        return kaem.connect(source)
-    if re.fullmatch(r"(\w+://.*|[\w.-]+:\d+)", source):
+        return kaem.connect(source, credentials=credentials)
+    if re.fullmatch(r"(\w+://.*|[\w.-]+:\d+(,.*)?)", source):
         raise RequestError(f"{source!r} is neither a file nor a server's address", hint="write grpc://host:port")
     return kaem.load(source, provider=provider, workers=workers)
+
+
+def credentials_of(
+    *,
+    ca_file: Path | None,
+    certificate_file: Path | None,
+    key_file: Path | None,
+    server_name: str | None,
+    token_file: Path | None,
+) -> Credentials:
+    """Return what a client shows to servers; a token itself comes from the environment only.
+
+    Raises:
+        ConfigError: The options contradict each other.
+    """
+    from kaem.client import Credentials
+
+    return Credentials(
+        ca_file=ca_file,
+        certificate_file=certificate_file,
+        key_file=key_file,
+        server_name=server_name,
+        token_file=token_file,
+        token=os.environ.get("KAEM_TOKEN") or None,
+    )

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from kaem.errors import KaemError
 
 if TYPE_CHECKING:
-    from kaem.client import RemoteSampler
+    from collections.abc import Sequence
+
+    from kaem.client import Connecting, Credentials, Hedging, Patience, RemoteSampler
     from kaem.runtime import LocalSampler
 
-__all__ = ["KaemError", "__version__", "connect", "load"]
+__all__ = ["KaemError", "__version__", "connect", "connect_async", "load"]
 __version__ = "0.1.0"
 
 
@@ -38,16 +40,56 @@ def load(path: str | Path, *, provider: str = "cpu", workers: int | None = None)
     return LocalSampler(Path(path), provider=provider, workers=workers)
 
 
-def connect(target: str, *, timeout_s: float = 10.0) -> RemoteSampler:
-    """Connect to a server and return a sampler with the same methods and the same results.
+def connect(
+    targets: str | Sequence[str],
+    *,
+    timeout_s: float = 10.0,
+    patience: Patience | None = None,
+    hedging: Hedging | None = None,
+    credentials: Credentials | None = None,
+) -> RemoteSampler:
+    """Connect to a server, or to several that share the work; same methods and same results as a local sampler.
 
     Args:
-        target: `grpc://host:port` or `host:port`.
-        timeout_s: How long to wait for the server to be ready.
+        targets: `grpc://host:port` or `host:port`, `grpcs://host:port` for TLS; several, separated by commas or as a
+            sequence, must have the same numerics id. One must answer now, the others may do so later.
+        timeout_s: How long to wait for a server to be ready.
+        patience: How long later calls put up with failures and silence (`kaem.client.Patience`).
+        hedging: When to ask a second server for what a first one is late with (`kaem.client.Hedging`).
+        credentials: Certificates and token (`kaem.client.Credentials`); by default what KAEM_CA_FILE,
+            KAEM_TOKEN_FILE, ... say.
 
     Raises:
+        ConfigError: A target is not an address, credentials cannot be used, or numerics ids differ.
         RemoteError: No server answered in time.
     """
     from kaem.client import connect as connect_
 
-    return connect_(target, timeout_s=timeout_s)
+    return connect_(targets, timeout_s=timeout_s, patience=patience, hedging=hedging, credentials=credentials)
+
+
+def connect_async(
+    targets: str | Sequence[str],
+    *,
+    timeout_s: float = 10.0,
+    patience: Patience | None = None,
+    hedging: Hedging | None = None,
+    credentials: Credentials | None = None,
+) -> Connecting:
+    """Connect as `connect` does, for asyncio: `async with kaem.connect_async(target) as sampler`, or `await` it.
+
+    The sampler's methods are coroutines, its streams asynchronous iterators; the images are the same.
+
+    Args:
+        targets: As for `connect`.
+        timeout_s: As for `connect`.
+        patience: As for `connect`.
+        hedging: As for `connect`.
+        credentials: As for `connect`.
+
+    Raises:
+        ConfigError: A target is not an address or credentials cannot be used; the rest is raised when awaited.
+    """
+    from kaem.client import connect_async as connect_
+
+    return connect_(targets, timeout_s=timeout_s, patience=patience, hedging=hedging, credentials=credentials)

@@ -22,7 +22,7 @@ from kaem.artifact import Manifest, fingerprint, read_manifest
 from kaem.backend import hardware_id, installed_runtime, open_session
 from kaem.errors import ArtifactError, BackendError, RequestError
 from kaem.requests import check_memory, check_range, check_uniforms, whole
-from kaem.sampler import Chunk, Images, Uniforms
+from kaem.sampler import Chunk, Images, OnProgress, Uniforms
 
 MAX_ROWS = 256
 """Rows of one session call: large enough to amortise its overhead, small enough to stay near the cache."""
@@ -78,13 +78,14 @@ class LocalSampler:
         """Digest of artifact, provider, runtime version and hardware: equal ids give equal bits."""
         return self._numerics_id
 
-    def sample(self, num: int, seed: int, start: int = 0) -> Images:
+    def sample(self, num: int, seed: int, start: int = 0, *, on_progress: OnProgress | None = None) -> Images:
         """Return samples `start .. start + num - 1` of `seed`.
 
         Args:
             num: Number of samples, at least 1; all are held in memory (use `stream` for more than fit).
             seed: In [0, 2^64).
             start: Index of the first sample; start + num must not pass 2^64.
+            on_progress: Called with (samples done, num) after each batch.
 
         Returns:
             Shape (num, C, H, W), float32 in [0, 1] or uint8 as the manifest states.
@@ -99,9 +100,11 @@ class LocalSampler:
             rows = min(MAX_ROWS * self.workers, num - first)
             uniform = noise.uniforms(seed, start + first, rows, self._manifest.noise_dim)
             images[first : first + rows] = self._run("image", uniform)
+            if on_progress is not None:
+                on_progress(first + rows, num)
         return images
 
-    def stream(self, num: int, seed: int, start: int = 0) -> Iterator[Chunk]:
+    def stream(self, num: int, seed: int, start: int = 0, *, on_progress: OnProgress | None = None) -> Iterator[Chunk]:
         """Yield the same samples in order, in chunks of about 1 MiB, computing each when it is asked for.
 
         Raises:
@@ -109,10 +112,7 @@ class LocalSampler:
         """
         num, seed, start = check_range(num, seed, start)
         rows_per_chunk = max(1, min(MAX_ROWS * self.workers, _CHUNK_BYTES // self._manifest.image_bytes))
-        return (
-            Chunk(start=first, images=self.sample(min(rows_per_chunk, start + num - first), seed, first))
-            for first in range(start, start + num, rows_per_chunk)
-        )
+        return self._chunks(num, seed, start, rows_per_chunk, on_progress)
 
     def decode(self, uniform: Uniforms) -> Images:
         """Map rows of uniforms to images.
@@ -145,6 +145,15 @@ class LocalSampler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _chunks(
+        self, num: int, seed: int, start: int, rows_per_chunk: int, on_progress: OnProgress | None
+    ) -> Iterator[Chunk]:
+        for first in range(start, start + num, rows_per_chunk):
+            images = self.sample(min(rows_per_chunk, start + num - first), seed, first)
+            if on_progress is not None:
+                on_progress(first + len(images) - start, num)
+            yield Chunk(start=first, images=images)
 
     def _run(self, output: str, uniform: Uniforms) -> NDArray[Any]:
         """Evaluate one output for any number of rows, split between the workers."""

@@ -6,7 +6,7 @@ A sampler is a pure function of noise, and noise is a pure function of (seed, in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -21,6 +21,9 @@ Images = NDArray[Any]
 
 Uniforms = NDArray[np.float32]
 """Shape (N, D): signed uniforms in [-1/2, 1/2], or plain ones in [0, 1)."""
+
+OnProgress = Callable[[int, int], None]
+"""Called with (samples done, samples in all) while a request is answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +48,11 @@ class Sampler(Protocol):
         """Digest of all that fixes the bits of an image: artifact, provider and the provider's version."""
         ...
 
-    def sample(self, num: int, seed: int, start: int = 0) -> Images:
+    def sample(self, num: int, seed: int, start: int = 0, *, on_progress: OnProgress | None = None) -> Images:
         """Return samples `start .. start + num - 1` of `seed`, shape (num, C, H, W)."""
         ...
 
-    def stream(self, num: int, seed: int, start: int = 0) -> Iterator[Chunk]:
+    def stream(self, num: int, seed: int, start: int = 0, *, on_progress: OnProgress | None = None) -> Iterator[Chunk]:
         """Yield the same samples in order, in chunks, holding only a bounded number in memory."""
         ...
 

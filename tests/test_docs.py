@@ -41,7 +41,7 @@ def test_every_command_in_the_documentation_parses(text):
         load_config(given["config"], given["assignments"] or ())
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/artifact.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/artifact.md", "docs/client.md"])
 def test_python_in_the_documentation_runs(page, artifact_path, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
     assert blocks

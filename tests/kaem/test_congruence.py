@@ -1,6 +1,9 @@
-"""One suite over both samplers: what `kaem.load` does, `kaem.connect` does, bit for bit."""
+"""One suite over all samplers: what `kaem.load` does, `kaem.connect` and `kaem.connect_async` do, bit for bit."""
 
 from __future__ import annotations
+
+import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -30,13 +33,91 @@ def remote(local):
         yield sampler
 
 
-@pytest.fixture(scope="module", params=["load", "connect"])
-def sampler(request, local, remote):
-    return {"load": local, "connect": remote}[request.param]
+@pytest.fixture(scope="module")
+def shared(local):
+    """Two servers that share every job."""
+    with (
+        LiveServer(local, max_chunk_bytes=20_000) as one,
+        LiveServer(local, max_chunk_bytes=20_000) as two,
+        kaem.connect([one.target, two.target]) as sampler,
+    ):
+        yield sampler
 
 
-def test_both_are_samplers(sampler):
+class InLoop:
+    """An asynchronous sampler in an event loop of its own, with the methods of the others."""
+
+    def __init__(self, target):
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._sampler = self._do(self._connect(target))
+        self.manifest = self._sampler.manifest
+        self.numerics_id = self._sampler.numerics_id
+
+    @staticmethod
+    async def _connect(target):
+        return await kaem.connect_async(target)
+
+    def _do(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+
+    def sample(self, *arguments, **options):
+        return self._do(self._sampler.sample(*arguments, **options))
+
+    def decode(self, uniform, **options):
+        return self._do(self._sampler.decode(uniform, **options))
+
+    def stream(self, *arguments, **options):
+        return self._pull(self._sampler.stream(*arguments, **options))
+
+    def _pull(self, chunks):
+        try:
+            while (chunk := self._do(anext(chunks, None))) is not None:
+                yield chunk
+        finally:
+            self._do(chunks.aclose())
+
+    def close(self):
+        self._do(self._sampler.close())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture(scope="module")
+def in_loop(local):
+    with LiveServer(local, max_chunk_bytes=20_000) as live, InLoop(live.target) as sampler:
+        yield sampler
+
+
+@pytest.fixture(scope="module", params=["load", "connect", "connect to two", "connect_async"])
+def sampler(request, local, remote, shared, in_loop):
+    return {"load": local, "connect": remote, "connect to two": shared, "connect_async": in_loop}[request.param]
+
+
+def test_all_are_samplers(sampler):
     assert isinstance(sampler, Sampler)
+
+
+def test_progress_is_told_as_it_is_made(sampler):
+    for draw in (
+        sampler.sample,
+        lambda *arguments, **options: list(sampler.stream(*arguments, **options)),
+    ):
+        seen = []
+        draw(900, 3, 17, on_progress=lambda done, total, seen=seen: seen.append((done, total)))
+        totals = {total for _, total in seen}
+        done = [done for done, _ in seen]
+        assert len(totals) == 1
+        assert done == sorted(set(done))
+        assert done[-1] == totals.pop()
 
 
 def test_they_describe_the_same_model(local, remote):
@@ -115,9 +196,9 @@ def test_any_split_of_a_request_gives_the_same_bits(local, remote, seed, start, 
     [(0, 1), (-1, 1), (1, -1), (1, NUM_INDICES), (1, 1, -1), (2, 1, NUM_INDICES - 1), (1.5, 1), (1, "x"), (True, 1)],
     ids=str,
 )
-def test_the_same_requests_are_refused_with_the_same_words(local, remote, arguments):
+def test_the_same_requests_are_refused_with_the_same_words(local, remote, in_loop, arguments):
     messages = set()
-    for sampler in (local, remote):
+    for sampler in (local, remote, in_loop):
         for method in (sampler.sample, sampler.stream):
             with pytest.raises(RequestError) as caught:
                 method(*arguments)

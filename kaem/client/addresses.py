@@ -1,0 +1,84 @@
+"""Where servers are: `grpc://host:port`, `grpcs://host:port`, several of them with commas or as a sequence."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kaem.errors import ConfigError
+
+_TARGET = re.compile(
+    r"(?:(?P<scheme>grpcs?)://)?(?P<host>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?|\[[^]]+\]):(?P<port>[0-9]{1,5})/?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One server.
+
+    Attributes:
+        address: `host:port`; the host of an IPv6 address in brackets.
+        is_secure: Whether to speak TLS (`grpcs://`).
+    """
+
+    address: str
+    is_secure: bool = False
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nothing sent there leaves this machine."""
+        host = self.address.rpartition(":")[0].strip("[]").lower()
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+
+def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
+    """Read the addresses of one server or of several.
+
+    Args:
+        targets: `grpc://host:port` (or just `host:port`), `grpcs://host:port` for TLS; several separated by
+            commas, or as a sequence.
+
+    Raises:
+        ConfigError: One is not an address, two are the same, or some use TLS and others do not.
+    """
+    if isinstance(targets, str):
+        texts = [text.strip(" ") for text in targets.split(",")]
+    elif isinstance(targets, Sequence) and not isinstance(targets, bytes) and len(targets):
+        texts = list(targets)
+    else:
+        raise _unreadable(targets)
+    found = tuple(_parse_target(text) for text in texts)
+    addresses = [target.address for target in found]
+    if len(set(addresses)) < len(addresses):
+        raise ConfigError(f"a server is named twice: {', '.join(addresses)}")
+    if len({target.is_secure for target in found}) > 1:
+        raise ConfigError("some servers are to be reached by TLS and some not", hint="write grpcs:// before each")
+    return found
+
+
+def _parse_target(text: object) -> Target:
+    parts = _TARGET.fullmatch(text) if isinstance(text, str) else None
+    if parts is None or not 1 <= int(parts["port"]) <= 65535 or not _is_host(parts["host"]):
+        raise _unreadable(text)
+    return Target(f"{parts['host']}:{parts['port']}", (parts["scheme"] or "").lower() == "grpcs")
+
+
+def _unreadable(text: object) -> ConfigError:
+    return ConfigError(f"cannot read {text!r} as the address of a server", hint="write grpc://host:port")
+
+
+def _is_host(text: str) -> bool:
+    """Whether the brackets of a host, if it has any, hold an IPv6 address."""
+    if not text.startswith("["):
+        return True
+    try:
+        ipaddress.IPv6Address(text[1:-1])
+    except ValueError:
+        return False
+    return True

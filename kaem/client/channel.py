@@ -1,0 +1,45 @@
+"""Connections: the options every kaem client uses, plain or with TLS, for threads and for asyncio."""
+
+from __future__ import annotations
+
+import grpc
+
+from kaem.client.addresses import Target
+from kaem.client.credentials import Credentials
+
+_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    # Chunks stay below gRPC's default of 4 MiB; a manifest with many densities for plotting may not.
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.enable_retries", 0),  # repeated by the client instead, where a stream can resume in its middle
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),  # a fresh connection does not inherit another one's backoff
+)
+
+
+def open_channel(target: Target, credentials: Credentials) -> grpc.Channel:
+    """Open a connection for threads.
+
+    Raises:
+        ConfigError: A certificate or key cannot be used.
+    """
+    if target.is_secure:
+        return grpc.secure_channel(target.address, credentials.channel_credentials(), _options(credentials))
+    return grpc.insecure_channel(target.address, _options(credentials))
+
+
+def open_async_channel(target: Target, credentials: Credentials) -> grpc.aio.Channel:
+    """Open a connection for the running event loop.
+
+    Raises:
+        ConfigError: A certificate or key cannot be used.
+    """
+    if target.is_secure:
+        return grpc.aio.secure_channel(target.address, credentials.channel_credentials(), _options(credentials))
+    return grpc.aio.insecure_channel(target.address, _options(credentials))
+
+
+def _options(credentials: Credentials) -> tuple[tuple[str, str | int], ...]:
+    if credentials.server_name:
+        return (*_OPTIONS, ("grpc.ssl_target_name_override", credentials.server_name))
+    return _OPTIONS
