@@ -24,6 +24,7 @@ from kaem.artifact import Manifest
 from kaem.errors import ConfigError, KaemError, RemoteError, RequestError
 from kaem.protocol import kaem_pb2, kaem_pb2_grpc
 from kaem.protocol.messages import (
+    Limits,
     Model,
     bytes_from_uniforms,
     images_from_chunk,
@@ -131,6 +132,11 @@ class RemoteSampler:
     def numerics_id(self) -> str:
         """Digest of artifact, provider and runtime version: equal ids give equal bits."""
         return self._model.numerics_id
+
+    @property
+    def limits(self) -> Limits:
+        """What fits in one message of this server."""
+        return self._model.limits
 
     def sample(self, num: int, seed: int, start: int = 0) -> Images:
         """Return samples `start .. start + num - 1` of `seed`.
