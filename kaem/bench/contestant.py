@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import subprocess
 import sys
@@ -92,7 +93,8 @@ class Process:
         """End the process."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # what was left unsent to a process that has ended
+                    pipe.close()
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:

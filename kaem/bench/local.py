@@ -18,7 +18,7 @@ import numpy as np
 from kaem.bench.contestant import Contestant, Process
 from kaem.bench.energy import Counter, open_counters
 from kaem.bench.record import QUANTILES, Entrant, LocalRow
-from kaem.bench.statistics import Estimate, Floats, gives_percentile, median_estimate, quantile_estimates
+from kaem.bench.statistics import MIN_BLOCKS, Estimate, Floats, gives_percentile, median_estimate, quantile_estimates
 from kaem.bench.worker import SETTLE_SHARE, TURN_S
 from kaem.errors import RequestError, VerificationError
 from kaem.sampler import Images
@@ -149,11 +149,14 @@ def measure(
     ]
     order = random.Random(effort.seed)  # noqa: S311  (the order of turns is no secret)
     counters = open_counters()
-    for launch in range(MAX_STRETCH * effort.launches):
+    most = MAX_STRETCH * effort.launches
+    if most < MIN_BLOCKS:  # no interval either way: a quick look
+        most = effort.launches
+    for launch in range(most):
         if launch >= effort.launches and all(lane.is_precise(effort.precision) for lane in lanes):
             break
-        total = effort.launches if launch < effort.launches else MAX_STRETCH * effort.launches
-        on_progress(launch / total, f"launch {launch + 1} of {effort.launches} to {MAX_STRETCH * effort.launches}")
+        total = effort.launches if launch < effort.launches else most
+        on_progress(launch / total, f"launch {launch + 1} of {effort.launches} to {most}")
         _launch(entered, lanes, effort, order, counters)
     on_progress(1.0, "done")
     return entered.entrants(), [_row(lane, effort, has_energy=bool(counters)) for lane in lanes]

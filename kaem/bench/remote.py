@@ -15,6 +15,7 @@ from kaem.bench.open_loop import COMPLETED, REJECTED, TIMED_OUT, CallError, Outc
 from kaem.bench.record import Search, ServerRow
 from kaem.bench.statistics import (
     MAX_BLOCKS,
+    MIN_BEYOND,
     Estimate,
     Floats,
     gives_percentile,
@@ -98,13 +99,14 @@ class Target:
     Args:
         address: `grpc://host:port`.
         seed: Of the samples asked for.
+        timeout_s: How long to wait for the server to be ready.
 
     Raises:
         KaemError: No kaem server answers there.
     """
 
-    def __init__(self, address: str, *, seed: int) -> None:
-        with connect(address) as sampler:
+    def __init__(self, address: str, *, seed: int, timeout_s: float = 10.0) -> None:
+        with connect(address, timeout_s=timeout_s) as sampler:
             self.model = sampler.manifest.name
             self.image_bytes = sampler.manifest.image_bytes
             self.numerics_id = sampler.numerics_id
@@ -228,6 +230,7 @@ def row_of(
     lag_p99 = float(np.quantile(lag, 0.99))
     sent_in_time = sum(1 for one in chosen if one.sent_s <= end)
     median = float(np.median(last))
+    is_judged = load.objective is not None and kind is None and gives_percentile(load.objective.percent, len(chosen))
     return ServerRow(
         target=target,
         rate=rate,
@@ -249,7 +252,7 @@ def row_of(
         lag_p99_ms=lag_p99,
         generator_cpu=cpu,
         is_generator_late=is_late(lag_p99, median, cpu, sent_in_time / len(chosen)),
-        meets=load.objective.is_met(last) if load.objective and kind is None else None,
+        meets=load.objective.is_met(last) if is_judged else None,
     )
 
 
@@ -277,19 +280,25 @@ def search_rate(
         missed = min((rate for rate, met in tried.items() if not met), default=None)
         met = max((rate for rate, ok in tried.items() if ok and (missed is None or rate < missed)), default=None)
         if met is None and missed is None:
-            following = 10.0
+            following = max(10.0, lowest)
         elif missed is None:
             following = 2.0 * (met or 0.0)
         elif met is None:
-            following = missed / 2.0
+            following = max(lowest, missed / 2.0)
         elif missed <= SEARCH_FACTOR * met:
             return met, missed
         else:
             following = math.sqrt(met * missed)
-        following = float(f"{following:.3g}")
+        following = max(lowest, float(f"{following:.3g}"))
         if not lowest <= following <= highest or following in tried:
             return met, missed
         tried[following] = meets(following)
+
+
+def lowest_judged(objective: Objective, duration_s: float) -> float:
+    """Lowest rate at which enough requests are counted in a run to speak of the objective's percentile."""
+    requests = 1.2 * MIN_BEYOND * 100 / (100 - objective.percent)  # a fifth more: their number is itself random
+    return max(1.0, requests / ((1 - WARM_SHARE) * duration_s))
 
 
 def search_target(
@@ -309,7 +318,7 @@ def search_target(
         return bool(found[0].meets)
 
     known = [(row.rate, row.meets) for row in rows if row.target == target.address and row.meets is not None]
-    met, missed = search_rate(meets, known)
+    met, missed = search_rate(meets, known, lowest=lowest_judged(load.objective, load.duration_s))
     return Search(target=target.address, objective=str(load.objective), highest_met=met, lowest_missed=missed)
 
 
