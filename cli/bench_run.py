@@ -184,9 +184,8 @@ def _contestants(options: Options) -> list[Contestant]:
             raise ConfigError(f"unknown engine {name!r}", hint=f"choose among: {', '.join(NAMES)}")
     if len(set(engines)) < len(engines):
         raise RequestError(f"an engine is named twice: {options.engine}")
-    numbers = (len(os.sched_getaffinity(0)),)
-    if options.threads is not None:
-        numbers = parse_counts(options.threads, "numbers of threads")
+    threads = options.threads or str(len(os.sched_getaffinity(0)))
+    numbers = parse_counts(threads, "numbers of threads")
     found = []
     for source in options.sources:
         if is_remote(source):

@@ -58,6 +58,8 @@ _EXTRAS = {
     "tensorboard": "train",
     "torchmetrics": "train",
     "diffusers": "diffusion",
+    "matplotlib": "bench",
+    "openvino": "bench",
     "scipy": "export",
     "onnx": "export",
     "onnxscript": "export",

@@ -53,9 +53,9 @@ def compare(old: Report, new: Report, *, margin: float = MARGIN) -> list[Change]
     if not 0 <= margin < 1:
         raise RequestError(f"margin is {margin:g}, outside 0 .. 1", hint="0.05 is 5 percent")
     is_one_each = len(_sources(old)) == len(_sources(new)) == 1
-    earlier = {_key(row, is_one_each): row for row in (*old.local, *old.server)}
+    earlier = {_key(row, is_one_each): row for row in _rows(old)}
     changes = []
-    for row in (*new.local, *new.server):
+    for row in _rows(new):
         before = earlier.get(_key(row, is_one_each))
         if before is not None:
             changes += _changes(before, row, margin)
@@ -93,6 +93,10 @@ def change_table(changes: list[Change], margin: float) -> Table:
         words=("figure", "now / then", "verdict"),
         notes=(f"A change is claimed where the whole interval lies more than {100 * margin:g} % off 1.",),
     )
+
+
+def _rows(report: Report) -> list[Row]:
+    return [*report.local, *report.server]
 
 
 def _sources(report: Report) -> list[str]:

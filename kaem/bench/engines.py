@@ -7,7 +7,7 @@ compared before anything is timed.
 from __future__ import annotations
 
 import importlib
-import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,9 @@ def require(engine: str) -> None:
     if engine not in LIBRARIES:
         raise ConfigError(f"unknown engine {engine!r}", hint=f"choose among: {', '.join(NAMES)}")
     module, command = LIBRARIES[engine]
+    if engine == "openvino":
+        # Importing it reports the import to its makers unless their telemetry is missing: then it uses its own stub.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         importlib.import_module(module)
     except ImportError as error:
@@ -180,7 +183,6 @@ class OpenVinoEngine:
     """
 
     def __init__(self, path: Path, *, threads: int) -> None:
-        os.environ.setdefault("OPENVINO_TELEMETRY_DISABLED", "1")
         openvino = importlib.import_module("openvino")
         core = openvino.Core()
         options = {

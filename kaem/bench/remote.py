@@ -230,7 +230,9 @@ def row_of(
     lag_p99 = float(np.quantile(lag, 0.99))
     sent_in_time = sum(1 for one in chosen if one.sent_s <= end)
     median = float(np.median(last))
-    is_judged = load.objective is not None and kind is None and gives_percentile(load.objective.percent, len(chosen))
+    goal = load.objective if kind is None else None
+    if goal is not None and not gives_percentile(goal.percent, len(chosen)):
+        goal = None
     return ServerRow(
         target=target,
         rate=rate,
@@ -252,7 +254,7 @@ def row_of(
         lag_p99_ms=lag_p99,
         generator_cpu=cpu,
         is_generator_late=is_late(lag_p99, median, cpu, sent_in_time / len(chosen)),
-        meets=load.objective.is_met(last) if is_judged else None,
+        meets=goal.is_met(last) if goal is not None else None,
     )
 
 

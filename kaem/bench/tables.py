@@ -182,8 +182,8 @@ def _starts(entrants: Sequence[Entrant]) -> Table:
 
 
 def _times(rows: Sequence[ServerRow]) -> Table:
-    columns = ("server", "rate/s", "requests", "first p50 ms", "first p99 ms", "last p50 ms", "±")
-    columns += ("last p90 ms", "last p99 ms", "lag p99 ms", "objective")
+    columns = ["server", "rate/s", "requests", "first p50 ms", "first p99 ms", "last p50 ms", "±"]
+    columns += ["last p90 ms", "last p99 ms", "lag p99 ms", "objective"]
     cells = []
     for row in rows:
         first, last = ([figure(one.value if one else None) for one in times] for times in (row.first_ms, row.last_ms))
@@ -196,7 +196,7 @@ def _times(rows: Sequence[ServerRow]) -> Table:
     return Table(
         name="server",
         title="Server, open loop: times",
-        columns=columns,
+        columns=tuple(columns),
         rows=tuple(cells),
         words=("server", "requests", "objective"),
         notes=(
@@ -207,8 +207,8 @@ def _times(rows: Sequence[ServerRow]) -> Table:
 
 
 def _ends(rows: Sequence[ServerRow]) -> Table:
-    columns = ("server", "rate/s", "requests", "arrived", "completed", "rejected", "timed out", "failed")
-    columns += ("sent/s", "goodput/s", "images/s", "in flight")
+    columns = ["server", "rate/s", "requests", "arrived", "completed", "rejected", "timed out", "failed"]
+    columns += ["sent/s", "goodput/s", "images/s", "in flight"]
     cells = []
     for row in rows:
         counts = (row.arrivals, row.completed, row.rejected, row.timed_out, row.failed)
@@ -218,7 +218,7 @@ def _ends(rows: Sequence[ServerRow]) -> Table:
     return Table(
         name="ends",
         title="Server, open loop: what became of the requests",
-        columns=columns,
+        columns=tuple(columns),
         rows=tuple(cells),
         words=("server", "requests"),
         notes=("Goodput: requests answered whole within the deadline. Rejected: refused with RESOURCE_EXHAUSTED.",),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -19,9 +22,13 @@ def contestant(path, engine="onnxruntime", threads=1, **more):
     return Contestant(job=Job(engine=engine, source=str(path), threads=threads, **more))
 
 
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+
+
 @pytest.fixture(scope="module")
 def measured(artifact_path):
-    pytest.importorskip("openvino")
+    if find_spec("openvino") is None:
+        pytest.skip("openvino is not installed")
     contestants = [contestant(artifact_path), contestant(artifact_path, "openvino")]
     shares = []
     effort = Effort(seconds=0.1, launches=1)
@@ -73,8 +80,18 @@ def test_progress_rises_to_one(measured):
     assert all(0 <= share <= 1 for share in shares)
 
 
+@needs_openvino
+def test_importing_openvino_reports_nothing_to_anybody():
+    code = (
+        "import sys; from kaem.bench.engines import require; require('openvino');"
+        "print([n for n in sys.modules if n.startswith('openvino_telemetry.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@needs_openvino
 def test_openvino_makes_the_images_of_the_sampler_for_any_number_of_rows(artifact_path):
-    pytest.importorskip("openvino")
     with Process(contestant(artifact_path, "openvino")) as process, kaem.load(artifact_path, workers=1) as sampler:
         for num in (1, 300):  # one call of the engine, and two
             np.testing.assert_allclose(process.images(num, 7), sampler.sample(num, 7), atol=1e-5)
