@@ -58,8 +58,6 @@ _EXTRAS = {
     "tensorboard": "train",
     "torchmetrics": "train",
     "diffusers": "diffusion",
-    "matplotlib": "bench",
-    "openvino": "bench",
     "scipy": "export",
     "onnx": "export",
     "onnxscript": "export",

@@ -54,7 +54,7 @@ class Process:
         self.contestant = contestant
         words = {**asdict(contestant.job), "module": contestant.module, "spawned": time.monotonic()}
         self._process = subprocess.Popen(  # noqa: S603  (our own interpreter, our own module)
-            [sys.executable, "-m", "kaem.bench.worker", json.dumps(words)],
+            [sys.executable, "-P", "-m", "kaem.bench.worker", json.dumps(words)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -130,11 +130,11 @@ class OnnxRuntimeEngine:
     @property
     def settings(self) -> Mapping[str, str]:
         """Provider, numbers of threads, state of TF32."""
-        provider = PROVIDERS[self._sampler.provider]
-        words = {"provider": provider, "threads": f"{self._sampler.workers} x 1", "numerics": self._sampler.numerics_id}
-        if provider != "CPUExecutionProvider":
-            words["TF32"] = "on (the provider's default)"
-        return words
+        words = {"provider": PROVIDERS[self._sampler.provider], "threads": f"{self._sampler.workers} x 1"}
+        tf32 = self._sampler.provider_options.get("use_tf32")
+        if tf32 is not None:
+            words["TF32"] = "on" if tf32 == "1" else "off"
+        return {**words, "numerics": self._sampler.numerics_id}
 
     def sample(self, num: int, seed: int, start: int = 0) -> Images:
         """Return samples `start .. start + num - 1` of `seed`."""
