@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
 from kaem import noise
 from kaem.bench.engines import MAX_ROWS, Engine, Job
 from kaem.bench.engines import open_engine as open_own
-from kaem.errors import BackendError
+from kaem.errors import ArtifactError, BackendError
 from kaem.sampler import Images
 from kaem_export.torch_twin import TorchTwin
 from kaem_train.checkpoint import load_model
@@ -56,11 +57,15 @@ class TwinEngine:
     """
 
     def __init__(self, path: Path, *, device: str, is_compiled: bool) -> None:
-        twin = TorchTwin(path).to(device).eval()
-        self._noise_dim = twin.noise_dim
+        try:
+            model = onnx.load(str(path))
+            self._noise_dim = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+        except Exception as error:  # protobuf's own classes
+            raise ArtifactError(f"{path} is not a usable ONNX model: {' '.join(str(error).split())[:200]}") from None
+        twin = TorchTwin(model).to(device).eval()
         self._device = device
         self._words = _settings(device, is_compiled)
-        self._run: Callable[[Tensor], Tensor] = _compiled(twin) if is_compiled else twin
+        self._run: Callable[[Tensor], tuple[Tensor, Tensor]] = _compiled(twin) if is_compiled else twin
         self._rows = MAX_ROWS * torch.get_num_threads() if device == "cpu" else 1 << 16
 
     @property
@@ -74,7 +79,8 @@ class TwinEngine:
         pieces = []
         for first in range(0, num, self._rows):
             uniform = noise.uniforms(seed, start + first, min(self._rows, num - first), self._noise_dim)
-            pieces.append(self._run(torch.from_numpy(uniform).to(self._device)).cpu().numpy())
+            image, _ = self._run(torch.from_numpy(uniform).to(self._device))
+            pieces.append(image.cpu().numpy())
         return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
     def close(self) -> None:
@@ -116,9 +122,9 @@ class CheckpointEngine:
         """Nothing is held that the process does not give back."""
 
 
-def _compiled(twin: TorchTwin) -> Callable[[Tensor], Tensor]:
+def _compiled(twin: TorchTwin) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     torch._dynamo.config.recompile_limit = _MOST_SIZES
-    run: Callable[[Tensor], Tensor] = torch.compile(twin, dynamic=False, fullgraph=True)
+    run: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.compile(twin, dynamic=False, fullgraph=True)
     return run
 
 

@@ -1,244 +1,210 @@
-"""An exported graph as a torch module: the same nodes and the same weights, to compare runtimes on identical work.
+"""The artifact once more as a torch module: it reads the graph's own nodes and weights, and computes them with torch.
 
-Only the operators that our exporter writes are known. A graph with others, such as a branch or a loop, is refused
-rather than approximated.
+For what compiles torch rather than ONNX. It knows the operators that exported graphs use, by the semantics of ONNX's
+specification, and refuses others by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
-from onnx import TensorProto, numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from kaem.errors import ArtifactError
 
-Attributes = dict[str, Any]
-Values = list[Any]
-
-_TYPES = {
-    TensorProto.FLOAT: torch.float32,
-    TensorProto.FLOAT16: torch.float16,
-    TensorProto.UINT8: torch.uint8,
-    TensorProto.INT32: torch.int32,
-    TensorProto.INT64: torch.int64,
-    TensorProto.BOOL: torch.bool,
+_DTYPES = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.INT32: torch.int32,
+    onnx.TensorProto.INT64: torch.int64,
+    onnx.TensorProto.UINT8: torch.uint8,
+    onnx.TensorProto.BOOL: torch.bool,
 }
-_ZERO_PADS = (0, 0, 0, 0)
+
+Shape = tuple[Any, ...]
+"""Sizes, of which the first may be symbolic while torch traces."""
 
 
 class TorchTwin(nn.Module):
-    """Evaluates `image` from `uniform` as the graph of an exported model does.
+    """uniform (N, D) -> image (N, C, H, W) and latent (N, Q), node by node as the graph says.
 
     Args:
-        path: The exported model.
-
-    Attributes:
-        noise_dim: D, the uniforms of a row.
+        model: An exported graph without control flow.
 
     Raises:
-        ArtifactError: The file is not an exported model, or its graph has an operator that is not known here.
+        ArtifactError: It has a node that is not known here.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__()
-        try:
-            graph = onnx.load(str(path)).graph
-            self.noise_dim = graph.input[0].type.tensor_type.shape.dim[1].dim_value
-        except Exception as error:  # protobuf's own classes
-            raise ArtifactError(f"{path} is not a usable ONNX model: {' '.join(str(error).split())[:200]}") from None
-        unknown = sorted({node.op_type for node in graph.node} - set(_OPERATORS) - {"Constant"})
+        unknown = sorted({node.op_type for node in model.graph.node} - OPERATORS.keys() - {"Shape"})
         if unknown:
             raise ArtifactError(
-                f"the graph of {path} has {', '.join(unknown)}, which its torch twin does not run",
-                hint="leave the torch engines out, or give the checkpoint instead",
+                f"no torch twin: it does not know the operators {', '.join(unknown)}", hint="use --target onnx"
             )
-        # Shapes and axes are Python values: torch then sees them as constants.
-        self._constants: dict[str, Any] = {}
-        self._weights: dict[str, str] = {}
-        for tensor in graph.initializer:
-            self._keep(tensor.name, numpy_helper.to_array(tensor))
-        self._steps: list[tuple[Callable[[Values, Attributes], Any], list[str], list[str], Attributes]] = []
-        for node in _needed(graph, "image"):
-            attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-            if node.op_type == "Constant":
-                self._keep(node.output[0], numpy_helper.to_array(attributes["value"]))
-            else:
-                self._steps.append((_OPERATORS[node.op_type], list(node.input), list(node.output), attributes))
+        self._nodes = [
+            (
+                node.op_type,
+                tuple(node.input),
+                tuple(node.output),
+                {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute},
+            )
+            for node in model.graph.node
+        ]
+        self._buffer_of: dict[str, str] = {}
+        # Axes and sizes are not data: they must be known when torch traces.
+        self._sizes: dict[str, Shape] = {}
+        for number, tensor in enumerate(model.graph.initializer):
+            value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            if value.dtype == torch.int64 and value.dim() <= 1:
+                self._sizes[tensor.name] = tuple(value.reshape(-1).tolist())
+            self._buffer_of[tensor.name] = f"weight_{number}"
+            self.register_buffer(f"weight_{number}", value)
 
-    def _keep(self, name: str, array: np.ndarray) -> None:
-        if array.dtype == np.int64 and array.ndim <= 1:
-            self._constants[name] = array.tolist()
-        else:
-            self._weights[name] = f"weight_{len(self._weights)}"  # names of the graph may hold dots
-            self.register_buffer(self._weights[name], torch.from_numpy(array.copy()))
-
-    def forward(self, uniform: Tensor) -> Tensor:
-        """Return images, shape (N, C, H, W), of uniforms, shape (N, D)."""
-        values: dict[str, Any] = {"uniform": uniform, "": None, **self._constants}
-        values |= {name: getattr(self, weight) for name, weight in self._weights.items()}
-        for run, inputs, outputs, attributes in self._steps:
-            found = run([values[name] for name in inputs], attributes)
-            if len(outputs) == 1:
-                values[outputs[0]] = found
-            else:
-                values.update(zip(outputs, found, strict=True))
-        image: Tensor = values["image"]
-        return image
-
-
-def _needed(graph: onnx.GraphProto, target: str) -> list[onnx.NodeProto]:
-    """Return the nodes that `target` depends on, in the order of the graph."""
-    wanted, nodes = {target}, []
-    for node in reversed(graph.node):
-        if wanted & set(node.output):
-            wanted |= set(node.input)
-            nodes.append(node)
-    return nodes[::-1]
+    def forward(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Return image and latent of rows of uniforms, shape (N, D)."""
+        values: dict[str, Any] = {name: self.get_buffer(buffer) for name, buffer in self._buffer_of.items()}
+        values["uniform"] = uniform
+        sizes = dict(self._sizes)
+        for operator, inputs, outputs, attributes in self._nodes:
+            if operator == "Shape":
+                start, end = attributes.get("start", 0), attributes.get("end")
+                sizes[outputs[0]] = tuple(values[inputs[0]].shape)[start:end]
+                continue
+            if operator == "Concat" and all(name in sizes for name in inputs):
+                sizes[outputs[0]] = sum((sizes[name] for name in inputs), ())
+                continue
+            arguments = [None if not name else sizes.get(name, values.get(name)) for name in inputs]
+            result = OPERATORS[operator](arguments, attributes)
+            values |= zip(outputs, result if isinstance(result, tuple) else (result,), strict=False)
+        return values["image"], values["latent"]
 
 
-def _conv_transpose(values: Values, attributes: Attributes) -> Tensor:
-    images, weight, *bias = values
-    pads = tuple(attributes.get("pads", _ZERO_PADS))
-    if pads[:2] != pads[2:]:
-        raise ArtifactError(f"a transposed convolution has the pads {pads}, which torch cannot express")
-    return F.conv_transpose2d(
-        images,
-        weight,
-        bias[0] if bias else None,
-        stride=attributes.get("strides", (1, 1)),
-        padding=pads[:2],
-        output_padding=attributes.get("output_padding", (0, 0)),
-        groups=attributes.get("group", 1),
-        dilation=attributes.get("dilations", (1, 1)),
-    )
+def _reshape(values: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
+    source, sizes = values
+    if not attributes.get("allowzero", 0):
+        sizes = tuple(source.shape[axis] if size == 0 else size for axis, size in enumerate(sizes))
+    return source.reshape(sizes)
 
 
-def _conv(values: Values, attributes: Attributes) -> Tensor:
-    images, weight, *bias = values
-    top, left, bottom, right = attributes.get("pads", _ZERO_PADS)
-    return F.conv2d(
-        F.pad(images, (left, right, top, bottom)),
-        weight,
-        bias[0] if bias else None,
-        stride=attributes.get("strides", (1, 1)),
-        groups=attributes.get("group", 1),
-        dilation=attributes.get("dilations", (1, 1)),
-    )
+def _slice(values: Sequence[Any], _: dict[str, Any]) -> Tensor:
+    source, starts, ends, *rest = values
+    axes = rest[0] if rest and rest[0] is not None else range(len(starts))
+    steps = rest[1] if len(rest) > 1 else [1] * len(starts)
+    index = [slice(None)] * source.dim()
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        index[axis] = slice(start, min(end, 1 << 31), step)
+    return source[tuple(index)]
 
 
-def _gemm(values: Values, attributes: Attributes) -> Tensor:
-    left, right, *offset = values
-    left = left.T if attributes.get("transA") else left
-    right = right.T if attributes.get("transB") else right
-    alpha, beta = attributes.get("alpha", 1.0), attributes.get("beta", 1.0)
-    if not offset:
-        product: Tensor = alpha * (left @ right)
-        return product
-    return torch.addmm(offset[0], left, right, beta=beta, alpha=alpha)
-
-
-def _split(values: Values, attributes: Attributes) -> tuple[Tensor, ...]:
+def _split(values: Sequence[Any], attributes: dict[str, Any]) -> tuple[Tensor, ...]:
     axis = attributes.get("axis", 0)
-    if len(values) > 1 and values[1] is not None:
-        return torch.split(values[0], values[1], axis)
-    return torch.tensor_split(values[0], attributes["num_outputs"], axis)
+    if len(values) > 1:
+        return torch.split(values[0], list(values[1]), axis)
+    size = values[0].shape[axis]
+    return torch.split(values[0], -(-size // attributes["num_outputs"]), axis)
 
 
-def _gather(values: Values, attributes: Attributes) -> Tensor:
-    table, index = values
-    axis = attributes.get("axis", 0)
-    if isinstance(index, list):
-        index = torch.tensor(index, device=table.device)
-    flat = torch.index_select(table, axis, index.reshape(-1))
-    return flat.reshape(*table.shape[:axis], *index.shape, *table.shape[axis + 1 :])
+def _squeeze(values: Sequence[Any], _: dict[str, Any]) -> Tensor:
+    return torch.squeeze(values[0], tuple(values[1]))
 
 
-def _squeeze(values: Values, _: Attributes) -> Tensor:
+def _unsqueeze(values: Sequence[Any], _: dict[str, Any]) -> Tensor:
     source, axes = values
-    return torch.squeeze(source, tuple(axes))
-
-
-def _unsqueeze(values: Values, _: Attributes) -> Tensor:
-    source, axes = values
-    for axis in sorted(axes):
+    rank = source.dim() + len(axes)
+    for axis in sorted(axis % rank for axis in axes):
         source = source.unsqueeze(axis)
-    result: Tensor = source
-    return result
+    return source
 
 
-def _reduce_sum(values: Values, attributes: Attributes) -> Tensor:
-    return torch.sum(values[0], tuple(values[1]), keepdim=bool(attributes.get("keepdims", 1)))
+def _gather(values: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
+    source, index = values
+    axis = attributes.get("axis", 0)
+    chosen = source.index_select(axis, index.reshape(-1))
+    return chosen.reshape(*source.shape[:axis], *index.shape, *source.shape[axis + 1 :])
 
 
-def _reshape(values: Values, _: Attributes) -> Tensor:
-    source, shape = values
-    sizes = [source.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
-    result: Tensor = source.reshape(sizes)
-    return result
+def _gemm(values: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
+    a, b, *rest = values
+    product = (a.mT if attributes.get("transA") else a) @ (b.mT if attributes.get("transB") else b)
+    product = product * attributes["alpha"] if attributes.get("alpha", 1.0) != 1.0 else product
+    return product + attributes.get("beta", 1.0) * rest[0] if rest else product
 
 
-def _batch_norm(values: Values, attributes: Attributes) -> Tensor:
-    source, scale, bias, mean, variance = values
-    return F.batch_norm(source, mean, variance, scale, bias, eps=attributes.get("epsilon", 1e-5))
+def _conv_transpose(values: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
+    source, weight, *bias = values
+    rank = source.dim() - 2
+    pads = attributes.get("pads", [0] * 2 * rank)
+    if pads[:rank] != pads[rank:] or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+        raise ArtifactError("no torch twin: a transposed convolution has uneven padding", hint="use --target onnx")
+    if rank != 2:
+        raise ArtifactError(f"no torch twin: a transposed convolution has {rank} dimensions", hint="use --target onnx")
+    return nn.functional.conv_transpose2d(
+        source,
+        weight,
+        bias[0] if bias else None,
+        stride=attributes.get("strides", [1] * rank),
+        padding=pads[:rank],
+        output_padding=attributes.get("output_padding", [0] * rank),
+        groups=attributes.get("group", 1),
+        dilation=attributes.get("dilations", [1] * rank),
+    )
 
 
-def _clip(values: Values, _: Attributes) -> Tensor:
-    return torch.clamp(values[0], *values[1:])
+def _reduce_sum(values: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
+    return values[0].sum(tuple(values[1]), keepdim=bool(attributes.get("keepdims", 1)))
 
 
-def _cast(values: Values, attributes: Attributes) -> Tensor:
-    result: Tensor = values[0].to(_TYPES[attributes["to"]])
-    return result
+def _clip(values: Sequence[Any], _: dict[str, Any]) -> Tensor:
+    source, low, high = (*values, None, None)[:3]
+    return torch.clamp(source, low, high)
 
 
-def _plain(function: Callable[..., Tensor]) -> Callable[[Values, Attributes], Tensor]:
+def _plain(function: Callable[..., Tensor]) -> Callable[[Sequence[Any], dict[str, Any]], Tensor]:
+    """An operator without attributes whose inputs are torch's, in torch's order."""
     return lambda values, _: function(*values)
 
 
-_OPERATORS: dict[str, Callable[[Values, Attributes], Any]] = {
+OPERATORS: dict[str, Callable[[Sequence[Any], dict[str, Any]], Any]] = {
     "Abs": _plain(torch.abs),
     "Add": _plain(torch.add),
     "And": _plain(torch.logical_and),
-    "BatchNormalization": _batch_norm,
-    "Cast": _cast,
+    "Cast": lambda values, attributes: values[0].to(_DTYPES[attributes["to"]]),
     "Clip": _clip,
-    "Concat": lambda values, attributes: torch.cat(values, attributes["axis"]),
-    "Conv": _conv,
+    "Concat": lambda values, attributes: torch.cat(list(values), attributes["axis"]),
     "ConvTranspose": _conv_transpose,
     "Div": _plain(torch.div),
+    "Equal": _plain(torch.eq),
     "Exp": _plain(torch.exp),
-    "Flatten": lambda values, attributes: torch.flatten(values[0], attributes.get("axis", 1)),
+    "Expand": lambda values, _: values[0].expand(torch.broadcast_shapes(values[0].shape, values[1])),
     "Floor": _plain(torch.floor),
     "Gather": _gather,
-    "Gelu": lambda values, attributes: F.gelu(values[0], approximate=attributes.get("approximate", b"none").decode()),
     "Gemm": _gemm,
     "GreaterOrEqual": _plain(torch.ge),
-    "Identity": lambda values, _: values[0],
-    "LeakyRelu": lambda values, attributes: F.leaky_relu(values[0], attributes.get("alpha", 0.01)),
+    "Identity": _plain(torch.clone),
+    "LeakyRelu": lambda values, attributes: nn.functional.leaky_relu(values[0], attributes.get("alpha", 0.01)),
     "Less": _plain(torch.lt),
     "MatMul": _plain(torch.matmul),
     "Max": _plain(torch.maximum),
     "Min": _plain(torch.minimum),
     "Mul": _plain(torch.mul),
     "Neg": _plain(torch.neg),
-    "Pow": _plain(torch.pow),
+    "Or": _plain(torch.logical_or),
     "ReduceSum": _reduce_sum,
-    "Relu": _plain(F.relu),
+    "Relu": _plain(torch.relu),
     "Reshape": _reshape,
     "Round": _plain(torch.round),
     "Sigmoid": _plain(torch.sigmoid),
+    "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
     "Sub": _plain(torch.sub),
     "Tanh": _plain(torch.tanh),
-    "Transpose": lambda values, attributes: torch.permute(values[0], attributes["perm"]),
+    "Transpose": lambda values, attributes: values[0].permute(attributes["perm"]),
     "Unsqueeze": _unsqueeze,
     "Where": _plain(torch.where),
 }

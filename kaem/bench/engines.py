@@ -61,12 +61,14 @@ class Job:
 LIBRARIES = {
     "onnxruntime": ("onnxruntime", "pip install 'kaem[cpu]'"),
     "openvino": ("openvino", "pip install 'kaem[bench]'"),
-    "tensorrt": ("tensorrt", "pip install 'kaem[tensorrt]', on a machine with an NVIDIA GPU"),
+    "tensorrt": ("tensorrt", "pip install 'kaem[ort-tensorrt]', on a machine with an NVIDIA GPU"),
     "torch-eager": ("torch", "pip install 'kaem[export]'"),
     "torch-compile": ("torch", "pip install 'kaem[export]'"),
     "server": ("grpc", "pip install kaem"),
 }
 """The module that each engine needs, and what installs it."""
+
+_TENSORRT = "ort-tensorrt"
 
 NAMES = tuple(name for name in LIBRARIES if name != "server")
 """Engines that may be asked for by name; a server is what its address says."""
@@ -101,9 +103,9 @@ def open_engine(job: Job) -> Engine:
     if job.engine == "onnxruntime":
         return OnnxRuntimeEngine(Path(job.source), provider=job.provider, threads=job.threads)
     if job.engine == "tensorrt":
-        if "tensorrt" not in PROVIDERS:
+        if _TENSORRT not in PROVIDERS:
             raise BackendError("this kaem does not run TensorRT yet", hint="use --engine onnxruntime --provider cuda")
-        return OnnxRuntimeEngine(Path(job.source), provider="tensorrt", threads=1)
+        return OnnxRuntimeEngine(Path(job.source), provider=_TENSORRT, threads=1)
     if job.engine == "openvino":
         if job.provider != "cpu":
             raise ConfigError(f"engine openvino runs on the cpu, not on {job.provider}")
