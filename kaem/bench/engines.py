@@ -208,7 +208,7 @@ class OpenVinoEngine:
     @property
     def settings(self) -> Mapping[str, str]:
         """Device, precision, number of threads, version."""
-        precision = str(self._model.get_property("INFERENCE_PRECISION_HINT"))
+        precision = str(self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         return {"provider": "CPU", "precision": precision, "threads": str(self._threads), "openvino": self._version}
 
     def sample(self, num: int, seed: int, start: int = 0) -> Images:

@@ -17,10 +17,6 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #14171c; --ink: #e6e8eb; --soft: #a0a8b4; --line: #3a414c;
   --band: #1d2128; --series-1: #6ea8f5; --series-2: #f2915f; --series-3: #4fc79a; --series-4: #e0b04a;
   --series-5: #c08be8; --series-6: #ee7fae; --series-7: #83bccd; --series-8: #c3c35a; } }
-@media print { :root { color-scheme: light; --paper: #ffffff; --ink: #000000; --soft: #444444; --line: #bbbbbb;
-  --band: #f4f4f4; --series-1: #2266c4; --series-2: #c8501b; --series-3: #157f5b; --series-4: #8a5a00;
-  --series-5: #7b3fa8; --series-6: #b0306a; --series-7: #3d6f80; --series-8: #5c5c14; }
-  section, figure, table { break-inside: avoid; } .wide { overflow: visible; } table { font-size: 8pt; } }
 body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
   max-width: 72rem; padding: 0 1.25rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
@@ -35,6 +31,13 @@ pre { background: var(--band); border: 1px solid var(--line); padding: .7rem .9r
 figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; font-family: inherit; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@page { size: A4 landscape; margin: 12mm; }
+@media print { :root { color-scheme: light; --paper: #ffffff; --ink: #000000; --soft: #444444; --line: #bbbbbb;
+  --band: #f4f4f4; --series-1: #2266c4; --series-2: #c8501b; --series-3: #157f5b; --series-4: #8a5a00;
+  --series-5: #7b3fa8; --series-6: #b0306a; --series-7: #3d6f80; --series-8: #5c5c14; }
+  body { margin: 0; max-width: none; padding: 0; } .wide { overflow: visible; } table { font-size: 7.5pt; }
+  th, td { padding: .15rem .35rem; white-space: normal; } figure, tr { break-inside: avoid; }
+  h2 { break-after: avoid; } figure svg { max-width: 22cm; } }
 """
 
 

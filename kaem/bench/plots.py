@@ -107,6 +107,9 @@ def _over_rates(rows: Sequence[ServerRow]) -> str:
         axes[0].set(xlabel="arrivals, 1/s", ylabel="last chunk, ms", yscale="log")
         axes[1].set(xlabel="arrivals, 1/s", ylabel="completed, 1/s")
         axes[1].axline((0, 0), slope=1, color=_LINE, linewidth=1, zorder=0)
+        for axis in axes:
+            axis.set_xlim(left=0)
+        axes[1].set_ylim(bottom=0)
 
     return _svg(draw, columns=2, is_legend=True)
 

@@ -300,7 +300,7 @@ def search_rate(
 def lowest_judged(objective: Objective, duration_s: float) -> float:
     """Lowest rate at which enough requests are counted in a run to speak of the objective's percentile."""
     requests = 1.2 * MIN_BEYOND * 100 / (100 - objective.percent)  # a fifth more: their number is itself random
-    return max(1.0, requests / ((1 - WARM_SHARE) * duration_s))
+    return max(1.0, float(math.ceil(requests / ((1 - WARM_SHARE) * duration_s))))
 
 
 def search_target(

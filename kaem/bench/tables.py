@@ -47,7 +47,9 @@ def tables_of(report: Report) -> list[Table]:
     if report.entrants:
         tables.append(_starts(report.entrants))
     if report.server:
-        tables += [_times(report.server), _ends(report.server)]
+        targets = [row.target for row in report.server]
+        rows = sorted(report.server, key=lambda row: (targets.index(row.target), row.rate))  # a search jumps about
+        tables += [_times(rows), _ends(rows)]
     if report.searches:
         tables.append(_searches(report))
     return tables
