@@ -25,7 +25,10 @@ _DTYPES = {
     onnx.TensorProto.BOOL: torch.bool,
 }
 
-Shape = tuple[Any, ...]
+Values = Sequence[Any]
+"""A node's inputs: tensors, sizes, or None where one is left out."""
+
+Sizes = tuple[Any, ...]
 """Sizes, of which the first may be symbolic while torch traces."""
 
 
@@ -57,7 +60,7 @@ class TorchTwin(nn.Module):
         ]
         self._buffer_of: dict[str, str] = {}
         # Axes and sizes are not data: they must be known when torch traces.
-        self._sizes: dict[str, Shape] = {}
+        self._sizes: dict[str, Sizes] = {}
         for number, tensor in enumerate(model.graph.initializer):
             value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
             if value.dtype == torch.int64 and value.dim() <= 1:
@@ -84,14 +87,14 @@ class TorchTwin(nn.Module):
         return values["image"], values["latent"]
 
 
-def _reshape(values: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
+def _reshape(values: Values, attributes: dict[str, Any]) -> Any:
     source, sizes = values
     if not attributes.get("allowzero", 0):
         sizes = tuple(source.shape[axis] if size == 0 else size for axis, size in enumerate(sizes))
     return source.reshape(sizes)
 
 
-def _slice(values: Sequence[Any], _: dict[str, Any]) -> Tensor:
+def _slice(values: Values, _: dict[str, Any]) -> Any:
     source, starts, ends, *rest = values
     axes = rest[0] if rest and rest[0] is not None else range(len(starts))
     steps = rest[1] if len(rest) > 1 else [1] * len(starts)
@@ -101,7 +104,7 @@ def _slice(values: Sequence[Any], _: dict[str, Any]) -> Tensor:
     return source[tuple(index)]
 
 
-def _split(values: Sequence[Any], attributes: dict[str, Any]) -> tuple[Tensor, ...]:
+def _split(values: Values, attributes: dict[str, Any]) -> tuple[Tensor, ...]:
     axis = attributes.get("axis", 0)
     if len(values) > 1:
         return torch.split(values[0], list(values[1]), axis)
@@ -109,11 +112,11 @@ def _split(values: Sequence[Any], attributes: dict[str, Any]) -> tuple[Tensor, .
     return torch.split(values[0], -(-size // attributes["num_outputs"]), axis)
 
 
-def _squeeze(values: Sequence[Any], _: dict[str, Any]) -> Tensor:
+def _squeeze(values: Values, _: dict[str, Any]) -> Any:
     return torch.squeeze(values[0], tuple(values[1]))
 
 
-def _unsqueeze(values: Sequence[Any], _: dict[str, Any]) -> Tensor:
+def _unsqueeze(values: Values, _: dict[str, Any]) -> Any:
     source, axes = values
     rank = source.dim() + len(axes)
     for axis in sorted(axis % rank for axis in axes):
@@ -121,21 +124,21 @@ def _unsqueeze(values: Sequence[Any], _: dict[str, Any]) -> Tensor:
     return source
 
 
-def _gather(values: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
+def _gather(values: Values, attributes: dict[str, Any]) -> Any:
     source, index = values
     axis = attributes.get("axis", 0)
     chosen = source.index_select(axis, index.reshape(-1))
     return chosen.reshape(*source.shape[:axis], *index.shape, *source.shape[axis + 1 :])
 
 
-def _gemm(values: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
+def _gemm(values: Values, attributes: dict[str, Any]) -> Any:
     a, b, *rest = values
     product = (a.mT if attributes.get("transA") else a) @ (b.mT if attributes.get("transB") else b)
     product = product * attributes["alpha"] if attributes.get("alpha", 1.0) != 1.0 else product
     return product + attributes.get("beta", 1.0) * rest[0] if rest else product
 
 
-def _conv_transpose(values: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
+def _conv_transpose(values: Values, attributes: dict[str, Any]) -> Any:
     source, weight, *bias = values
     rank = source.dim() - 2
     pads = attributes.get("pads", [0] * 2 * rank)
@@ -155,21 +158,21 @@ def _conv_transpose(values: Sequence[Any], attributes: dict[str, Any]) -> Tensor
     )
 
 
-def _reduce_sum(values: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
+def _reduce_sum(values: Values, attributes: dict[str, Any]) -> Any:
     return values[0].sum(tuple(values[1]), keepdim=bool(attributes.get("keepdims", 1)))
 
 
-def _clip(values: Sequence[Any], _: dict[str, Any]) -> Tensor:
+def _clip(values: Values, _: dict[str, Any]) -> Any:
     source, low, high = (*values, None, None)[:3]
     return torch.clamp(source, low, high)
 
 
-def _plain(function: Callable[..., Tensor]) -> Callable[[Sequence[Any], dict[str, Any]], Tensor]:
+def _plain(function: Callable[..., Tensor]) -> Callable[[Values, dict[str, Any]], Tensor]:
     """An operator without attributes whose inputs are torch's, in torch's order."""
     return lambda values, _: function(*values)
 
 
-OPERATORS: dict[str, Callable[[Sequence[Any], dict[str, Any]], Any]] = {
+OPERATORS: dict[str, Callable[[Values, dict[str, Any]], Any]] = {
     "Abs": _plain(torch.abs),
     "Add": _plain(torch.add),
     "And": _plain(torch.logical_and),
@@ -180,7 +183,9 @@ OPERATORS: dict[str, Callable[[Sequence[Any], dict[str, Any]], Any]] = {
     "Div": _plain(torch.div),
     "Equal": _plain(torch.eq),
     "Exp": _plain(torch.exp),
-    "Expand": lambda values, _: values[0].expand(torch.broadcast_shapes(values[0].shape, values[1])),
+    "Expand": lambda values, _: torch.broadcast_tensors(  # type: ignore[no-untyped-call]
+        values[0], values[0].new_empty(values[1])
+    )[0],
     "Floor": _plain(torch.floor),
     "Gather": _gather,
     "Gemm": _gemm,

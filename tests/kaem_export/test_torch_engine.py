@@ -31,19 +31,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(
-    ("variant", "image_type"),
-    [("experts in own frames", "uint8"), ("kan generator", "float32")],
-)
-def test_the_torch_twin_makes_the_images_of_the_exported_graph(tmp_path, variant, image_type):
-    checkpoint = write_random_checkpoint(tmp_path / "ckpt.pt", *VARIANTS[variant])
-    export(checkpoint, tmp_path / "model.onnx", image_type=image_type)
+def test_torch_runs_an_exported_graph_to_the_same_images(tmp_path):
+    checkpoint = write_random_checkpoint(tmp_path / "ckpt.pt", *VARIANTS["experts in own frames"])
+    export(checkpoint, tmp_path / "model.onnx", image_type="uint8")
     twin = TorchTwin(onnx.load(tmp_path / "model.onnx"))
     with kaem.load(tmp_path / "model.onnx", workers=1) as sampler, torch.inference_mode():
         uniform = noise.uniforms(5, 0, 50, sampler.manifest.noise_dim)
         expected, found = sampler.decode(uniform), twin(torch.from_numpy(uniform))[0].numpy()
     assert found.dtype == expected.dtype
-    np.testing.assert_allclose(found.astype(float), expected.astype(float), atol=1 if image_type == "uint8" else 2e-5)
+    np.testing.assert_allclose(found.astype(float), expected.astype(float), atol=1)
 
 
 def test_a_graph_that_torch_cannot_run_is_refused_with_the_reason(artifact_path, tmp_path, one_thread):
