@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "kaem needs Python 3.11 or newer; name one with: make setup PYTHON=python3.12" >&2; exit 1; }
 	@echo "setting up $(VENV) (a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,hub,diffusion,export,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,hub,diffusion,export,bench,dev]'
 	@touch $@
 
 demo: setup          ## Train on real digits, export, verify, serve, sample and benchmark: 2 to 3 minutes
@@ -48,9 +48,9 @@ docs: setup          ## Write the command reference, docs/cli.md, from the comma
 protocol: setup      ## Regenerate the gRPC stubs from kaem/protocol/kaem.proto
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/generate_protocol.sh
 
-bench: setup         ## Measure the model that the demo made
+bench: setup         ## Measure the model that the demo made on every engine, with a page of plots
 	@test -f demo/model.onnx || { echo "no demo/model.onnx yet; run: make demo" >&2; exit 1; }
-	$(BIN)/kaem bench demo/model.onnx --seconds 3
+	$(BIN)/kaem bench demo/model.onnx --engine onnxruntime,openvino,torch-eager --threads 1 --json demo/bench.json --html demo/bench.html
 
 results-small: setup ## Train and measure a shortened table of docs/results.md: 9 minutes; needs DATA=folder with fashion_mnist.npz
 	@test -f "$(DATA)/fashion_mnist.npz" || { echo "no $(DATA)/fashion_mnist.npz; run: make results-small DATA=folder" >&2; exit 1; }

@@ -1,124 +1,131 @@
-"""`kaem bench`: latency and throughput of models and servers, interleaved in one run."""
+"""`kaem bench`: how fast models, engines and servers are, measured so that it can be believed."""
 
 from __future__ import annotations
 
-import json as json_
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from cli.source import Provider, Workers
+from cli.source import Provider
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from kaem.benchmark import Measurement
-    from kaem.sampler import Sampler
+_LOCAL, _SERVER, _OUT = "One caller", "Server scenario", "Report"
 
 
 def bench(
     sources: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Model files or servers (grpc://host:port) to compare.")
-    ],
-    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,64,256",
-    seconds: Annotated[float, typer.Option(help="Timed seconds for each model and batch size.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the noise and of the order of turns.")] = 0,
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="Models, checkpoints or servers (grpc://host:port) to compare."),
+    ] = None,
+    scenario: Annotated[
+        str, typer.Option(help="single, batch and offline, separated by commas; or server, an open loop.")
+    ] = "batch",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="onnxruntime, openvino, tensorrt, torch-eager, torch-compile, separated by commas.",
+            rich_help_panel=_LOCAL,
+        ),
+    ] = "onnxruntime",
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            help="Images a call, separated by commas; by default 1 (single), 1,8,64,256 (batch), 1024 (offline).",
+            rich_help_panel=_LOCAL,
+        ),
+    ] = None,
+    threads: Annotated[
+        str | None,
+        typer.Option(help="Threads, separated by commas; by default one per core.", rich_help_panel=_LOCAL),
+    ] = None,
     provider: Provider = "cpu",
-    workers: Workers = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, with every percentile, instead of tables.")] = False,
+    seconds: Annotated[
+        float, typer.Option(help="Timed seconds of every row, over all launches.", rich_help_panel=_LOCAL)
+    ] = 1.0,
+    launches: Annotated[
+        int,
+        typer.Option(help="Fresh processes of every contestant; intervals need 6.", rich_help_panel=_LOCAL),
+    ] = 9,
+    precision: Annotated[
+        float,
+        typer.Option(
+            help="Half-width of p50's interval, relative to it, beyond which launches are added, up to twice as many.",
+            rich_help_panel=_LOCAL,
+        ),
+    ] = 0.02,
+    rate: Annotated[
+        str | None, typer.Option(help="Requests a second, separated by commas.", rich_help_panel=_SERVER)
+    ] = None,
+    duration: Annotated[str, typer.Option(help="How long each rate lasts.", rich_help_panel=_SERVER)] = "20s",
+    deadline: Annotated[
+        str, typer.Option(help="After this long a request has failed.", rich_help_panel=_SERVER)
+    ] = "1s",
+    slo: Annotated[
+        str | None,
+        typer.Option(
+            help="Objective such as p99=50ms; the highest rate that meets it is searched for.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    mix: Annotated[
+        str,
+        typer.Option(
+            help="Kinds of requests and their shares: interactive (1 image), bulk (1024), or a number of images.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = "interactive:1",
+    seed: Annotated[int, typer.Option(help="Of noise, order of turns, and arrivals.")] = 0,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="Report to compare with; without a MODEL it is measured again.", rich_help_panel=_OUT),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option(help="Relative change that a comparison ignores.", rich_help_panel=_OUT)
+    ] = 0.05,
+    json: Annotated[
+        Path | None, typer.Option(help="Write the report as JSON; - for standard output.", rich_help_panel=_OUT)
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write it as Markdown.", rich_help_panel=_OUT)] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write it as one HTML file with plots.", rich_help_panel=_OUT)
+    ] = None,
 ) -> None:
-    """Measure p50, p90 and p99 latency per batch size and images per second.
+    """Measure latency, throughput, processor time, memory and start of models; or a server under load.
 
-    Several models are measured in alternating short turns, in random order, so that a slow moment of the machine
-    falls on all of them; figures of different runs are not comparable. Latency is the wall time of one whole call,
-    noise included, and for a server the way there and back too.
+    Contestants are interleaved in one run, in short turns in random order, each in a process of its own that is
+    launched several times. A ratio is printed only where its 95 % interval leaves out 1. With `--scenario server`,
+    requests come when they come, whether or not the server keeps up, and are timed from when they were due.
+    How to read the figures: docs/benchmarks.md.
 
     **Examples**
 
     `kaem bench model.onnx`
 
-    `kaem bench small.onnx large.onnx --batch 1,64 --seconds 5 --json > bench.json`
+    `kaem bench small.onnx large.onnx --engine onnxruntime,openvino --threads 1 --html bench.html --json bench.json`
+
+    `kaem bench grpc://127.0.0.1:50051 --scenario server --rate 200,400 --duration 20s`
+
+    `kaem bench grpc://127.0.0.1:50051 --scenario server --slo p99=50ms --mix interactive:0.9,bulk:0.1`
+
+    `kaem bench --compare old.json`
     """
-    from contextlib import ExitStack
+    from cli.bench_run import Options, run
 
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from cli.source import open_source
-    from kaem.benchmark import describe_machine, measure
-    from kaem.errors import RequestError
-
-    try:
-        batches = [int(word) for word in batch.split(",")]
-    except ValueError:
-        raise RequestError(f"cannot read batch sizes {batch!r}", hint="write them as 1,8,64") from None
-    if len(set(sources)) < len(sources):
-        raise RequestError(f"a model is named twice: {', '.join(sources)}")
-    machine = describe_machine()
-    with ExitStack() as stack:
-        samplers = {
-            source: stack.enter_context(open_source(source, provider=provider, workers=workers)) for source in sources
-        }
-        settings = {source: _setting(sampler) for source, sampler in samplers.items()}
-        words = Console(stderr=True)
-        progress = stack.enter_context(Progress(console=words, transient=True, disable=not words.is_terminal))
-        task = progress.add_task("measuring", total=1.0)
-        results = measure(
-            samplers,
-            batches,
-            seconds=seconds,
-            seed=seed,
-            on_round=lambda share: progress.update(task, completed=share),
-        )
-    if json:
-        rows = [{"ran on": settings[result.model], **_row(result)} for result in results]
-        typer.echo(json_.dumps({"machine": machine, "results": rows}, indent=2))
-        return
-    console = Console()
-    console.print(_table(results, sources[0]))
-    for source, setting in settings.items():
-        console.print(f"{source}: {setting}", highlight=False)
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
-
-
-def _setting(sampler: Sampler) -> str:
-    from kaem.runtime import LocalSampler
-
-    if isinstance(sampler, LocalSampler):
-        return f"{sampler.provider}, {sampler.workers} worker{'s' if sampler.workers > 1 else ''}"
-    return "server"
-
-
-def _row(result: Measurement) -> dict[str, object]:
-    return {
-        "model": result.model,
-        "batch": result.batch,
-        "calls": result.calls,
-        "p50_ms": result.percentile_ms(50),
-        "p90_ms": result.percentile_ms(90),
-        "p99_ms": result.percentile_ms(99),
-        "images_per_s": result.images_per_s,
-    }
-
-
-def _table(results: list[Measurement], first: str) -> Table:
-    from rich.table import Table
-
-    base = {result.batch: result.percentile_ms(50) for result in results if result.model == first}
-    is_comparison = any(result.model != first for result in results)
-    table = Table(caption=f"speed: p50 of {first} over p50 of the row" if is_comparison else None)
-    table.add_column("model", overflow="fold")
-    for name in ("batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", *(["speed"] if is_comparison else [])):
-        table.add_column(name, justify="right", no_wrap=True)
-    shown = ""
-    for result in results:
-        if shown and result.model != shown:
-            table.add_section()
-        cells = [result.model if result.model != shown else "", str(result.batch)]
-        cells += [f"{result.percentile_ms(percent):.3f}" for percent in (50, 90, 99)]
-        cells += [f"{result.images_per_s:,.0f}", f"{result.calls:,}"]
-        if is_comparison:
-            cells.append(f"{base[result.batch] / result.percentile_ms(50):.2f}")
-        table.add_row(*cells)
-        shown = result.model
-    return table
+    options = Options(
+        sources=tuple(sources or ()),
+        scenario=scenario,
+        engine=engine,
+        batch=batch,
+        threads=threads,
+        provider=provider,
+        seconds=seconds,
+        launches=launches,
+        precision=precision,
+        rate=rate,
+        duration=duration,
+        deadline=deadline,
+        slo=slo,
+        mix=mix,
+        seed=seed,
+    )
+    run(options, compare_with=compare, margin=margin, json=json, markdown=markdown, html=html)

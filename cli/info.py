@@ -94,7 +94,7 @@ def _sparkline(values: list[float]) -> str:
 
 def _show_installation() -> None:
     from kaem.backend import PROVIDERS, installed_runtime
-    from kaem.benchmark import describe_machine
+    from kaem.bench.environment import describe_machine
 
     runtime = installed_runtime()
     import onnxruntime

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kaem import noise
 from kaem.artifact import Manifest, fingerprint, read_manifest
-from kaem.backend import hardware_id, installed_runtime, open_session
+from kaem.backend import PROVIDERS, hardware_id, installed_runtime, open_session
 from kaem.errors import ArtifactError, BackendError, RequestError
 from kaem.requests import check_memory, check_range, check_uniforms, whole
 from kaem.sampler import Chunk, Images, OnProgress, Uniforms
@@ -77,6 +77,12 @@ class LocalSampler:
     def numerics_id(self) -> str:
         """Digest of artifact, provider, runtime version and hardware: equal ids give equal bits."""
         return self._numerics_id
+
+    @property
+    def provider_options(self) -> dict[str, str]:
+        """Options that the provider really runs with, as ONNX Runtime reports them."""
+        options: dict[str, str] = self._session.get_provider_options()[PROVIDERS[self.provider]]
+        return options
 
     def sample(self, num: int, seed: int, start: int = 0, *, on_progress: OnProgress | None = None) -> Images:
         """Return samples `start .. start + num - 1` of `seed`.

@@ -30,7 +30,7 @@ done
 step kaem sample "$(cat demo/address)" -n 4096 --seed 7 -o demo/samples.npy -o demo/samples.png
 
 # 5. Measure the model, in this process and through the server.
-step kaem bench demo/model.onnx "$(cat demo/address)"
+step kaem bench demo/model.onnx "$(cat demo/address)" --launches 6 --seconds 0.5
 
 kill "$server" && wait "$server" && server=""
 

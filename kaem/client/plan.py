@@ -57,10 +57,14 @@ class Plan:
         """Digest that the servers have in common: equal ids give equal bits."""
         return self.models[0].numerics_id
 
+    @property
+    def max_sample_rows(self) -> int:
+        """Samples that every server answers in one message."""
+        return min(model.limits.max_sample_rows for model in self.models)
+
     def samples(self, num: int, seed: int, start: int, *, timeout_s: float | None, now: float) -> Exchange:
         """Return the job of samples that are wanted as an array."""
-        most = min(model.limits.max_sample_rows for model in self.models)
-        if num > most or (num > _LEAST_ROWS and len(self.targets) > 1):
+        if num > self.max_sample_rows or (num > _LEAST_ROWS and len(self.targets) > 1):
             return self.stream(num, seed, start, timeout_s=timeout_s, now=now)
         question = Samples(seed, is_stream=False)
         return self._exchange(question, start, num, num, timeout_s, now)

@@ -104,6 +104,11 @@ class RemoteSampler:
         """Digest of artifact, provider and runtime version: equal ids give equal bits."""
         return self._plan.numerics_id
 
+    @property
+    def max_sample_rows(self) -> int:
+        """Samples that every server answers in one message."""
+        return self._plan.max_sample_rows
+
     def sample(
         self,
         num: int,

@@ -92,24 +92,6 @@ def test_the_default_output_is_samples_png_here(folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
 
 
-def test_bench_prints_percentiles_for_every_batch_size(folder, server):
-    done = _run("bench", folder / "model.onnx", server, "--batch", "1,5", "--seconds", "0.05")
-    assert done.returncode == 0, done.stderr
-    for word in ("p50", "p90", "p99", "images/s", "2 workers" if (os.cpu_count() or 1) == 2 else "worker", "server"):
-        assert word in done.stdout
-
-
-def test_bench_as_json_holds_machine_versions_threads_and_every_figure(folder):
-    done = _run("bench", folder / "model.onnx", "--batch", "1,5", "--seconds", "0.05", "--workers", 1, "--json")
-    report = json.loads(done.stdout)
-    assert {"processor", "cores", "python", "onnxruntime", "date"} <= set(report["machine"])
-    assert [row["batch"] for row in report["results"]] == [1, 5]
-    for row in report["results"]:
-        assert row["ran on"] == "cpu, 1 worker"
-        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
-        assert row["images_per_s"] > 0
-
-
 def test_info_shows_the_manifest_of_a_file_and_of_a_server(folder, server):
     local, remote = _run("info", folder / "model.onnx", "--json"), _run("info", server, "--json")
     assert json.loads(local.stdout) == json.loads(remote.stdout)
@@ -148,9 +130,6 @@ def test_version():
         (["sample", "foreign.onnx"], "not a kaem artifact"),
         (["sample", "ckpt.pt"], "ckpt.pt"),
         (["info", "rubbish.onnx"], "rubbish.onnx"),
-        (["bench", "MODEL", "--batch", "1,x"], "cannot read batch sizes"),
-        (["bench", "MODEL", "--batch", "0"], "batch sizes"),
-        (["bench", "MODEL", "MODEL"], "named twice"),
         (["export", "none.pt"], "no checkpoint at none.pt"),
         (["export", "rubbish.onnx"], "rubbish.onnx is not a kaem checkpoint"),
         (["export", "ckpt.pt", "-o", "none/m.onnx"], "no folder none"),

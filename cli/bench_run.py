@@ -1,0 +1,305 @@
+"""What `kaem bench` does with its options: measure, show, write, compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli.source import is_remote
+from kaem.bench.arrivals import parse_mix
+from kaem.bench.compare import change_table, compare, differing_machines
+from kaem.bench.contestant import OWN_ENGINES, Contestant
+from kaem.bench.engines import NAMES, Job
+from kaem.bench.environment import describe_machine, processor_ticks, stolen_share
+from kaem.bench.local import DEFAULT_BATCHES, Effort, measure
+from kaem.bench.page import write_page
+from kaem.bench.record import Report, Search, ServerRow, read_report, to_json, write_report
+from kaem.bench.remote import Load, Target, search_target
+from kaem.bench.tables import Table, name_of, report_markdown, tables_of
+from kaem.bench.words import parse_counts, parse_duration, parse_objective, parse_rates
+from kaem.errors import ArtifactError, ConfigError, RequestError
+from kaem.files import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from kaem.bench.open_loop import Watch
+
+TORCH_ENGINES = "kaem_export.torch_engine"
+"""Named, not imported: only the process of a contestant on torch loads it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to measure, as words; see `cli.bench.bench`."""
+
+    sources: tuple[str, ...]
+    scenario: str
+    engine: str
+    batch: str | None
+    threads: str | None
+    provider: str
+    seconds: float
+    launches: int
+    precision: float
+    rate: str | None
+    duration: str
+    deadline: str
+    slo: str | None
+    mix: str
+    seed: int
+
+    @property
+    def is_server(self) -> bool:
+        """Whether a server is loaded from outside."""
+        return self.scenario == "server"
+
+    def words(self) -> tuple[str, ...]:
+        """Return the command's words that measure exactly this, defaults spelled out."""
+        skipped = {"sources", *(_LOCAL_ONLY if self.is_server else _SERVER_ONLY)}
+        pairs = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        given = [(name, value) for name, value in pairs if name not in skipped and value is not None]
+        return (*self.sources, *(word for name, value in given for word in (f"--{name}", str(value))))
+
+
+_LOCAL_ONLY = ("engine", "batch", "threads", "provider", "seconds", "launches", "precision")
+_SERVER_ONLY = ("rate", "duration", "deadline", "slo", "mix")
+
+
+def run(
+    options: Options,
+    *,
+    compare_with: Path | None,
+    margin: float,
+    json: Path | None,
+    markdown: Path | None,
+    html: Path | None,
+) -> None:
+    """Measure, show and write; exit 1 if a comparison supports that something has become slower."""
+    from rich.console import Console
+
+    old = read_report(compare_with) if compare_with else None
+    for path in (json, markdown, html):  # before anything costs time
+        if path is not None and path != Path("-") and not path.parent.is_dir():
+            raise RequestError(f"no folder {path.parent} to write {path.name} into", hint="create it first")
+    if html:
+        _require_matplotlib()
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    report = _obtain(options, old)
+    if json == Path("-"):
+        typer.echo(to_json(report), nl=False)
+        console = Console(stderr=True)
+    for table in tables_of(report):
+        _print(console, table)
+    for note in report.notes:
+        console.print(note, highlight=False, markup=False)
+    console.print(", ".join(f"{name} {value}" for name, value in report.machine.items()), highlight=False, markup=False)
+    if json and json != Path("-"):
+        write_report(json, report)
+    if markdown:
+        with replacing(markdown) as draft:
+            draft.write_text(report_markdown(report), encoding="utf-8")
+    if html:
+        write_page(html, report)
+    if old is not None and not _compare(console, old, report, margin):
+        raise typer.Exit(1)
+
+
+def _obtain(options: Options, old: Report | None) -> Report:
+    """Return the report that was named, or measure: what was asked, or what the earlier report measured."""
+    sources = options.sources
+    if len(sources) == 1 and sources[0].endswith(".json"):
+        if old is None:
+            raise RequestError(f"{sources[0]} is a report", hint="compare it: kaem bench --compare old.json new.json")
+        return read_report(Path(sources[0]))
+    if not sources and old is None:
+        raise RequestError("no model is named", hint="write: kaem bench model.onnx")
+    return _measured(options if sources else _options_of(old))
+
+
+def _options_of(old: Report | None) -> Options:
+    from typer.main import get_command
+
+    from cli.main import app
+
+    if old is None:
+        raise AssertionError("there is an earlier report wherever no model is named")
+    command: Any = get_command(app)
+    try:
+        given = command.commands["bench"].make_context("bench", list(old.arguments)).params
+    except Exception as error:  # the command line's own classes
+        raise ArtifactError(f"the earlier report's command cannot be read: {error}") from None
+    names = [field.name for field in dataclasses.fields(Options) if field.name != "sources"]
+    return Options(sources=tuple(given["sources"] or ()), **{name: given[name] for name in names})
+
+
+def _measured(options: Options) -> Report:
+    if len(set(options.sources)) < len(options.sources):
+        raise RequestError(f"a model is named twice: {', '.join(options.sources)}")
+    words = options.words()
+    machine = describe_machine()
+    ticks = processor_ticks()
+    results = _load_servers(options) if options.is_server else _compare_locally(options)
+    machine["load after"] = f"{os.getloadavg()[0]:.2f}"
+    machine["stolen by the hypervisor"] = f"{100 * stolen_share(ticks, processor_ticks()):.1f} %"
+    report = Report(command=shlex.join(["kaem", "bench", *words]), arguments=words, machine=machine, **results)
+    return dataclasses.replace(report, notes=tuple(_notes(report, options)))
+
+
+def _compare_locally(options: Options) -> dict[str, Any]:
+    if options.rate or options.slo:
+        raise RequestError("--rate and --slo are of the scenario server", hint="add: --scenario server")
+    scenarios = options.scenario.split(",")
+    for name in scenarios:
+        if name not in DEFAULT_BATCHES or scenarios.count(name) > 1:
+            known = "single, batch, offline (separated by commas), or server; each once, server alone"
+            raise RequestError(f"cannot read scenario {options.scenario!r}", hint=f"known are {known}")
+    batches = {name: DEFAULT_BATCHES[name] for name in scenarios}
+    if options.batch is not None:
+        chosen = parse_counts(options.batch, "batch sizes")
+        batches = {name: sizes if name == "single" else chosen for name, sizes in batches.items()}
+    effort = Effort(seconds=options.seconds, launches=options.launches, precision=options.precision, seed=options.seed)
+    contestants = _contestants(options)
+    with _progress("measuring") as update:
+        entrants, rows = measure(contestants, batches, effort, on_progress=update)
+    return {"entrants": tuple(entrants), "local": tuple(rows)}
+
+
+def _contestants(options: Options) -> list[Contestant]:
+    """Every source on every engine that can run it, with every number of threads."""
+    engines = options.engine.split(",")
+    for name in engines:
+        if name not in NAMES:
+            raise ConfigError(f"unknown engine {name!r}", hint=f"choose among: {', '.join(NAMES)}")
+    if len(set(engines)) < len(engines):
+        raise RequestError(f"an engine is named twice: {options.engine}")
+    threads = options.threads or str(len(os.sched_getaffinity(0)))
+    numbers = parse_counts(threads, "numbers of threads")
+    found = []
+    for source in options.sources:
+        if is_remote(source):
+            found.append(Contestant(job=Job(engine="server", source=source, threads=1)))
+            continue
+        if not Path(source).exists():
+            raise ArtifactError(f"no model file at {source}", hint="make one with: kaem export ckpt.pt -o model.onnx")
+        able = [name for name in engines if name.startswith("torch") or not source.endswith(".pt")]
+        if not able:
+            raise RequestError(f"{source} is a checkpoint, which only torch runs", hint="add: --engine torch-eager")
+        found += [
+            Contestant(
+                job=Job(engine=name, source=source, threads=number, provider=options.provider),
+                module=TORCH_ENGINES if name.startswith("torch") else OWN_ENGINES,
+            )
+            for name in able
+            for number in numbers
+        ]
+    return found
+
+
+def _load_servers(options: Options) -> dict[str, Any]:
+    for source in options.sources:
+        if not is_remote(source):
+            hint = f"start one: kaem serve {shlex.quote(source)}"
+            raise RequestError(f"the scenario server needs a server (grpc://host:port), not {source}", hint=hint)
+    rates = parse_rates(options.rate) if options.rate else ()
+    if not rates and options.slo is None:
+        raise RequestError(
+            "the scenario server needs rates or an objective", hint="give --rate 200,400 or --slo p99=50ms"
+        )
+    load = Load(
+        mix=parse_mix(options.mix),
+        duration_s=parse_duration(options.duration, "duration"),
+        deadline_s=parse_duration(options.deadline, "deadline"),
+        seed=options.seed,
+        objective=parse_objective(options.slo) if options.slo else None,
+    )
+    rows: list[ServerRow] = []
+    searches: list[Search] = []
+    with _progress("loading") as update:
+
+        def on_watch(rate: float, watch: Watch) -> None:
+            ends = ", ".join(f"{num:,} {status}" for status, num in sorted(watch.statuses.items()))
+            update(watch.sent / max(1, watch.total), f"{rate:g}/s: {watch.in_flight:,} in flight; {ends}")
+
+        for source in options.sources:
+            target = Target(source, seed=options.seed)
+            for rate in rates:
+                rows += target.run(rate, load, on_watch)
+            if load.objective is not None:
+                searches.append(search_target(target, rows, load, on_watch))
+    return {"server": tuple(rows), "searches": tuple(searches)}
+
+
+def _notes(report: Report, options: Options) -> list[str]:
+    """Say what keeps a reader from trusting a row."""
+    notes = []
+    for row in report.local:
+        where = f"{name_of(row)}, {row.scenario} {row.batch}"
+        if not row.is_warm:
+            notes.append(f"{where}: times had not settled when timing began.")
+        if not row.is_precise and options.launches >= 6:
+            notes.append(f"{where}: p50 is not known to within {100 * options.precision:g} %.")
+    first_of = {(row.target, row.rate): row for row in reversed(report.server)}  # of all kinds together
+    notes += [
+        f"{row.target} at {row.rate:g}/s: the load generator was late (p99 {row.lag_p99_ms:.1f} ms, "
+        f"{100 * row.generator_cpu:.0f} % of a core); its lag is in every time."
+        for row in reversed(first_of.values())
+        if row.is_generator_late
+    ]
+    return notes
+
+
+def _compare(console: Console, old: Report, new: Report, margin: float) -> bool:
+    """Print the comparison and return whether nothing has become slower."""
+    changes = compare(old, new, margin=margin)
+    for difference in differing_machines(old, new):
+        console.print(f"not the same machine: {difference}", highlight=False, markup=False)
+    _print(console, change_table(changes, margin))
+    slower = [change for change in changes if change.verdict == "slower"]
+    for change in slower:
+        console.print(f"slower: {change.what}", highlight=False, markup=False)
+    return not slower
+
+
+def _print(console: Console, table: Table) -> None:
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    shown = RichTable(title=table.title, title_justify="left", caption=" ".join(table.notes), caption_justify="left")
+    for index, name in enumerate(table.columns):
+        shown.add_column(
+            name, justify="left" if name in table.words else "right", no_wrap=index > 0, overflow="fold", min_width=3
+        )
+    for row in table.rows:
+        shown.add_row(*map(escape, row))
+    console.print(shown)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
+    """Show a bar on a terminal, redrawn seldom: drawing takes time from what is measured."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    words = Console(stderr=True)
+    with Progress(console=words, transient=True, disable=not words.is_terminal, refresh_per_second=2) as progress:
+        task = progress.add_task(title, total=1.0)
+        yield lambda share, text: progress.update(task, completed=share, description=text)
+
+
+def _require_matplotlib() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("the HTML page needs matplotlib", hint="run: pip install 'kaem[bench]'")

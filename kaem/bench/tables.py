@@ -1,0 +1,244 @@
+"""A report as tables of words: the same for the terminal, Markdown and HTML."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kaem.bench.record import Entrant, LocalRow, Report, ServerRow
+from kaem.bench.statistics import Estimate, Ratio, paired_ratio
+
+NO_DIFFERENCE = "no difference shown"
+TOO_FEW = "too few launches"
+NOT_GIVEN = "-"
+UNANSWERED = "no answer"
+
+PHASES = ("start", "import", "load", "first_image")
+"""Of a start from nothing: interpreter, the engine's library, the model, the first image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Words in columns.
+
+    Attributes:
+        name: Short, for the place in a document.
+        title: What it shows.
+        columns: Headings; those in `words` hold words, the others numbers.
+        rows: Cells.
+        words: Headings of columns that are aligned to the left.
+        notes: Sentences to read it by.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def tables_of(report: Report) -> list[Table]:
+    """Return the tables of a report that have rows, a table for each scenario first."""
+    scenarios = list(dict.fromkeys(row.scenario for row in report.local))
+    tables = [_local(report, scenario) for scenario in scenarios]
+    if report.entrants:
+        tables.append(_starts(report.entrants))
+    if report.server:
+        targets = [row.target for row in report.server]
+        rows = sorted(report.server, key=lambda row: (targets.index(row.target), row.rate))  # a search jumps about
+        tables += [_times(rows), _ends(rows)]
+    if report.searches:
+        tables.append(_searches(report))
+    return tables
+
+
+def speed_of(row: LocalRow, rows: Iterable[LocalRow], *, by_cpu: bool = False) -> Ratio | None:
+    """How many times as fast a row is as the first contestant at the same work; None for the first itself.
+
+    Args:
+        row: Which.
+        rows: All rows of the run.
+        by_cpu: Compare processor time instead of wall time.
+    """
+    first = next(one for one in rows if (one.scenario, one.batch) == (row.scenario, row.batch))
+    if row is first:
+        return None
+    if by_cpu:
+        return paired_ratio(first.launch_cpu_ms, row.launch_cpu_ms)
+    return paired_ratio(first.launch_p50_ms, row.launch_p50_ms)
+
+
+def name_of(row: LocalRow | Entrant) -> str:
+    """Name a contestant in one line."""
+    return f"{row.source} ({on_of(row)})"
+
+
+def on_of(row: LocalRow | Entrant) -> str:
+    """Say what a contestant runs on."""
+    if row.engine == "server":
+        return "server, one caller"
+    return f"{row.engine}, {row.threads} thread{'s' if row.threads > 1 else ''}"
+
+
+def words_of(ratio: Ratio | None, *, is_first: bool = False) -> str:
+    """Write a ratio, or that its interval supports none."""
+    if ratio is None or ratio.low is None or ratio.high is None:
+        return "1" if is_first else TOO_FEW
+    if not ratio.is_shown:
+        return NO_DIFFERENCE
+    return f"{ratio.value:.3g} ({ratio.low:.3g} to {ratio.high:.3g})"
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """Write a number with so many significant digits, in full."""
+    if value is None or math.isnan(value):
+        return NOT_GIVEN
+    if math.isinf(value):
+        return UNANSWERED
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def to_markdown(table: Table) -> str:
+    """Write a table in Markdown."""
+    right = ["---" if name in table.words else "---:" for name in table.columns]
+    rows = [table.columns, tuple(right), *(tuple(cell.replace("|", "\\|") for cell in row) for row in table.rows)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, *(["", *table.notes] if table.notes else [])]) + "\n"
+
+
+def report_markdown(report: Report) -> str:
+    """Write a whole report in Markdown: tables, notes, machine, exact command."""
+    parts = ["# kaem bench", "", f"```sh\n{report.command}\n```", ""]
+    for table in tables_of(report):
+        parts += [f"## {table.title}", "", to_markdown(table)]
+    if report.notes:
+        parts += ["## Notes", "", *(f"- {note}" for note in report.notes), ""]
+    parts += ["## Machine", "", *(f"- {name}: {value}" for name, value in report.machine.items())]
+    for entrant in report.entrants:
+        parts.append(f"- {name_of(entrant)}: {', '.join(f'{key} {value}' for key, value in entrant.settings.items())}")
+    return "\n".join(parts) + "\n"
+
+
+def _local(report: Report, scenario: str) -> Table:
+    rows = [row for row in report.local if row.scenario == scenario]
+    has_energy = any(row.joules_per_image is not None for row in rows)
+    is_comparison = any(row.key != rows[0].key for row in rows)
+    columns = ["model", "engine", "batch", "p50 ms", "±", "p90 ms", "p99 ms", "cpu ms", "images/s"]
+    columns += [*(["J/image"] if has_energy else []), *(["speed", "speed by cpu"] if is_comparison else []), "calls"]
+    cells = []
+    for row in rows:
+        words = [row.source, on_of(row), str(row.batch), figure(row.p50_ms.value), _half_width(row.p50_ms)]
+        words += [figure(one.value if one else None) for one in (row.p90_ms, row.p99_ms)]
+        words += [figure(row.cpu_ms.value), figure(row.images_per_s.value)]
+        words += [figure(row.joules_per_image)] if has_energy else []
+        if is_comparison:
+            both = (speed_of(row, rows), speed_of(row, rows, by_cpu=True))
+            words += [words_of(speed, is_first=speed is None) for speed in both]
+        cells.append((*words, f"{row.calls:,}"))
+    titles = {"single": "One image at a time", "batch": "Batches", "offline": "All images at once"}
+    notes = [f"Intervals: 95 %, over {len(rows[0].launch_p50_ms)} launches."]
+    if is_comparison:
+        notes.append(
+            f"Speed: p50 of {name_of(rows[0])} over p50 of the row, launch by launch; by cpu: of processor time."
+        )
+    if not has_energy:
+        notes.append("Energy: this machine reports none.")
+    return Table(
+        name=scenario,
+        title=titles[scenario],
+        columns=tuple(columns),
+        rows=tuple(cells),
+        words=("model", "engine", "speed", "speed by cpu"),
+        notes=tuple(notes),
+    )
+
+
+def _starts(entrants: Sequence[Entrant]) -> Table:
+    rows = []
+    for entrant in entrants:
+        phases = [statistics.median(one[phase] for one in entrant.cold_s) for phase in PHASES]
+        totals = [one["total"] for one in entrant.cold_s]
+        words = [entrant.source, on_of(entrant), *(figure(value) for value in phases)]
+        words += [f"{figure(statistics.median(totals))} ({figure(min(totals))} to {figure(max(totals))})"]
+        words.append(figure(entrant.peak_bytes / (1 << 20)))
+        words.append(NOT_GIVEN if entrant.difference is None else f"{entrant.difference:.1e}")
+        rows.append(tuple(words))
+    columns = ("model", "engine", "start s", "import s", "load s", "first image s", "total s", "peak MiB", "difference")
+    return Table(
+        name="starts",
+        title="From nothing to the first image, and memory",
+        columns=columns,
+        rows=tuple(rows),
+        words=("model", "engine"),
+        notes=(
+            f"Medians of {len(entrants[0].cold_s)} fresh processes, files cached; total with its range.",
+            "Difference: largest of a pixel in [0, 1] from the first engine on the same model.",
+        ),
+    )
+
+
+def _times(rows: Sequence[ServerRow]) -> Table:
+    columns = ["server", "rate/s", "requests", "first p50 ms", "first p99 ms", "last p50 ms", "±"]
+    columns += ["last p90 ms", "last p99 ms", "lag p99 ms", "objective"]
+    cells = []
+    for row in rows:
+        first, last = ([figure(one.value if one else None) for one in times] for times in (row.first_ms, row.last_ms))
+        median = row.last_ms[0]
+        words = [row.target, f"{row.rate:g}", row.kind, first[0], first[2], last[0]]
+        words += [NOT_GIVEN if median is None else _half_width(median), *last[1:]]
+        words += [figure(row.lag_p99_ms) + (" LATE" if row.is_generator_late else "")]
+        words += [NOT_GIVEN if row.meets is None else "met" if row.meets else "missed"]
+        cells.append(tuple(words))
+    return Table(
+        name="server",
+        title="Server, open loop: times",
+        columns=tuple(columns),
+        rows=tuple(cells),
+        words=("server", "requests", "objective"),
+        notes=(
+            "Times run from the moment a request was due, over all that arrived; one without its answer took for ever.",
+            "LATE: the load generator, not the server, shapes this row.",
+        ),
+    )
+
+
+def _ends(rows: Sequence[ServerRow]) -> Table:
+    columns = ["server", "rate/s", "requests", "arrived", "completed", "rejected", "timed out", "failed"]
+    columns += ["sent/s", "goodput/s", "images/s", "in flight"]
+    cells = []
+    for row in rows:
+        counts = (row.arrivals, row.completed, row.rejected, row.timed_out, row.failed)
+        words = [row.target, f"{row.rate:g}", row.kind, *(f"{count:,}" for count in counts)]
+        words += [figure(value) for value in (row.sent_per_s, row.goodput_per_s, row.images_per_s)]
+        cells.append((*words, f"{row.most_in_flight:,}"))
+    return Table(
+        name="ends",
+        title="Server, open loop: what became of the requests",
+        columns=tuple(columns),
+        rows=tuple(cells),
+        words=("server", "requests"),
+        notes=("Goodput: requests answered whole within the deadline. Rejected: refused with RESOURCE_EXHAUSTED.",),
+    )
+
+
+def _searches(report: Report) -> Table:
+    rows = [(one.target, one.objective, figure(one.highest_met), figure(one.lowest_missed)) for one in report.searches]
+    return Table(
+        name="search",
+        title="Highest rate that meets the objective",
+        columns=("server", "objective", "highest met, /s", "lowest missed, /s"),
+        rows=tuple(rows),
+        words=("server", "objective"),
+    )
+
+
+def _half_width(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return NOT_GIVEN
+    return f"{50 * (estimate.high - estimate.low) / estimate.value:.1f} %"
