@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -31,6 +32,7 @@ from serve.settings import ServeSettings, check_name
 
 _MAX_BATCH_BYTES = 64 << 20  # of images, where the operator names no batch size
 _STOP_GRACE_S = 1.0
+_WARM_UP_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -128,10 +130,16 @@ class Server:
             raise why_not_bound(host, port) from None
 
     async def _warm_up(self) -> None:
-        """Run every power of two and the largest batch once, so that no request pays for a first time."""
+        """Run every power of two and the largest batch once, so that no request pays for a first time.
+
+        A model whose sampler takes many steps is slow at any time: the rest is left out after ten seconds.
+        """
         sizes = {1 << power for power in range(self._max_batch.bit_length())} | {self._max_batch}
+        begin = time.monotonic()
         for rows in sorted(sizes):
             await asyncio.to_thread(self._decode_noise, rows)
+            if time.monotonic() - begin > _WARM_UP_S:
+                return
 
     def _decode_noise(self, rows: int) -> None:
         self._backend.decode(noise.uniforms(0, 0, rows, self._backend.manifest.noise_dim))
