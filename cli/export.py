@@ -18,29 +18,46 @@ def export(
     image_type: Annotated[
         Literal["float32", "uint8"], typer.Option(help="Element type of the images; uint8 is 4 times smaller.")
     ] = "float32",
+    sampler: Annotated[
+        Literal["ddim", "ddpm"] | None, typer.Option(help="Of a diffusion model; by default its checkpoint's.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Network passes of a diffusion model, Langevin steps of a latent EBM; default: as trained."),
+    ] = None,
     allow_module: AllowModule = None,
 ) -> None:
     """Compile a checkpoint to one self-contained ONNX file that turns uniform noise into images.
 
-    The prior becomes one exact quantile table per latent coordinate, composed with the generator. The finished
-    graph is measured before the file appears, and the figures travel inside it. The written path goes to stdout.
+    The prior becomes one exact quantile table per latent coordinate, composed with the generator; a baseline that
+    samples in steps becomes one loop. The finished graph is measured before the file appears, and the figures
+    travel inside it. The written path goes to stdout.
 
     **Examples**
 
     `kaem export runs/digits/ckpt.pt`
 
     `kaem export runs/mnist/ckpt.pt -o mnist.onnx --image-type uint8`
+
+    `kaem export runs/mnist-ddpm/ckpt.pt --sampler ddim --steps 10`
     """
     from rich.console import Console
     from rich.markup import escape
 
     from cli.tables import certificate_table
     from kaem_export.compile import export as compile_checkpoint
+    from kaem_export.families.compiled import Sampling
 
     console = Console(stderr=True)
     path = out or checkpoint.with_name("model.onnx")
     with console.status(f"compiling {escape(str(checkpoint))}"):
-        manifest = compile_checkpoint(checkpoint, path, image_type=image_type, allow_modules=allow_module or ())
+        manifest = compile_checkpoint(
+            checkpoint,
+            path,
+            image_type=image_type,
+            allow_modules=allow_module or (),
+            sampling=Sampling(sampler=sampler, steps=steps),
+        )
     console.print(certificate_table(manifest.certificate))
     console.print(
         f"{manifest.name}: {manifest.noise_dim} uniforms -> {'x'.join(map(str, manifest.image_shape))} "

@@ -6,7 +6,7 @@ Every figure is recomputed from the artifact and the checkpoint alone, so anyone
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,21 @@ from kaem.artifact import Figure, Manifest, fingerprint
 from kaem.config import to_mapping
 from kaem.errors import ArtifactError, VerificationError
 from kaem.runtime import LocalSampler
+from kaem_export.families.diffusion import describe_diffusion, stated_sampler
+from kaem_export.families.diffusion_certificate import probe_rows, sampler_parity
+from kaem_export.families.latent_ebm import DRAWS, describe_latent_ebm, stated_chain
+from kaem_export.families.latent_ebm_certificate import chain_parity
+from kaem_export.families.normal_certificate import normal_u_error
+from kaem_export.families.vae import vae_prior
 from kaem_export.graph import graph_fingerprint
 from kaem_export.oracle import LatentOracle
 from kaem_export.probes import probe_uniforms
 from kaem_export.quantile import U_ERROR_BOUND
 from kaem_export.shared_certificate import shared_u_error
-from kaem_train.checkpoint import load_kaem
+from kaem_train.baselines.diffusion import Diffusion
+from kaem_train.baselines.latent_ebm import LatentEbm
+from kaem_train.build import Model
+from kaem_train.checkpoint import load_model
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.onnx_generator import OnnxGenerator
 from kaem_train.sections import PriorConfig
@@ -63,24 +72,46 @@ def verify(
         VerificationError: The artifact was not made from this checkpoint, its graph was changed, or its manifest
             says something that is not so.
     """
-    config, model = load_kaem(checkpoint, allow_modules=allow_modules)
+    config, model = load_model(checkpoint, allow_modules=allow_modules)
     with LocalSampler(artifact, workers=1) as sampler:
         manifest = sampler.manifest
         _check_identity(artifact, manifest, fingerprint_weights(model.state_dict()), checkpoint)
         _check_description(artifact, manifest, config)
-        figures = measure(sampler, config, model)
+        figures = measure(sampler, config, model, artifact)
     if all(figure.is_kept for figure in figures):
         _check_recorded(artifact, manifest.certificate, figures)
     return manifest, figures
 
 
-def measure(sampler: LocalSampler, config: Config, model: Kaem) -> tuple[Figure, ...]:
-    """Measure the figures of a loaded artifact against the model it was compiled from."""
+def measure(sampler: LocalSampler, config: Config, model: Model, artifact: Path) -> tuple[Figure, ...]:
+    """Measure the figures of a loaded artifact, whose file is `artifact`, against the model it was compiled from."""
     model = model.float().eval()
+    noise_dim = sampler.manifest.noise_dim
+    if isinstance(model, Diffusion):
+        settings = stated_sampler(config.diffusion, sampler.manifest)
+        rows = [size for size in _BATCHES if size <= probe_rows(settings)]
+        return (
+            normal_u_error(artifact, noise_dim, "latent"),
+            sampler_parity(sampler, artifact, model, settings),
+            _row_difference(sampler, rows),
+        )
+    if isinstance(model, LatentEbm):
+        return (
+            normal_u_error(artifact, noise_dim, DRAWS),
+            chain_parity(sampler, artifact, model.prior, stated_chain(config.latent_ebm, sampler.manifest)),
+            _parity(sampler, model),
+            _row_difference(sampler, _BATCHES),
+        )
+    if config.family == "vae":
+        return (
+            normal_u_error(artifact, noise_dim, "latent"),
+            _parity(sampler, model),
+            _row_difference(sampler, _BATCHES),
+        )
     return (
         _u_error_of_latents(sampler, model.state_dict(), config.prior),
         _parity(sampler, model),
-        _row_difference(sampler),
+        _row_difference(sampler, _BATCHES),
     )
 
 
@@ -137,7 +168,7 @@ def _probes(oracle: LatentOracle, prior: PriorConfig) -> Iterator[tuple[int, NDA
             yield expert * dim, np.concatenate([uniform, choice[:, None]], axis=1)
 
 
-def _parity(sampler: LocalSampler, model: Kaem) -> Figure:
+def _parity(sampler: LocalSampler, model: Kaem | LatentEbm) -> Figure:
     """max |onnx - torch| of the images decoded from the same latents; of a finished decoder, itself alone."""
     uniform = probe_uniforms(sampler.manifest.noise_dim, _PARITY_ROWS)
     with torch.no_grad():
@@ -156,12 +187,12 @@ def _parity(sampler: LocalSampler, model: Kaem) -> Figure:
     )
 
 
-def _row_difference(sampler: LocalSampler) -> Figure:
-    """Largest difference between a sample alone in its batch and the same sample in other batches."""
-    uniform = probe_uniforms(sampler.manifest.noise_dim, max(_BATCHES) // 2)
+def _row_difference(sampler: LocalSampler, batches: Sequence[int]) -> Figure:
+    """Largest difference between a sample alone in its batch and the same sample in batches of other sizes."""
+    uniform = probe_uniforms(sampler.manifest.noise_dim, -(-max(batches) // 2))[: max(batches)]
     alone = np.concatenate([sampler.decode(row[None]) for row in uniform]).astype(np.float32)
     worst = 0.0
-    for size in _BATCHES:
+    for size in batches:
         for first in {0, (len(uniform) - size) // 2, len(uniform) - size}:
             batch = sampler.decode(uniform[first : first + size]).astype(np.float32)
             worst = float(np.max([worst, np.abs(batch - alone[first : first + size]).max()]))
@@ -198,7 +229,7 @@ def _check_identity(artifact: Path, manifest: Manifest, weights: str, checkpoint
 
 def _check_description(artifact: Path, manifest: Manifest, config: Config) -> None:
     """Refuse a manifest that describes another model than the checkpoint holds."""
-    prior = to_mapping(config.prior)
+    family, latent_dim, noise_dim, prior = _description(config, manifest)
     said: dict[str, Any] = {
         "config": manifest.config,
         "prior": {name: manifest.prior.get(name) for name in prior},
@@ -210,12 +241,14 @@ def _check_description(artifact: Path, manifest: Manifest, config: Config) -> No
     true: dict[str, Any] = {
         "config": to_mapping(config),
         "prior": prior,
-        "family": config.family,
+        "family": family,
         "image_shape": list(config.data.image_shape),
-        "latent_dim": config.prior.num_latents,
-        "noise_dim": config.prior.num_uniforms,
+        "latent_dim": latent_dim,
+        "noise_dim": noise_dim,
     }
-    if config.prior.is_collapsed:  # otherwise the tables, and so their bound, depend on the model
+    if (
+        config.family == "kaem" and config.prior.is_collapsed
+    ):  # otherwise the tables, and so their bound, depend on the model
         said["u_error_bound"], true["u_error_bound"] = manifest.prior["u_error_bound"], U_ERROR_BOUND
     for name, value in true.items():
         if said[name] != value:
@@ -223,6 +256,18 @@ def _check_description(artifact: Path, manifest: Manifest, config: Config) -> No
                 f"the manifest of {artifact} says {name} is {said[name]}, the checkpoint {value}",
                 hint="export it again",
             )
+
+
+def _description(config: Config, manifest: Manifest) -> tuple[str, int, int, dict[str, Any]]:
+    """Return family, Q, D and prior as the checkpoint has them, with the steps and sampler that the manifest states."""
+    if config.family == "ddpm":
+        return describe_diffusion(config.data.image_shape, stated_sampler(config.diffusion, manifest))
+    if config.family == "latent_ebm":
+        return describe_latent_ebm(config.prior.num_latents, stated_chain(config.latent_ebm, manifest))
+    dim = config.prior.num_latents
+    if config.family == "vae":
+        return "vae", dim, dim, vae_prior()
+    return "kaem", dim, config.prior.num_uniforms, to_mapping(config.prior)
 
 
 def _check_recorded(artifact: Path, recorded: tuple[Figure, ...], measured: tuple[Figure, ...]) -> None:

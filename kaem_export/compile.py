@@ -1,5 +1,7 @@
 """The whole story: checkpoint -> distributions -> quantile tables -> graph -> certificate -> one file.
 
+Baseline families take their own way from checkpoint to graph (`families/`), then the same.
+
 The file appears only when everything has been measured and kept its bound; nothing half-written is left behind.
 """
 
@@ -29,15 +31,24 @@ from kaem_export.collapse import (
     expert_marginals,
 )
 from kaem_export.experts import ExpertTables, expert_tables, expert_weights, frame_rounding
+from kaem_export.families.compiled import AS_TRAINED, Compiled, Sampling
+from kaem_export.families.diffusion import compile_diffusion
+from kaem_export.families.latent_ebm import compile_latent_ebm
+from kaem_export.families.vae import compile_vae
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
 from kaem_export.quantile import TABLE_CELLS, U_ERROR_BOUND, QuantileTables, quantile_tables
 from kaem_export.shared import SharedTables, shared_tables
 from kaem_export.warp import WarpTables
-from kaem_train.checkpoint import load_kaem
+from kaem_train.baselines.diffusion import Diffusion
+from kaem_train.baselines.latent_ebm import LatentEbm
+from kaem_train.build import Model
+from kaem_train.checkpoint import load_model
 from kaem_train.model.experts import ExpertsPrior
+from kaem_train.model.kaem import Kaem
 from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.model.prior import IndependentPrior, Prior
+from kaem_train.settings import Config
 
 _PLOT_BINS = 64
 
@@ -48,6 +59,7 @@ def export(
     *,
     image_type: ImageType = "float32",
     allow_modules: Container[str] = (),
+    sampling: Sampling = AS_TRAINED,
 ) -> Manifest:
     """Compile a checkpoint to one ONNX file that maps uniform noise to images.
 
@@ -56,40 +68,63 @@ def export(
         output: Where the artifact goes; an existing file is replaced, but only by a finished and verified one.
         image_type: Element type of the images.
         allow_modules: As for `load_model`.
+        sampling: Sampler and steps of a family that has them, where they are not to be the checkpoint's.
 
     Returns:
         The manifest, with its certificate, as written.
 
     Raises:
         ArtifactError: The checkpoint is unusable.
-        RequestError: The output cannot be written.
+        RequestError: The output cannot be written, or the family has no such `sampling`.
+        ConfigError: The model cannot take so many steps.
         VerificationError: The compiled graph does not keep a bound of the certificate; no file is written.
     """
     with replacing(output) as draft:  # first of all: an output that cannot be written should not cost a compilation
-        config, model = load_kaem(checkpoint, allow_modules=allow_modules)
+        config, model = load_model(checkpoint, allow_modules=allow_modules)
         weights = fingerprint_weights(model.state_dict())
-        tables, marginals, promise = _tables(model.prior)
-        graph = build_graph(tables, model.generator, image_type, _frame(model.prior))
+        compiled = _compile(config, model, image_type, sampling)
         manifest = Manifest(
-            family=config.family,
-            name=config.name,
-            noise_dim=config.prior.num_uniforms,
-            latent_dim=config.prior.num_latents,
+            family=compiled.family,
+            name=compiled.name,
+            noise_dim=compiled.noise_dim,
+            latent_dim=compiled.latent_dim,
             image_shape=_three(model.image_shape),
             image_type=image_type,
-            prior={**to_mapping(config.prior), "collapsed": config.prior.is_collapsed, **promise},
-            densities=_densities(marginals),
+            prior=compiled.prior,
+            densities=compiled.densities,
             config=to_mapping(config),
             checkpoint_fingerprint=weights,
-            graph_fingerprint=graph_fingerprint(graph),
+            graph_fingerprint=graph_fingerprint(compiled.graph),
             tools=_tool_versions(),
         )
-        draft.write_bytes(attach_manifest(graph, manifest))
+        draft.write_bytes(attach_manifest(compiled.graph, manifest))
         with LocalSampler(draft, workers=1) as sampler:
-            manifest = replace(manifest, certificate=measure(sampler, config, model))
+            manifest = replace(manifest, certificate=measure(sampler, config, model, draft))
         require_kept(manifest)
-        draft.write_bytes(attach_manifest(graph, manifest))
+        draft.write_bytes(attach_manifest(compiled.graph, manifest))
     return manifest
+
+
+def _compile(config: Config, model: Model, image_type: ImageType, sampling: Sampling) -> Compiled:
+    if isinstance(model, Diffusion):
+        return compile_diffusion(config, model, image_type, sampling)
+    if isinstance(model, LatentEbm):
+        return compile_latent_ebm(config, model, image_type, sampling)
+    sampling.refuse_steps(config.family)
+    return compile_vae(config, model, image_type) if config.family == "vae" else _kaem(config, model, image_type)
+
+
+def _kaem(config: Config, model: Kaem, image_type: ImageType) -> Compiled:
+    tables, marginals, promise = _tables(model.prior)
+    return Compiled(
+        graph=build_graph(tables, model.generator, image_type, _frame(model.prior)),
+        family="kaem",
+        name=config.name,
+        noise_dim=config.prior.num_uniforms,
+        latent_dim=config.prior.num_latents,
+        prior={**to_mapping(config.prior), "collapsed": config.prior.is_collapsed, **promise},
+        densities=_densities(marginals),
+    )
 
 
 def _tables(prior: Prior) -> tuple[QuantileTables | ExpertTables | SharedTables, LatentDistributions, dict[str, Any]]:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,13 +45,29 @@ def build_graph(
         A checked model with input `uniform` (N, Q), or (N, Q + 1) with experts, or (N, P) with shared uniforms, and
         outputs `image` and `latent`; no metadata yet.
     """
-    nodes, constants, noise_dim, latent_dim = head_nodes(tables, frame)
+    return join_generator(*head_nodes(tables, frame), generator, image_type)
+
+
+def join_generator(
+    nodes: list[onnx.NodeProto],
+    constants: Constants,
+    noise_dim: int,
+    latent_dim: int,
+    generator: torch.nn.Module,
+    image_type: ImageType,
+) -> onnx.ModelProto:
+    """Compose nodes from `uniform` (N, D) to `latent` (N, Q) with a generator: `build_graph` for any head."""
     model = compose.merge_models(
         _head(nodes, constants, noise_dim, latent_dim),
         _generator(generator, latent_dim),
         io_map=[("latent", "generator_latent")],
         outputs=["image", "latent"],
     )
+    return finished(model, image_type)
+
+
+def finished(model: onnx.ModelProto, image_type: ImageType) -> onnx.ModelProto:
+    """Finish, in place, a model whose `image` is float32: element type, no traces of its making, a check."""
     if image_type == "uint8":
         _append_uint8(model)
     _strip(model)
@@ -103,29 +120,48 @@ def _generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
 
 
 def _traced(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
+    batch = {0: torch.export.Dim("N")}
+    return traced(generator, {"latent": torch.zeros(2, latent_dim)}, "image", (batch,), what="the generator")
+
+
+def traced(
+    module: torch.nn.Module, inputs: dict[str, torch.Tensor], output: str, dynamic_shapes: tuple[Any, ...], *, what: str
+) -> onnx.ModelProto:
+    """Return torch's export of a module in eval mode, in ONNX's own operators alone.
+
+    Args:
+        module: Has one output.
+        inputs: Examples by the names to give them; a free batch dimension of more than one row.
+        output: Name to give the output.
+        dynamic_shapes: As for `torch.onnx.export`, one entry per input.
+        what: Names the module in messages.
+
+    Raises:
+        ArtifactError: It has operations that ONNX lacks.
+    """
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # the exporter warns about its own internals
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             program = torch.onnx.export(
-                generator.eval().float(),
-                (torch.zeros(2, latent_dim),),
+                module.eval().float(),
+                tuple(inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["latent"],
-                output_names=["image"],
-                dynamic_shapes=({0: torch.export.Dim("N")},),
+                input_names=list(inputs),
+                output_names=[output],
+                dynamic_shapes=dynamic_shapes,
                 external_data=False,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:  # operations of a user's generator that ONNX lacks
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise ArtifactError(
-            f"torch cannot export the generator to ONNX: {reason}", hint="build it from operations that ONNX has"
+            f"torch cannot export {what} to ONNX: {reason}", hint="build it from operations that ONNX has"
         ) from error
     if program is None:
         raise AssertionError("torch.onnx.export returned no program")
-    require_own_operators(program.model_proto, "the generator")
+    require_own_operators(program.model_proto, what)
     return program.model_proto
 
 

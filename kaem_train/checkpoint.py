@@ -217,7 +217,7 @@ def load_kaem(path: Path, *, allow_modules: Container[str] = ()) -> tuple[Config
     config, model = load_model(path, allow_modules=allow_modules)
     if not isinstance(model, Kaem):
         raise ArtifactError(
-            f"{path} holds a model of the family {config.family}, which has no compiled form yet",
-            hint="export a kaem or a vae",
+            f"{path} holds a model of the family {config.family}, whose prior is no product of univariate densities",
+            hint="give a kaem or a vae",
         )
     return config, model

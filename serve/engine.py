@@ -29,6 +29,7 @@ from serve.sources import Seeded, draw
 _PROBES = 7  # no multiple of a power of two, so that a row meets new neighbours and places in every size
 _TIMED_RUNS = 3
 _SECONDS_PER_SIZE = 0.3
+_WARM_UP_S = 10.0
 
 
 class Engine(Protocol):
@@ -71,6 +72,8 @@ class Warmth:
 def warm_up(engine: Engine, sizes: Sequence[int], *, clock: Callable[[], float] = time.perf_counter) -> Warmth:
     """Run every size, compare their bits and measure their time.
 
+    A model whose sampler takes many steps is slow at any size: sizes that ten seconds do not reach are left out.
+
     Args:
         engine: What computes.
         sizes: Numbers of rows, ascending.
@@ -79,19 +82,28 @@ def warm_up(engine: Engine, sizes: Sequence[int], *, clock: Callable[[], float] 
     Raises:
         BackendError: The engine does not run, or gives a row other bits at another place of the same batch.
     """
-    allowed = tuple(sizes) if _agree(engine, sizes) else (sizes[-1],)
+    reached, agree = _compare(engine, sizes, clock)
+    allowed = reached if agree else reached[-1:]
     numerics_id = engine.numerics_id
-    if len(allowed) < len(sizes):
+    if not agree:
         _check_places(engine, allowed[0])
         numerics_id = fingerprint(f"{numerics_id}\nrows {allowed[0]}".encode())
     return Warmth(CostTable({size: _seconds(engine, size, clock) for size in allowed}), numerics_id)
 
 
-def _agree(engine: Engine, sizes: Sequence[int]) -> bool:
-    """Whether rows have the same bits alone and at every place of a batch of every size."""
+def _compare(engine: Engine, sizes: Sequence[int], clock: Callable[[], float]) -> tuple[tuple[int, ...], bool]:
+    """Return the sizes reached in time, and whether rows have the same bits alone and at every place in each."""
+    began = clock()
     rows = noise.uniforms(0, 0, _PROBES, engine.manifest.noise_dim)
     alone = np.concatenate([engine.decode(rows[k : k + 1]) for k in range(_PROBES)])
-    return all(np.array_equal(_tiled(engine, rows, size), _repeat(alone, size)) for size in sizes)
+    reached: list[int] = []
+    agree = True
+    for size in sizes:
+        reached.append(size)
+        agree &= np.array_equal(_tiled(engine, rows, size), _repeat(alone, size))
+        if clock() - began > _WARM_UP_S:
+            break
+    return tuple(reached), agree
 
 
 def _check_places(engine: Engine, size: int) -> None:

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from kaem.errors import ArtifactError, ConfigError
-from kaem_export.compile import export
 from kaem_train.baselines.diffusion import DenoisingObjective, Diffusion, noise_schedule
-from kaem_train.checkpoint import load_model
+from kaem_train.checkpoint import load_kaem, load_model
 from kaem_train.data import load_dataset
 from kaem_train.requirements import check_trainable
 from kaem_train.sections import DiffusionConfig
@@ -159,16 +158,15 @@ def test_the_network_runs_in_half_precision_too_and_samples_in_full(tiny):
     assert np.isfinite(seen[0].metrics["loss"])
 
 
-def test_a_run_has_no_bound_gives_a_model_that_samples_and_is_not_exported(tmp_path, tiny):
+def test_a_run_has_no_bound_and_gives_a_model_that_samples_but_has_no_univariate_densities(tmp_path, tiny):
     config = tiny("family=ddpm", *SMALL, "training.updates=2")
     outcome = train(config, load_dataset(config.data), tmp_path)
     assert (outcome.is_finished, outcome.bound) == (True, None)
     loaded, model = load_model(outcome.checkpoint)
     assert loaded == config
     assert model.sample(3, _rng()).shape == (3, 1, 8, 8)
-    with pytest.raises(ArtifactError, match="ddpm, which has no compiled form yet"):
-        export(outcome.checkpoint, tmp_path / "model.onnx")
-    assert not (tmp_path / "model.onnx").exists()
+    with pytest.raises(ArtifactError, match="ddpm, whose prior is no product"):
+        load_kaem(outcome.checkpoint)
 
 
 def test_without_the_library_nothing_is_started(tiny, monkeypatch):

@@ -1,0 +1,51 @@
+"""An exported VAE: standard normal latents from one small table, and the decoder of its checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import scipy.stats
+from baselines import write_baseline_checkpoint
+
+import kaem
+from kaem.errors import RequestError
+from kaem.noise import uniforms
+from kaem_export.certificate import verify
+from kaem_export.compile import export
+from kaem_export.families.compiled import Sampling
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vae")
+    checkpoint = write_baseline_checkpoint(folder / "ckpt.pt", "vae")
+    return checkpoint, folder / "model.onnx", export(checkpoint, folder / "model.onnx")
+
+
+def test_the_certificate_is_kept_and_measured_again(exported):
+    checkpoint, artifact, manifest = exported
+    assert (manifest.family, manifest.noise_dim, manifest.latent_dim) == ("vae", 3, 3)
+    assert all(figure.is_kept for figure in manifest.certificate)
+    assert verify(artifact, checkpoint) == (manifest, manifest.certificate)
+
+
+def test_latents_are_independent_standard_normals(exported):
+    with kaem.load(exported[1]) as sampler:
+        latents = sampler.latents(uniforms(2, 0, 200_000, 3)).astype(np.float64)
+    for latent in latents.T:
+        assert scipy.stats.kstest(latent, "norm").pvalue > 1e-3
+    assert np.abs(np.corrcoef(latents.T) - np.eye(3)).max() < 4.5 / np.sqrt(len(latents))
+
+
+def test_all_latents_share_one_table(exported):
+    constants = [np.prod(tensor.dims) for tensor in onnx.load(exported[1]).graph.initializer]
+    assert max(constants) < 50_000
+    assert sum(size > 5_000 for size in constants) == 1
+
+
+@pytest.mark.parametrize("options", [{"steps": 5}, {"sampler": "ddim"}])
+def test_a_model_of_one_pass_takes_no_steps(exported, tmp_path, options):
+    with pytest.raises(RequestError, match="family vae samples in one pass"):
+        export(exported[0], tmp_path / "model.onnx", sampling=Sampling(**options))
+    assert list(tmp_path.iterdir()) == []
