@@ -43,7 +43,6 @@ _HANDSHAKES = (
         "has a certificate for another name",
         "connect to the name in it, or give that as the server name (--server-name or KAEM_SERVER_NAME)",
     ),
-    ("handshake", "failed the TLS handshake", "check certificate, key and CA file"),
 )
 
 
