@@ -110,7 +110,7 @@ def _warm(engine: Engine, batch: int, seed: int) -> dict[str, Any]:
         medians.append(statistics.median(turn["wall_ms"]))
         calls += len(turn["wall_ms"])
         spent += sum(turn["wall_ms"]) / 1e3 if len(medians) > 1 else 0.0  # the first may compile for a minute
-    return {"calls": calls, "seconds": spent, "is_settled": is_warm(medians), "typical_s": medians[-1] / 1e3}
+    return {"calls": calls, "is_settled": is_warm(medians), "typical_s": medians[-1] / 1e3}
 
 
 def _peak_bytes() -> int:
