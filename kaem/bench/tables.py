@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kaem.bench.record import Entrant, LocalRow, Report, ServerRow
-from kaem.bench.statistics import Estimate, Ratio, paired_ratio
+from kaem.bench.statistics import MIN_BLOCKS, Estimate, Ratio, paired_ratio
 
 NO_DIFFERENCE = "no difference shown"
 TOO_FEW = "too few launches"
@@ -142,7 +142,8 @@ def _local(report: Report, scenario: str) -> Table:
             words += [words_of(speed, is_first=speed is None) for speed in both]
         cells.append((*words, f"{row.calls:,}"))
     titles = {"single": "One image at a time", "batch": "Batches", "offline": "All images at once"}
-    notes = [f"Intervals: 95 %, over {len(rows[0].launch_p50_ms)} launches."]
+    num = len(rows[0].launch_p50_ms)
+    notes = [f"Intervals: 95 %, over {num} launches." if num >= MIN_BLOCKS else f"Launches: {num}; intervals need 6."]
     if is_comparison:
         notes.append(
             f"Speed: p50 of {name_of(rows[0])} over p50 of the row, launch by launch; by cpu: of processor time."
@@ -177,7 +178,7 @@ def _starts(entrants: Sequence[Entrant]) -> Table:
         rows=tuple(rows),
         words=("model", "engine"),
         notes=(
-            f"Medians of {len(entrants[0].cold_s)} fresh processes, files cached; total with its range.",
+            f"Medians over fresh processes ({len(entrants[0].cold_s)}), files cached; total with its range.",
             "Difference: largest of a pixel in [0, 1] from the first engine on the same model.",
         ),
     )
