@@ -28,7 +28,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import psutil
-from kaem.benchmark import describe_machine
+from kaem.bench.environment import describe_machine
 
 import kaem
 from kaem.protocol import kaem_pb2, kaem_pb2_grpc
