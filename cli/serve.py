@@ -18,8 +18,12 @@ def serve(
     provider: Provider = "cpu",
     workers: Workers = None,
     max_batch: Annotated[
-        int | None, typer.Option(help="Most samples computed together; by default as many as keep every worker busy.")
+        int | None, typer.Option(help="Most samples computed together; by default as many as pay, by measurement.")
     ] = None,
+    interactive: Annotated[int, typer.Option(help="Requests of at most so many samples go before larger ones.")] = 64,
+    max_queue: Annotated[int, typer.Option(help="Samples that may wait; requests beyond are refused.")] = 1 << 20,
+    max_memory: Annotated[int, typer.Option(help="MiB of images held for all readers together.")] = 1024,
+    queue_delay: Annotated[int, typer.Option(help="Microseconds a batch waits to become fuller.")] = 0,
     grace: Annotated[float, typer.Option(help="Seconds that running requests get to complete on shutdown.")] = 30.0,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow other machines to connect: no encryption, no passwords.")
@@ -50,6 +54,10 @@ def serve(
         provider=provider,
         workers=workers,
         max_batch=max_batch,
+        interactive_samples=interactive,
+        max_queue_samples=max_queue,
+        max_held_bytes=max_memory << 20,
+        max_queue_delay_us=queue_delay,
         drain_grace_s=grace,
         insecure=insecure,
     )

@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 
 _WEIGHT = 0.1  # of a new observation: a table that follows the machine's load within some twenty batches
+_HAND_OVER_S = 5e-4  # between two batches: planning, drawing the next rows, waking readers
 _KNEE = 0.95  # of the best rows per second: what is gained beyond is paid for in everybody's latency
 
 
@@ -74,8 +75,14 @@ class CostTable:
         """Let a batch that has just run correct the table."""
         self._seconds[size] += _WEIGHT * (seconds - self._seconds[size])
 
-    def up_to_the_knee(self) -> CostTable:
-        """Return the table without the sizes that hardly improve the rows per second of a smaller one."""
-        rates = {size: size / seconds for size, seconds in self._seconds.items()}
-        knee = next(size for size in self.sizes if rates[size] >= _KNEE * max(rates.values()))
+    def up_to_the_knee(self, least: int) -> CostTable:
+        """Return the table without the sizes that hardly improve the rows per second of a smaller one.
+
+        Args:
+            least: The largest size stays at least so large: on a busy machine small batches look better than they
+                are, because they are done before anybody else has the processor.
+        """
+        rates = {size: size / (seconds + _HAND_OVER_S) for size, seconds in self._seconds.items()}
+        good = (size for size in self.sizes if size >= least and rates[size] >= _KNEE * max(rates.values()))
+        knee = next(good, self.largest)
         return CostTable({size: self._seconds[size] for size in self.sizes if size <= knee})

@@ -21,6 +21,7 @@ from serve.scheduler import Bounds, Scheduler
 from serve.statuses import RefusedError
 
 _MAX_BATCH_ROWS = 256  # for each worker, where the operator names no batch size
+_LEAST_BATCH_ROWS = 32  # likewise: what matrix products need to be efficient
 _MAX_BATCH_BYTES = 64 << 20  # of images, likewise
 _log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ async def open_model(
             "the devices do not compute the same bits", hint="serve each kind of device by its own server"
         )
     warmth = _slowest(warmths)
-    costs = warmth.costs if max_batch else warmth.costs.up_to_the_knee()
+    costs = warmth.costs if max_batch else warmth.costs.up_to_the_knee(_LEAST_BATCH_ROWS * first.workers)
     loop = asyncio.get_running_loop()
     scheduler = Scheduler(
         costs,

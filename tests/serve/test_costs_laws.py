@@ -51,7 +51,11 @@ def test_the_time_of_many_rows_is_that_of_their_batches():
 
 def test_sizes_that_gain_nothing_are_dropped():
     table = CostTable({1: 1.0, 2: 1.2, 4: 1.6, 8: 3.2, 16: 6.4})
-    assert table.up_to_the_knee().sizes == (1, 2, 4)
+    assert table.up_to_the_knee(1).sizes == (1, 2, 4)
+    assert table.up_to_the_knee(8).sizes == (1, 2, 4, 8)
+    assert table.up_to_the_knee(99).sizes == table.sizes
+    instant = CostTable(dict.fromkeys(power_sizes(64), 1e-6))
+    assert instant.up_to_the_knee(1).sizes == power_sizes(64)
 
 
 def test_observations_move_the_table_to_the_machine_as_it_is():
