@@ -4,6 +4,8 @@ Its tensors say that they are on `meta`, carry real numbers, and refuse to meet 
 do: single numbers, indices and copies are allowed, all else is a RuntimeError.
 """
 
+from contextlib import contextmanager
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -29,6 +31,8 @@ class OtherTensor(torch.Tensor):
     is_meta = False  # torch would not load weights into it
 
     def tolist(self):
+        if not _waiting_is_allowed:
+            raise RuntimeError("tolist waits for the other device")
         return self.inner.tolist()
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -38,11 +42,30 @@ class OtherTensor(torch.Tensor):
         return _run(operation, args, kwargs or {})
 
 
+_waiting_is_allowed = True
+_WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+
+
+@contextmanager
+def no_waiting():
+    """Refuse what a CUDA graph cannot hold: questions about values, and moves between devices."""
+    global _waiting_is_allowed  # noqa: PLW0603
+    _waiting_is_allowed = False
+    try:
+        yield
+    finally:
+        _waiting_is_allowed = True
+
+
 class OtherDevice(TorchDispatchMode):
     """Inside, tensors can be made on `DEVICE` and moved to it."""
 
     def __torch_dispatch__(self, operation, _types, args=(), kwargs=None):
         return _run(operation, args, kwargs or {})
+
+
+def _is_move(there, wanted, operation):
+    return operation is torch.ops.aten._to_copy.default and bool(there) != (torch.device(wanted) == DEVICE)
 
 
 def _run(operation, args, kwargs):
@@ -55,6 +78,8 @@ def _run(operation, args, kwargs):
         strangers = [value for value in tensors if not isinstance(value, OtherTensor) and value.dim() > 0]
         if strangers:
             raise RuntimeError(f"{operation} got tensors of the CPU and of the other device")
+    if not _waiting_is_allowed and (operation in _WAITS or (wanted is not None and _is_move(there, wanted, operation))):
+        raise RuntimeError(f"{operation} waits for the other device")
     is_there = bool(there) if wanted is None else torch.device(wanted) == DEVICE
     if operation is torch.ops.aten.copy_.default:
         is_there = isinstance(args[0], OtherTensor)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,6 +81,7 @@ class AbstractPrior(nn.Module):
         self.bank = UnivariateBank(config.num_latents, config.num_components, basis, base=config.base)
         self.frame = LinearFrame(config.num_latents) if config.frame == "global" else None
         self._rule = _Rule(key=(), nodes=torch.empty(0), log_weights=torch.empty(0))
+        self._holds_rule = False
 
     @property
     def low(self) -> float:
@@ -240,8 +243,23 @@ class AbstractPrior(nn.Module):
         self.bank.move_knots(knots, points, fit_weights(density, num_quantiles), used=before)
         return [self.bank.coefficients]
 
+    @contextmanager
+    def rule_held(self) -> Iterator[None]:
+        """Keep the quadrature rule of Z inside; nothing that decides it may change there.
+
+        Whether it is still the right one is a question about values, for whose answer a GPU would be waited for.
+        """
+        self._current_rule()
+        before, self._holds_rule = self._holds_rule, True
+        try:
+            yield
+        finally:
+            self._holds_rule = before
+
     def _current_rule(self) -> _Rule:
         """Return the rule for Z, built anew where the domain, the knots or the fineness of the functions changed."""
+        if self._holds_rule:
+            return self._rule
         device = self.bank.coefficients.device
         key: tuple[str | float, ...] = (str(device), self.low, self.high, self.cell, *self.bank.breaks)
         if key != self._rule.key:

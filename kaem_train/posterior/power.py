@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.kaem import Kaem
 from kaem_train.objective import log_likelihood
 
@@ -47,6 +48,11 @@ class ChainState:
     def map(self, change: Callable[[Tensor], Tensor]) -> ChainState:
         """Apply `change` to every tensor, for example to pick or reorder chains."""
         return ChainState(**{name: change(getattr(self, name)) for name in _NAMES})
+
+    def overwrite(self, other: ChainState) -> None:
+        """Copy the tensors of `other` into these."""
+        for name in _NAMES:
+            getattr(self, name).copy_(getattr(other, name))
 
     def followed_by(self, other: ChainState) -> ChainState:
         """Return these chains and then the others."""
@@ -133,12 +139,14 @@ def log_likelihood_of(model: Kaem, images: Tensor, z: Tensor) -> Tensor:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Keep the parameters out of every graph built inside; chains differentiate latents only."""
+    """Keep the parameters out of every graph built inside, and as they are; chains differentiate latents only."""
+    prior = getattr(model, "prior", None)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        yield
+        with prior.rule_held() if isinstance(prior, AbstractPrior) else nullcontext():
+            yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)

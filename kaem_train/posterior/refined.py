@@ -98,6 +98,7 @@ class RefinedPosterior:
                 step_size=self.steps.per_chain(len(drawn)),
                 variance=std.square(),
                 is_adjusted=self.config.kernel == "mala",
+                is_captured=self.config.cuda_graphs,
             )
 
 

@@ -7,6 +7,7 @@ far it came shows in the likelihood of its first and last state.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from kaem_train.data import Images
 from kaem_train.model.kaem import Kaem
 from kaem_train.objective import log_likelihood
+from kaem_train.posterior.captured import CapturedStep, Step
 from kaem_train.posterior.importance import prior_log_weights
 from kaem_train.posterior.langevin import StepNoise, StepSizes, langevin_step
 from kaem_train.posterior.power import ChainState, PowerPosterior, frozen, power_posterior, squared_error_of
@@ -50,15 +52,21 @@ def run_chains(
     step_size: Tensor,
     is_adjusted: bool,
     variance: Tensor | None = None,
+    is_captured: bool = False,
 ) -> ChainRun:
-    """Advance chains `num_steps` times: arguments as of `langevin_step`, `start` of shape (S, *latent_shape)."""
+    """Advance chains `num_steps` times.
+
+    Arguments are those of `langevin_step`, `start` of shape (S, *latent_shape); where `is_captured`, a GPU replays the
+    step from a CUDA graph.
+    """
     first = state = target.at(start)
     acceptance, reflected = torch.zeros(len(start), device=start.device), torch.zeros(len(start), device=start.device)
-    for _ in range(num_steps):
+    step: Step = partial(langevin_step, target=target, step_size=step_size, variance=variance, is_adjusted=is_adjusted)
+    for number in range(num_steps):
         noise = StepNoise.draw(state.z, rng)
-        state, info = langevin_step(
-            state, noise, target=target, step_size=step_size, variance=variance, is_adjusted=is_adjusted
-        )
+        if number == 0 and is_captured and start.is_cuda:
+            step = CapturedStep(step, state, noise)
+        state, info = step(state, noise)
         acceptance, reflected = acceptance + info.acceptance, reflected + info.reflected
     return ChainRun(first=first, last=state, acceptance=acceptance / num_steps, reflected=reflected / num_steps)
 
@@ -118,4 +126,5 @@ class LangevinPosterior:
                 num_steps=self.config.num_steps,
                 step_size=self.steps.per_chain(len(images)),
                 is_adjusted=self.config.kernel == "mala",
+                is_captured=self.config.cuda_graphs,
             )

@@ -29,6 +29,8 @@ class PosteriorConfig:
         bound_samples: Weighted bound: k, draws of the encoder per image.
         kernel: Chains: `ula` (unadjusted Langevin) or `mala` (with a Metropolis-Hastings test).
         num_steps: Langevin and tempering: T, steps per update from fresh prior samples.
+        cuda_graphs: Langevin and refined, on a GPU only: record a step once per run of chains and replay it. It pays
+            for many steps of small networks.
         step_size: Langevin and tempering: eta: where adaptation starts, and its upper limit under `ula`. The
             independent variant wants it smaller by P, the number of latents that move a generator input.
         refinement_steps: Refined: steps from the encoder's draw.
@@ -54,6 +56,7 @@ class PosteriorConfig:
     bound_samples: int = 5
     kernel: Literal["ula", "mala"] = "ula"
     num_steps: int = 40
+    cuda_graphs: bool = False
     step_size: float = 0.005
     refinement_steps: int = 2
     refinement_step_size: float = 0.15

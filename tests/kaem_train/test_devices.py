@@ -11,9 +11,13 @@ from kaem_train import devices
 from kaem_train.checkpoint import read_checkpoint
 from kaem_train.data import load_dataset
 from kaem_train.devices import choose_device, device_of, moved_to_cpu, normal, on_cpu
+from kaem_train.model.kaem import Kaem
+from kaem_train.posterior.langevin import StepNoise, langevin_step
+from kaem_train.posterior.power import frozen, power_posterior
+from kaem_train.posterior.short_run import run_chains
 from kaem_train.settings import load_config
 from kaem_train.trainer import Trainer, train
-from tests.other_device import DEVICE, OtherDevice, OtherTensor
+from tests.other_device import DEVICE, OtherDevice, OtherTensor, no_waiting
 
 REFIT = ("refit.kind=experts", "refit.num_experts=[2]", "refit.correction_steps=2", "refit.num_images=100")
 CHAINS = ("posterior.num_steps=3",)
@@ -137,3 +141,63 @@ def test_a_run_on_a_gpu_is_close_to_one_on_the_cpu(tmp_path, tiny, digits, overr
     for name, value in expected.model_state.items():
         assert found.model_state[name].device.type == "cpu"
         torch.testing.assert_close(found.model_state[name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+CHAIN_PRIORS = {
+    "mixture": (),
+    "independent": ("prior.variant=independent",),
+    "experts": ("prior.variant=experts",),
+    "bspline": ("prior.basis=bspline", "prior.grid_size=6"),
+    "morlet": ("prior.basis=morlet", "prior.grid_size=2"),
+}
+
+
+def _chains(config, device):
+    """A model, the target of four chains, their start and the arguments of a step, on a device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Kaem(config).to(device)
+    rng = torch.Generator().manual_seed(1)
+    images = torch.rand(4, 1, 8, 8, generator=rng).to(device)
+    target = power_posterior(model, images, torch.ones(1))
+    options = {"step_size": torch.full((4,), 0.01).to(device), "is_adjusted": False}
+    return model, target, normal((4, *model.prior.latent_shape), rng, images), rng, options
+
+
+@pytest.mark.parametrize("overrides", CHAIN_PRIORS.values(), ids=CHAIN_PRIORS)
+def test_a_langevin_step_asks_its_device_for_no_value(tiny, overrides):
+    # What a CUDA graph records must not: this is what can be said about it without a GPU.
+    with OtherDevice():
+        model, target, start, rng, options = _chains(tiny(*overrides), DEVICE)
+        with frozen(model):
+            state = target.at(start)
+            noise = StepNoise.draw(state.z, rng)
+            with no_waiting():
+                moved, _ = langevin_step(state, noise, target=target, **options)
+        assert not torch.equal(moved.z.cpu(), start.cpu())
+        with no_waiting(), pytest.raises(RuntimeError, match="waits"):
+            float(moved.z.sum())
+
+
+def test_a_rule_is_held_only_inside(tiny):
+    model, target, start, _, _ = _chains(tiny("prior.basis=morlet", "prior.grid_size=1"), torch.device("cpu"))
+    with frozen(model):
+        target.at(start)
+    with torch.no_grad():
+        model.prior.bank.log_scales.sub_(1.0)  # narrower wavelets, which need a finer rule
+    fresh = Kaem(tiny("prior.basis=morlet", "prior.grid_size=1"))
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(model.prior.log_normalizer(), fresh.prior.log_normalizer())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("overrides", CHAIN_PRIORS.values(), ids=CHAIN_PRIORS)
+def test_chains_replayed_from_a_graph_are_the_same_chains(tiny, overrides):
+    ends = []
+    for is_captured in (False, True):
+        model, target, start, rng, options = _chains(tiny(*overrides), torch.device("cuda"))
+        with frozen(model):
+            run = run_chains(target, start, rng, num_steps=5, is_captured=is_captured, **options)
+        ends.append(run.last.z)
+    torch.testing.assert_close(*ends)
