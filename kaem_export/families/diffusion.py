@@ -211,19 +211,13 @@ def diffusion_graph(unet: onnx.GraphProto, image_shape: tuple[int, ...], schedul
             helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", *image_shape]),
             helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["N", pixels]),
         ],
-        [
-            *unet.initializer,
-            *(
-                numpy_helper.from_array(np.asarray(value), name)
-                for name, value in {**constants, **step_constants}.items()
-            ),
-        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in {**constants, **step_constants}.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 def _step(unet: onnx.GraphProto, image_shape: tuple[int, ...], schedule: Schedule) -> tuple[onnx.GraphProto, Constants]:
-    """Return the loop's body, x_t (N, C, H, W) to x', and its constants, which are those of the graph around it."""
+    """Return the loop's body, x_t (N, C, H, W) to x', and constants of the graph around it."""
     node, make = helper.make_node, helper.make_tensor_value_info
     pixels = math.prod(image_shape)
     noisy, timestep, noise = (f"{PREFIX}{name}" for name in ("image", "timestep", "noise"))
@@ -276,5 +270,7 @@ def _step(unet: onnx.GraphProto, image_shape: tuple[int, ...], schedule: Schedul
             make(f"term_{len(used)}", TensorProto.FLOAT, images),
             *(make(name, TensorProto.INT64, streams) for name in new_states),
         ],
+        # ONNX Runtime lays convolutions out for speed only where the weights are in the same graph: 1.4 times faster.
+        unet.initializer,
     )
     return body, constants
