@@ -18,6 +18,17 @@ def export(
     image_type: Annotated[
         Literal["float32", "uint8"], typer.Option(help="Element type of the images; uint8 is 4 times smaller.")
     ] = "float32",
+    tolerance: Annotated[
+        float,
+        typer.Option(help="Error in u that the quantile tables aim at, 1e-9 to 0.01; float32 uniforms resolve 6e-8."),
+    ] = 2.0**-24,
+    keep_components: Annotated[
+        bool,
+        typer.Option(
+            "--keep-components",
+            help="Keep a mixture's components, or the summands of independent latents, each with uniforms of its own.",
+        ),
+    ] = False,
     allow_module: AllowModule = None,
 ) -> None:
     """Compile a checkpoint to one self-contained ONNX file that turns uniform noise into images.
@@ -30,6 +41,8 @@ def export(
     `kaem export runs/digits/ckpt.pt`
 
     `kaem export runs/mnist/ckpt.pt -o mnist.onnx --image-type uint8`
+
+    `kaem export runs/mnist/ckpt.pt -o components.onnx --keep-components`
     """
     from rich.console import Console
     from rich.markup import escape
@@ -40,7 +53,14 @@ def export(
     console = Console(stderr=True)
     path = out or checkpoint.with_name("model.onnx")
     with console.status(f"compiling {escape(str(checkpoint))}"):
-        manifest = compile_checkpoint(checkpoint, path, image_type=image_type, allow_modules=allow_module or ())
+        manifest = compile_checkpoint(
+            checkpoint,
+            path,
+            image_type=image_type,
+            tolerance=tolerance,
+            keep_components=keep_components,
+            allow_modules=allow_module or (),
+        )
     console.print(certificate_table(manifest.certificate))
     console.print(
         f"{manifest.name}: {manifest.noise_dim} uniforms -> {'x'.join(map(str, manifest.image_shape))} "

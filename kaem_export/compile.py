@@ -10,9 +10,6 @@ from collections.abc import Container
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 import kaem
 from kaem.artifact import ImageType, Manifest
@@ -21,25 +18,14 @@ from kaem.errors import VerificationError
 from kaem.files import replacing
 from kaem.runtime import LocalSampler
 from kaem_export.certificate import fingerprint_weights, measure
-from kaem_export.collapse import (
-    LatentDistributions,
-    collapse,
-    component_distributions,
-    expert_distributions,
-    expert_marginals,
-)
-from kaem_export.experts import ExpertTables, expert_tables, expert_weights, frame_rounding
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
-from kaem_export.quantile import TABLE_CELLS, U_ERROR_BOUND, QuantileTables, quantile_tables
-from kaem_export.shared import SharedTables, shared_tables
-from kaem_export.warp import WarpTables
+from kaem_export.leaves import TOLERANCE
+from kaem_export.prior_tables import noise_dim, tabulate
+from kaem_export.promise import densities, promise, require_tolerance
 from kaem_train.checkpoint import load_kaem
-from kaem_train.model.experts import ExpertsPrior
 from kaem_train.model.own_frames import OwnFramesPrior
-from kaem_train.model.prior import IndependentPrior, Prior
-
-_PLOT_BINS = 64
+from kaem_train.model.prior import Prior
 
 
 def export(
@@ -47,6 +33,8 @@ def export(
     output: Path,
     *,
     image_type: ImageType = "float32",
+    tolerance: float = TOLERANCE,
+    keep_components: bool = False,
     allow_modules: Container[str] = (),
 ) -> Manifest:
     """Compile a checkpoint to one ONNX file that maps uniform noise to images.
@@ -55,30 +43,34 @@ def export(
         checkpoint: A file written by training.
         output: Where the artifact goes; an existing file is replaced, but only by a finished and verified one.
         image_type: Element type of the images.
+        tolerance: Error in u that the quantile tables aim at.
+        keep_components: Keep the components of a mixture, or the summands of independent latents, as functions of
+            their own, picked or summed in the graph; the law of the images is the same. Experts are always kept.
         allow_modules: As for `load_model`.
 
     Returns:
         The manifest, with its certificate, as written.
 
     Raises:
-        ArtifactError: The checkpoint is unusable.
-        RequestError: The output cannot be written.
+        ArtifactError: The checkpoint is unusable, or a density of its prior cannot be integrated.
+        RequestError: The output cannot be written, or the tolerance makes no sense.
         VerificationError: The compiled graph does not keep a bound of the certificate; no file is written.
     """
+    require_tolerance(tolerance)
     with replacing(output) as draft:  # first of all: an output that cannot be written should not cost a compilation
         config, model = load_kaem(checkpoint, allow_modules=allow_modules)
         weights = fingerprint_weights(model.state_dict())
-        tables, marginals, promise = _tables(model.prior)
-        graph = build_graph(tables, model.generator, image_type, _frame(model.prior))
+        tabulated = tabulate(model.prior, tolerance=tolerance, keep_components=keep_components)
+        graph = build_graph(tabulated.tables, model.generator, image_type, _frame(model.prior))
         manifest = Manifest(
             family=config.family,
             name=config.name,
-            noise_dim=config.prior.num_uniforms,
+            noise_dim=noise_dim(model.prior, keep_components=keep_components),
             latent_dim=config.prior.num_latents,
             image_shape=_three(model.image_shape),
             image_type=image_type,
-            prior={**to_mapping(config.prior), "collapsed": config.prior.is_collapsed, **promise},
-            densities=_densities(marginals),
+            prior={**to_mapping(config.prior), **promise(model.prior, tabulated)},
+            densities=densities(model.prior, tabulated),
             config=to_mapping(config),
             checkpoint_fingerprint=weights,
             graph_fingerprint=graph_fingerprint(graph),
@@ -90,26 +82,6 @@ def export(
         require_kept(manifest)
         draft.write_bytes(attach_manifest(graph, manifest))
     return manifest
-
-
-def _tables(prior: Prior) -> tuple[QuantileTables | ExpertTables | SharedTables, LatentDistributions, dict[str, Any]]:
-    """Return the tables of a prior, the marginals of its Q univariate latents, and what is promised of them."""
-    if isinstance(prior, ExpertsPrior | OwnFramesPrior):
-        weights = expert_weights(prior)
-        distributions = expert_distributions(prior)
-        tables = expert_tables(distributions, weights)
-        rounding = frame_rounding(prior) if isinstance(prior, OwnFramesPrior) else 0.0
-        return tables, expert_marginals(distributions, weights), _promise(tables.warps, rounding)
-    distributions = collapse(prior)
-    if isinstance(prior, IndependentPrior) and prior.shares_uniforms:
-        shared = shared_tables(component_distributions(prior), prior.num_components)
-        return shared, distributions, _promise(shared.warps)
-    promise = {"table_cells": TABLE_CELLS, "u_error_bound": U_ERROR_BOUND}
-    return quantile_tables(distributions), distributions, promise
-
-
-def _promise(warps: WarpTables, rounding: float = 0.0) -> dict[str, Any]:
-    return {"table_cells": warps.coefficients.shape[1], "u_error_bound": warps.u_error_bound + rounding}
 
 
 def _frame(prior: Prior) -> Frame | None:
@@ -135,16 +107,6 @@ def require_kept(manifest: Manifest) -> None:
 def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
     channels, height, width = shape
     return channels, height, width
-
-
-def _densities(distributions: LatentDistributions) -> dict[str, Any]:
-    """The densities before the frame, coarsely, for plotting: per coordinate its support and mean densities."""
-    edges, density = distributions.density(_PLOT_BINS)
-    return {
-        "low": edges[:, 0].tolist(),
-        "high": edges[:, -1].tolist(),
-        "density": [[float(f"{value:.4g}") for value in row] for row in np.maximum(density, 0)],
-    }
 
 
 def _tool_versions() -> dict[str, str]:
