@@ -28,9 +28,9 @@ from pathlib import Path
 import grpc
 import numpy as np
 import psutil
-from kaem.bench.environment import describe_machine
 
 import kaem
+from kaem.bench.environment import describe_machine
 from kaem.protocol import kaem_pb2, kaem_pb2_grpc
 
 _BULK = 1_000_000

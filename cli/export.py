@@ -25,6 +25,17 @@ def export(
         int | None,
         typer.Option(help="Network passes of a diffusion model, Langevin steps of a latent EBM; default: as trained."),
     ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="Error in u that the quantile tables aim at, 1e-9 to 0.01; float32 uniforms resolve 6e-8."),
+    ] = 2.0**-24,
+    keep_components: Annotated[
+        bool,
+        typer.Option(
+            "--keep-components",
+            help="Keep a mixture's components, or the summands of independent latents, each with uniforms of its own.",
+        ),
+    ] = False,
     allow_module: AllowModule = None,
 ) -> None:
     """Compile a checkpoint to one self-contained ONNX file that turns uniform noise into images.
@@ -40,6 +51,8 @@ def export(
     `kaem export runs/mnist/ckpt.pt -o mnist.onnx --image-type uint8`
 
     `kaem export runs/mnist-ddpm/ckpt.pt --sampler ddim --steps 10`
+
+    `kaem export runs/mnist/ckpt.pt -o components.onnx --keep-components`
     """
     from rich.console import Console
     from rich.markup import escape
@@ -55,6 +68,8 @@ def export(
             checkpoint,
             path,
             image_type=image_type,
+            tolerance=tolerance,
+            keep_components=keep_components,
             allow_modules=allow_module or (),
             sampling=Sampling(sampler=sampler, steps=steps),
         )

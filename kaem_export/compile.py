@@ -12,9 +12,6 @@ from collections.abc import Container
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 import kaem
 from kaem.artifact import ImageType, Manifest
@@ -23,34 +20,23 @@ from kaem.errors import VerificationError
 from kaem.files import replacing
 from kaem.runtime import LocalSampler
 from kaem_export.certificate import fingerprint_weights, measure
-from kaem_export.collapse import (
-    LatentDistributions,
-    collapse,
-    component_distributions,
-    expert_distributions,
-    expert_marginals,
-)
-from kaem_export.experts import ExpertTables, expert_tables, expert_weights, frame_rounding
 from kaem_export.families.compiled import AS_TRAINED, Compiled, Sampling
 from kaem_export.families.diffusion import compile_diffusion
 from kaem_export.families.latent_ebm import compile_latent_ebm
 from kaem_export.families.vae import compile_vae
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
-from kaem_export.quantile import TABLE_CELLS, U_ERROR_BOUND, QuantileTables, quantile_tables
-from kaem_export.shared import SharedTables, shared_tables
-from kaem_export.warp import WarpTables
+from kaem_export.leaves import TOLERANCE
+from kaem_export.prior_tables import noise_dim, tabulate
+from kaem_export.promise import densities, promise, refuse_tables, require_tolerance
 from kaem_train.baselines.diffusion import Diffusion
 from kaem_train.baselines.latent_ebm import LatentEbm
 from kaem_train.build import Model
 from kaem_train.checkpoint import load_model
-from kaem_train.model.experts import ExpertsPrior
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.own_frames import OwnFramesPrior
-from kaem_train.model.prior import IndependentPrior, Prior
+from kaem_train.model.prior import Prior
 from kaem_train.settings import Config
-
-_PLOT_BINS = 64
 
 
 def export(
@@ -58,6 +44,8 @@ def export(
     output: Path,
     *,
     image_type: ImageType = "float32",
+    tolerance: float = TOLERANCE,
+    keep_components: bool = False,
     allow_modules: Container[str] = (),
     sampling: Sampling = AS_TRAINED,
 ) -> Manifest:
@@ -67,6 +55,9 @@ def export(
         checkpoint: A file written by training.
         output: Where the artifact goes; an existing file is replaced, but only by a finished and verified one.
         image_type: Element type of the images.
+        tolerance: Error in u that the quantile tables aim at.
+        keep_components: Keep the components of a mixture, or the summands of independent latents, as functions of
+            their own, picked or summed in the graph; the law of the images is the same. Experts are always kept.
         allow_modules: As for `load_model`.
         sampling: Sampler and steps of a family that has them, where they are not to be the checkpoint's.
 
@@ -74,15 +65,16 @@ def export(
         The manifest, with its certificate, as written.
 
     Raises:
-        ArtifactError: The checkpoint is unusable.
-        RequestError: The output cannot be written, or the family has no such `sampling`.
+        ArtifactError: The checkpoint is unusable, or a density of its prior cannot be integrated.
+        RequestError: The output cannot be written, the tolerance makes no sense, or the family has no such option.
         ConfigError: The model cannot take so many steps.
         VerificationError: The compiled graph does not keep a bound of the certificate; no file is written.
     """
+    require_tolerance(tolerance)
     with replacing(output) as draft:  # first of all: an output that cannot be written should not cost a compilation
         config, model = load_model(checkpoint, allow_modules=allow_modules)
         weights = fingerprint_weights(model.state_dict())
-        compiled = _compile(config, model, image_type, sampling)
+        compiled = _compile(config, model, image_type, sampling, tolerance, keep_components)
         manifest = Manifest(
             family=compiled.family,
             name=compiled.name,
@@ -105,46 +97,37 @@ def export(
     return manifest
 
 
-def _compile(config: Config, model: Model, image_type: ImageType, sampling: Sampling) -> Compiled:
+def _compile(
+    config: Config,
+    model: Model,
+    image_type: ImageType,
+    sampling: Sampling,
+    tolerance: float,
+    keep_components: bool,
+) -> Compiled:
+    if config.family != "kaem":
+        refuse_tables(config.family, tolerance, keep_components=keep_components)
     if isinstance(model, Diffusion):
         return compile_diffusion(config, model, image_type, sampling)
     if isinstance(model, LatentEbm):
         return compile_latent_ebm(config, model, image_type, sampling)
     sampling.refuse_steps(config.family)
-    return compile_vae(config, model, image_type) if config.family == "vae" else _kaem(config, model, image_type)
+    if config.family == "vae":
+        return compile_vae(config, model, image_type)
+    return _kaem(config, model, image_type, tolerance, keep_components)
 
 
-def _kaem(config: Config, model: Kaem, image_type: ImageType) -> Compiled:
-    tables, marginals, promise = _tables(model.prior)
+def _kaem(config: Config, model: Kaem, image_type: ImageType, tolerance: float, keep_components: bool) -> Compiled:
+    tabulated = tabulate(model.prior, tolerance=tolerance, keep_components=keep_components)
     return Compiled(
-        graph=build_graph(tables, model.generator, image_type, _frame(model.prior)),
+        graph=build_graph(tabulated.tables, model.generator, image_type, _frame(model.prior)),
         family="kaem",
         name=config.name,
-        noise_dim=config.prior.num_uniforms,
+        noise_dim=noise_dim(model.prior, keep_components=keep_components),
         latent_dim=config.prior.num_latents,
-        prior={**to_mapping(config.prior), "collapsed": config.prior.is_collapsed, **promise},
-        densities=_densities(marginals),
+        prior={**to_mapping(config.prior), **promise(model.prior, tabulated)},
+        densities=densities(model.prior, tabulated),
     )
-
-
-def _tables(prior: Prior) -> tuple[QuantileTables | ExpertTables | SharedTables, LatentDistributions, dict[str, Any]]:
-    """Return the tables of a prior, the marginals of its Q univariate latents, and what is promised of them."""
-    if isinstance(prior, ExpertsPrior | OwnFramesPrior):
-        weights = expert_weights(prior)
-        distributions = expert_distributions(prior)
-        tables = expert_tables(distributions, weights)
-        rounding = frame_rounding(prior) if isinstance(prior, OwnFramesPrior) else 0.0
-        return tables, expert_marginals(distributions, weights), _promise(tables.warps, rounding)
-    distributions = collapse(prior)
-    if isinstance(prior, IndependentPrior) and prior.shares_uniforms:
-        shared = shared_tables(component_distributions(prior), prior.num_components)
-        return shared, distributions, _promise(shared.warps)
-    promise = {"table_cells": TABLE_CELLS, "u_error_bound": U_ERROR_BOUND}
-    return quantile_tables(distributions), distributions, promise
-
-
-def _promise(warps: WarpTables, rounding: float = 0.0) -> dict[str, Any]:
-    return {"table_cells": warps.coefficients.shape[1], "u_error_bound": warps.u_error_bound + rounding}
 
 
 def _frame(prior: Prior) -> Frame | None:
@@ -170,16 +153,6 @@ def require_kept(manifest: Manifest) -> None:
 def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
     channels, height, width = shape
     return channels, height, width
-
-
-def _densities(distributions: LatentDistributions) -> dict[str, Any]:
-    """The densities before the frame, coarsely, for plotting: per coordinate its support and mean densities."""
-    edges, density = distributions.density(_PLOT_BINS)
-    return {
-        "low": edges[:, 0].tolist(),
-        "high": edges[:, -1].tolist(),
-        "density": [[float(f"{value:.4g}") for value in row] for row in np.maximum(density, 0)],
-    }
 
 
 def _tool_versions() -> dict[str, str]:

@@ -1,32 +1,43 @@
-"""Standard normal draws in a graph: x = Phi^-1(u), one table lookup per uniform.
+"""Standard normal draws inside a graph: the normal quantile of uniforms, by the same tables as a prior's.
 
-A lookup, not Box-Muller: every draw has one uniform of its own, in order, and no row depends on another.
+No Box-Muller: one uniform makes one draw, so a row of draws depends on its own uniforms alone, and both tails reach
+6.3 deviations.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
+import numpy as np
 import onnx
 
-from kaem_export.head import Constants, quantile_nodes
-from kaem_export.quantile import U_ERROR_BOUND
-from kaem_export.warp import normal_table
+from kaem_export.bake import Baked, bake
+from kaem_export.collapse import standard_normal
+from kaem_export.laws import Laws
+from kaem_export.lookup import Constants, quantile_nodes, signed_nodes
 
-NORMAL_U_ERROR_BOUND = U_ERROR_BOUND
-"""What |Phi(x) - u| stays under."""
+NORMAL_U_ERROR_BOUND = 2.0**-22
+"""What |Phi(x(u)) - u| stays under: the tables' 2^-24, one float of x where the density is largest, and a reserve."""
 
 
 def normal_nodes(source: str, target: str, prefix: str) -> tuple[list[onnx.NodeProto], Constants]:
-    """Return the nodes and constants that turn uniforms into standard normals of the same shape (N, M).
+    """Turn uniforms into standard normal draws.
 
     Args:
-        source: Name of the uniforms, float32, signed or plain.
-        target: Name of the normals, float32.
-        prefix: Of every other name, so that one graph can hold several lookups.
+        source: Uniforms, float32 (N, M): signed ones in [-1/2, 1/2], or plain ones in [0, 1).
+        target: Gets the draws, float32 (N, M).
+        prefix: Of the names of all nodes' outputs and constants.
+
+    Returns:
+        Nodes and constants; 2 KB, however large M is.
     """
-    nodes, constants = quantile_nodes(normal_table(), source, target)
-    own = {name: name if name in (source, target) else prefix + name for node in nodes for name in node.output}
-    own |= {name: prefix + name for name in constants}
-    for node in nodes:
-        node.input[:] = [own.get(name, name) for name in node.input]
-        node.output[:] = [own[name] for name in node.output]
-    return nodes, {own[name]: value for name, value in constants.items()}
+    nodes, constants = signed_nodes(source, f"{prefix}signed", prefix)
+    more, tables = quantile_nodes(normal_tables().tables, f"{prefix}signed", target, prefix)
+    return nodes + more, constants | tables
+
+
+@cache
+def normal_tables() -> Baked:
+    """Return the tables of N(0, 1), one function that any number of columns follows."""
+    alone = np.zeros(1)
+    return bake(Laws(parts=(standard_normal(),), law_of=np.zeros(1, int), offset=alone, scale=alone + 1.0))

@@ -19,16 +19,16 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from kaem.artifact import MANIFEST_KEY, ImageType, Manifest, fingerprint, write_manifest
 from kaem.errors import ArtifactError
-from kaem_export.experts import ExpertTables
-from kaem_export.head import Constants, Frame, head_nodes
-from kaem_export.quantile import QuantileTables
-from kaem_export.shared import SharedTables
+from kaem_export.head import Frame, head_nodes
+from kaem_export.lookup import wrap
+from kaem_export.lookup import Constants
+from kaem_export.prior_tables import PriorTables
 from kaem_train.decoder_graph import IR_VERSION, OPSET, finished_decoder, require_own_operators
 from kaem_train.model.onnx_generator import OnnxGenerator
 
 
 def build_graph(
-    tables: QuantileTables | ExpertTables | SharedTables,
+    tables: PriorTables,
     generator: torch.nn.Module,
     image_type: ImageType,
     frame: Frame | None = None,
@@ -36,14 +36,14 @@ def build_graph(
     """Compose the quantile lookup and the frame with a generator.
 
     Args:
-        tables: Quantile tables of Q coordinates, those of K experts, or those of components with shared uniforms.
+        tables: The prior's.
         generator: Maps (N, Q) float32 to images (N, C, H, W) in [0, 1]; in eval mode.
         image_type: Element type of the output `image`; uint8 is rounded to nearest as the graph's last step.
         frame: Applied to the looked-up quantiles; None where they are the latents themselves.
 
     Returns:
-        A checked model with input `uniform` (N, Q), or (N, Q + 1) with experts, or (N, P) with shared uniforms, and
-        outputs `image` and `latent`; no metadata yet.
+        A checked model with input `uniform` (N, D), D as in `prior_tables.py`, and outputs `image` and `latent`; no
+        metadata yet.
     """
     return join_generator(*head_nodes(tables, frame), generator, image_type)
 
@@ -58,7 +58,14 @@ def join_generator(
 ) -> onnx.ModelProto:
     """Compose nodes from `uniform` (N, D) to `latent` (N, Q) with a generator: `build_graph` for any head."""
     model = compose.merge_models(
-        _head(nodes, constants, noise_dim, latent_dim),
+        wrap(
+            nodes,
+            constants,
+            source=("uniform", noise_dim),
+            target=("latent", latent_dim),
+            opset=OPSET,
+            ir_version=IR_VERSION,
+        ),
         _generator(generator, latent_dim),
         io_map=[("latent", "generator_latent")],
         outputs=["image", "latent"],
@@ -90,19 +97,6 @@ def graph_fingerprint(model: onnx.ModelProto) -> str:
     copy.CopyFrom(model)
     del copy.metadata_props[:]
     return fingerprint(copy.SerializeToString(deterministic=True))
-
-
-def _head(nodes: list[onnx.NodeProto], constants: Constants, noise_dim: int, latent_dim: int) -> onnx.ModelProto:
-    """Wrap the nodes from `uniform` (N, D) to `latent` (N, Q) as a model."""
-    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    graph = helper.make_graph(
-        nodes,
-        "head",
-        [helper.make_tensor_value_info("uniform", TensorProto.FLOAT, ["N", noise_dim])],
-        [helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["N", latent_dim])],
-        initializers,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 def _generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:

@@ -1,7 +1,6 @@
-"""The nodes in front of the generator: from `uniform` to `latent`, one function per step.
+"""The nodes in front of the generator: from `uniform` to `latent`, one function per kind of prior.
 
-Float32 arithmetic is exact up to the final multiply-add of a quantile. Only operators whose rows do not depend
-on the batch around them are used.
+Only operators whose rows do not depend on the batch around them are used.
 """
 
 from __future__ import annotations
@@ -13,12 +12,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from kaem_export.experts import ExpertTables
-from kaem_export.quantile import LEVEL_SCALE, LEVELS, QuantileTables
-from kaem_export.shared import SharedTables
-from kaem_export.warp import REACH
+from kaem_export.lookup import Constants, quantile_nodes, signed_nodes
+from kaem_export.prior_tables import (
+    Affine,
+    CollapsedTables,
+    ComponentTables,
+    ExpertTables,
+    PriorTables,
+    SummandTables,
+)
 
-Constants = dict[str, NDArray[np.generic] | np.generic]
+Nodes = list[onnx.NodeProto]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,197 +33,182 @@ class Frame:
     matrix: NDArray[np.float32]
 
 
-def head_nodes(
-    tables: QuantileTables | ExpertTables | SharedTables, frame: Frame | None
-) -> tuple[list[onnx.NodeProto], Constants, int, int]:
+def head_nodes(tables: PriorTables, frame: Frame | None) -> tuple[Nodes, Constants, int, int]:
     """Return the nodes and constants from `uniform` (N, D) to `latent` (N, Q), then D and Q."""
     target = "latent" if frame is None else "unframed"
-    if isinstance(tables, QuantileTables):
-        latent_dim = noise_dim = len(tables.left)
-        nodes, constants = quantile_nodes(tables, "uniform", target)
-    elif isinstance(tables, SharedTables):
-        latent_dim, noise_dim = tables.latent_dim, tables.num_components
-        nodes, constants = shared_nodes(tables, "uniform", target)
+    if isinstance(tables, CollapsedTables):
+        latent_dim = noise_dim = len(tables.tables.columns)
+        if tables.affine is not None and frame is not None:
+            frame = _folded(tables.affine, frame)
+            tables = CollapsedTables(tables=tables.tables, affine=None)
+        nodes, constants = _collapsed_nodes(tables, target)
+    elif isinstance(tables, ExpertTables):
+        latent_dim = tables.tables.columns.shape[1]
+        noise_dim = latent_dim + 1
+        nodes, constants = _expert_nodes(tables, target)
+    elif isinstance(tables, SummandTables):
+        latent_dim, terms = tables.tables.columns.shape
+        noise_dim = terms if tables.shares_uniforms else latent_dim * terms
+        nodes, constants = _summand_nodes(tables, target)
     else:
-        latent_dim, noise_dim = tables.latent_dim, tables.latent_dim + 1
-        nodes, constants = expert_nodes(tables, "uniform", target)
+        latent_dim = len(tables.tables.columns)
+        noise_dim = 2 * latent_dim
+        nodes, constants = _component_nodes(tables, target)
     if frame is not None:
         # A row of a matrix product does not depend on the others; the certificate measures it.
         constants |= {"frame_matrix": np.ascontiguousarray(frame.matrix.swapaxes(-1, -2)), "frame_offset": frame.offset}
         nodes += _own_frame_nodes(target) if frame.offset.ndim == 2 else _common_frame_nodes(target)
+        if frame.offset.ndim == 2:
+            constants["row_axis"] = np.array([1], np.int64)
     return nodes, constants, noise_dim, latent_dim
 
 
-def _common_frame_nodes(source: str) -> list[onnx.NodeProto]:
+def _folded(affine: Affine, frame: Frame) -> Frame:
+    """b + W (offset + scale x) = (b + W offset) + (W scale) x."""
+    matrix = frame.matrix.astype(np.float64)
+    return Frame(
+        offset=(frame.offset + matrix @ affine.offset).astype(np.float32),
+        matrix=(matrix * affine.scale).astype(np.float32),
+    )
+
+
+def _common_frame_nodes(source: str) -> Nodes:
     return [helper.make_node("Gemm", [source, "frame_matrix", "frame_offset"], ["latent"])]
 
 
-def _own_frame_nodes(source: str) -> list[onnx.NodeProto]:
-    """z = b_k + W_k u, k from `expert` (N, 1): every row is multiplied by the matrix gathered for it."""
+def _own_frame_nodes(source: str) -> Nodes:
+    """z = b_k + W_k u, k from `expert` (N,): every row is multiplied by the matrix gathered for it."""
     node = helper.make_node
     return [
-        node("Gather", ["frame_matrix", "expert"], ["own_matrix_1"], axis=0),  # (N, 1, Q, Q)
-        node("Gather", ["frame_offset", "expert"], ["own_offset"], axis=0),  # (N, 1, Q)
-        node("Squeeze", ["own_matrix_1", "expert_axis"], ["own_matrix"]),
-        node("Unsqueeze", [source, "expert_axis"], ["row_vector"]),  # (N, 1, Q)
-        node("MatMul", ["row_vector", "own_matrix"], ["turned"]),
-        node("Add", ["turned", "own_offset"], ["moved"]),
-        node("Squeeze", ["moved", "expert_axis"], ["latent"]),
+        node("Gather", ["frame_matrix", "expert"], ["own_matrix"], axis=0),  # (N, Q, Q)
+        node("Gather", ["frame_offset", "expert"], ["own_offset"], axis=0),  # (N, Q)
+        node("Unsqueeze", [source, "row_axis"], ["row_vector"]),  # (N, 1, Q)
+        node("MatMul", ["row_vector", "own_matrix"], ["turned_1"]),
+        node("Squeeze", ["turned_1", "row_axis"], ["turned"]),
+        node("Add", ["turned", "own_offset"], ["latent"]),
     ]
 
 
-def quantile_nodes(tables: QuantileTables, source: str, target: str) -> tuple[list[onnx.NodeProto], Constants]:
-    """Look up one quantile per uniform: (N, Q) -> (N, Q), in Q tables or in one that all columns share."""
-    num_tables, _, cells = tables.left.shape
-    constants: Constants = {
-        "half": np.float32(0.5),
-        "zero": np.float32(0),
-        "one": np.float32(1),
-        "cells": np.float32(cells),
-        "last_cell": np.float32(cells - 1),
-        "tail_1": np.float32(0.5 / LEVEL_SCALE),
-        "tail_2": np.float32(0.5 / LEVEL_SCALE**2),
-        "finer": np.float32(LEVEL_SCALE - 1),
-        "level_rows": np.int32(cells),
-        "coordinate_rows": (np.arange(num_tables, dtype=np.int32) * (LEVELS * cells))[None, :],
-        "table": np.stack([tables.left, tables.width], axis=-1).reshape(-1, 2),
-        "pair_axis": np.array([2], np.int64),
-    }
-    if LEVELS != 3:
-        raise AssertionError("the lookup below chooses between exactly three levels")
-    node = helper.make_node
-    nodes = [
-        # Plain uniforms in [1/2, 1) become signed ones; exact, since both lie within a factor of two of 1.
-        node("GreaterOrEqual", [source, "half"], ["is_upper"]),
-        node("Cast", ["is_upper"], ["upper"], to=TensorProto.FLOAT),
-        node("Sub", [source, "upper"], ["signed"]),
-        # The finest level whose tails contain v.
-        node("Abs", ["signed"], ["depth"]),
-        node("Less", ["depth", "tail_1"], ["is_tail_1"]),
-        node("Less", ["depth", "tail_2"], ["is_tail_2"]),
-        node("Cast", ["is_tail_1"], ["in_tail_1"], to=TensorProto.FLOAT),
-        node("Cast", ["is_tail_2"], ["in_tail_2"], to=TensorProto.FLOAT),
-        node("Mul", ["in_tail_1", "finer"], ["more_1"]),
-        node("Mul", ["in_tail_2", "finer"], ["more_2"]),
-        node("Add", ["more_1", "one"], ["scale_1"]),
-        node("Add", ["more_2", "one"], ["scale_2"]),
-        node("Mul", ["signed", "cells"], ["scaled_0"]),
-        node("Mul", ["scaled_0", "scale_1"], ["scaled_1"]),
-        node("Mul", ["scaled_1", "scale_2"], ["position"]),
-        # Cell and fraction; negative positions are the upper half of u, so they wrap around by K.
-        node("Floor", ["position"], ["floor"]),
-        node("Sub", ["position", "floor"], ["fraction"]),
-        node("Less", ["floor", "zero"], ["is_negative"]),
-        node("Cast", ["is_negative"], ["negative"], to=TensorProto.FLOAT),
-        node("Mul", ["negative", "cells"], ["wrap"]),
-        node("Add", ["floor", "wrap"], ["wrapped"]),
-        node("Clip", ["wrapped", "zero", "last_cell"], ["cell"]),
-        # One gather of (left, width) pairs from the table [Q * LEVELS * K, 2].
-        node("Add", ["in_tail_1", "in_tail_2"], ["level_float"]),
-        node("Cast", ["level_float"], ["level"], to=TensorProto.INT32),
-        node("Cast", ["cell"], ["cell_row"], to=TensorProto.INT32),
-        node("Mul", ["level", "level_rows"], ["level_row"]),
-        node("Add", ["cell_row", "level_row"], ["row_in_coordinate"]),
-        node("Add", ["row_in_coordinate", "coordinate_rows"], ["row"]),
-        node("Gather", ["table", "row"], ["left_and_width"], axis=0),
-        node("Split", ["left_and_width"], ["left_1", "width_1"], axis=2, num_outputs=2),
-        node("Squeeze", ["left_1", "pair_axis"], ["left"]),
-        node("Squeeze", ["width_1", "pair_axis"], ["width"]),
-        node("Mul", ["fraction", "width"], ["gain"]),
-        node("Add", ["left", "gain"], [target]),
-    ]
+def _collapsed_nodes(tables: CollapsedTables, target: str) -> tuple[Nodes, Constants]:
+    nodes, constants = signed_nodes("uniform", "signed")
+    looked_up = target if tables.affine is None else "standard"
+    more, own = quantile_nodes(tables.tables, "signed", looked_up)
+    nodes += more
+    constants |= own
+    if tables.affine is not None:
+        nodes += _affine_nodes(looked_up, target)
+        constants |= _affine_constants(tables.affine, (1,))
     return nodes, constants
 
 
-def expert_nodes(tables: ExpertTables, source: str, target: str) -> tuple[list[onnx.NodeProto], Constants]:
-    """Pick an expert with the last uniform and warp the normal quantiles of the others: (N, Q + 1) -> (N, Q)."""
-    cells, latent_dim = tables.warps.coefficients.shape[1], tables.latent_dim
+def _expert_nodes(tables: ExpertTables, target: str) -> tuple[Nodes, Constants]:
+    """Pick an expert with the last uniform and look the others up in its tables: (N, Q + 1) -> (N, Q)."""
     node = helper.make_node
-    lookup, constants = _piece_nodes(tables.normal, cells, "latent_uniform", "t")
+    latent_dim = tables.tables.columns.shape[1]
+    nodes, constants = signed_nodes("uniform", "all_signed")
     constants |= {
         "uniform_sizes": np.array([latent_dim, 1], np.int64),
         "thresholds": tables.thresholds[None, :],
-        "expert_axis": np.array([1], np.int64),
-        "expert_rows": np.int32(latent_dim * cells),
-        "latent_rows": (np.arange(latent_dim, dtype=np.int32) * cells)[None, :],
-        "warps": tables.warps.coefficients.reshape(-1, 4),
+        "choice_axis": np.array([1], np.int64),
     }
-    nodes = [
-        node("Split", [source, "uniform_sizes"], ["latent_uniform", "choice"], axis=1),
-        # The number of thresholds at or below the signed uniform is the expert.
-        node("GreaterOrEqual", ["choice", "half"], ["choice_is_upper"]),
-        node("Cast", ["choice_is_upper"], ["choice_upper"], to=TensorProto.FLOAT),
-        node("Sub", ["choice", "choice_upper"], ["signed_choice"]),
-        node("GreaterOrEqual", ["signed_choice", "thresholds"], ["is_passed"]),
-        node("Cast", ["is_passed"], ["passed"], to=TensorProto.FLOAT),
-        node("ReduceSum", ["passed", "expert_axis"], ["expert_float"], keepdims=1),
-        node("Cast", ["expert_float"], ["expert"], to=TensorProto.INT32),
-        node("Mul", ["expert", "expert_rows"], ["expert_row"]),
-        *lookup,
-        node("Add", ["piece_row", "latent_rows"], ["row_in_expert"]),
-        node("Add", ["row_in_expert", "expert_row"], ["warp_row"]),
-        *_cubic_nodes("pair_axis", 2, target),
+    nodes += [
+        node("Split", ["all_signed", "uniform_sizes"], ["signed", "choice"], axis=1),
+        *_choice_nodes("choice", "expert"),
     ]
+    if tables.tables.num_functions == 1:
+        alike = tables.tables.reading(np.zeros(1, np.int64))
+        more, own = quantile_nodes(alike, "signed", target if tables.affine is None else "standard")
+    else:
+        looked_up = target if tables.affine is None else "standard"
+        more, own = quantile_nodes(tables.tables, "signed", looked_up, chosen="expert")
+    nodes += more
+    constants |= own
+    if tables.affine is not None:
+        nodes += [
+            node("Gather", ["offsets", "expert"], ["offset"], axis=0),
+            node("Gather", ["scales", "expert"], ["scale"], axis=0),
+            *_affine_nodes("standard", target),
+        ]
+        constants |= {f"{name}s": value for name, value in _affine_constants(tables.affine, ()).items()}
     return nodes, constants
 
 
-def shared_nodes(tables: SharedTables, source: str, target: str) -> tuple[list[onnx.NodeProto], Constants]:
-    """Warp the normal quantile of each u_p for every q and sum over p: (N, P) -> (N, Q)."""
-    num_rows, cells, _ = tables.warps.coefficients.shape
+def _summand_nodes(tables: SummandTables, target: str) -> tuple[Nodes, Constants]:
+    """Look up every summand and add them over p: (N, P) or (N, Q P) -> (N, Q)."""
     node = helper.make_node
-    lookup, constants = _piece_nodes(tables.normal, cells, source, "t_of_uniform")
+    nodes, constants = signed_nodes("uniform", "flat_signed")
+    if tables.shares_uniforms:
+        constants["latent_axis"] = np.array([1], np.int64)
+        nodes.append(node("Unsqueeze", ["flat_signed", "latent_axis"], ["signed"]))
+    else:
+        constants["summand_shape"] = np.array([0, *tables.tables.columns.shape], np.int64)
+        nodes.append(node("Reshape", ["flat_signed", "summand_shape"], ["signed"]))
+    looked_up = "summands" if tables.affine is None else "standard"
+    more, own = quantile_nodes(tables.tables, "signed", looked_up)
+    nodes += more
+    constants |= own
+    if tables.affine is not None:
+        nodes += _affine_nodes("standard", "summands")
+        constants |= _affine_constants(tables.affine, (1,))
+    constants["summand_axis"] = np.array([2], np.int64)
+    nodes.append(node("ReduceSum", ["summands", "summand_axis"], [target], keepdims=0))
+    return nodes, constants
+
+
+def _component_nodes(tables: ComponentTables, target: str) -> tuple[Nodes, Constants]:
+    """Pick a component for every latent with the second half of the uniforms: (N, 2 Q) -> (N, Q)."""
+    node = helper.make_node
+    latent_dim, terms = tables.tables.columns.shape
+    nodes, constants = signed_nodes("uniform", "all_signed")
     constants |= {
-        "latent_axis": np.array([1], np.int64),
-        "component_axis": np.array([2], np.int64),
-        "coefficient_axis": np.array([3], np.int64),
-        "component_rows": (np.arange(num_rows, dtype=np.int32) * cells).reshape(1, -1, tables.num_components),
-        "warps": tables.warps.coefficients.reshape(-1, 4),
+        "uniform_sizes": np.array([latent_dim, latent_dim], np.int64),
+        "thresholds": tables.thresholds[None],
+        "choice_axis": np.array([2], np.int64),
+        "first_components": (np.arange(latent_dim, dtype=np.int32) * terms)[None],
     }
-    nodes = [
-        *lookup,
-        node("Unsqueeze", ["piece_row", "latent_axis"], ["piece_of_all"]),
-        node("Unsqueeze", ["t_of_uniform", "latent_axis"], ["t"]),
-        node("Add", ["piece_of_all", "component_rows"], ["warp_row"]),
-        *_cubic_nodes("coefficient_axis", 3, "components"),
-        node("ReduceSum", ["components", "component_axis"], [target], keepdims=0),
+    looked_up = target if tables.affine is None else "standard"
+    more, own = quantile_nodes(
+        tables.tables.reading(tables.tables.columns.reshape(-1)), "signed", looked_up, chosen="component", chosen_axes=2
+    )
+    nodes += [
+        node("Split", ["all_signed", "uniform_sizes"], ["signed", "flat_choice"], axis=1),
+        node("Unsqueeze", ["flat_choice", "choice_axis"], ["choice"]),
+        *_choice_nodes("choice", "own_component"),
+        node("Add", ["own_component", "first_components"], ["component"]),
+        *more,
     ]
+    constants |= own
+    if tables.affine is not None:
+        nodes += [
+            node("Gather", ["offsets", "component"], ["offset"], axis=0),
+            node("Gather", ["scales", "component"], ["scale"], axis=0),
+            *_affine_nodes("standard", target),
+        ]
+        constants |= {
+            f"{name}s": np.asarray(value).reshape(-1) for name, value in _affine_constants(tables.affine, ()).items()
+        }
     return nodes, constants
 
 
-def _piece_nodes(
-    normal: QuantileTables, cells: int, source: str, fraction: str
-) -> tuple[list[onnx.NodeProto], Constants]:
-    """From uniforms (N, M) to the piece of T that holds their normal quantiles, `piece_row`, and where in it."""
-    node = helper.make_node
-    lookup, constants = quantile_nodes(normal, source, "normal")
-    constants |= {
-        "reach": np.float32(REACH),
-        "cells_per_unit": np.float32(cells / (2 * REACH)),
-        "last_piece": np.float32(cells - 1),
-    }
-    nodes = [
-        *lookup,
-        node("Add", ["normal", "reach"], ["from_left"]),
-        node("Mul", ["from_left", "cells_per_unit"], ["warp_position"]),
-        node("Floor", ["warp_position"], ["warp_floor"]),
-        node("Clip", ["warp_floor", "zero", "last_piece"], ["piece"]),
-        node("Sub", ["warp_position", "piece"], [fraction]),
-        node("Cast", ["piece"], ["piece_row"], to=TensorProto.INT32),
-    ]
-    return nodes, constants
-
-
-def _cubic_nodes(axis_name: str, axis: int, target: str) -> list[onnx.NodeProto]:
-    """One gather of four coefficients per `warp_row` from `warps`, then Horner's rule in `t`; `axis` holds the four."""
-    node = helper.make_node
+def _choice_nodes(source: str, target: str) -> Nodes:
+    """Count the thresholds that a signed uniform has passed, along `choice_axis`, to an int32."""
     return [
-        node("Gather", ["warps", "warp_row"], ["pieces"], axis=0),
-        node("Split", ["pieces"], ["a0_1", "a1_1", "a2_1", "a3_1"], axis=axis, num_outputs=4),
-        *(node("Squeeze", [f"a{power}_1", axis_name], [f"a{power}"]) for power in range(4)),
-        node("Mul", ["a3", "t"], ["cubic"]),
-        node("Add", ["cubic", "a2"], ["to_quadratic"]),
-        node("Mul", ["to_quadratic", "t"], ["quadratic"]),
-        node("Add", ["quadratic", "a1"], ["to_linear"]),
-        node("Mul", ["to_linear", "t"], ["linear"]),
-        node("Add", ["linear", "a0"], [target]),
+        helper.make_node("GreaterOrEqual", [source, "thresholds"], ["choice_is_passed"]),
+        helper.make_node("Cast", ["choice_is_passed"], ["choice_passed"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["choice_passed", "choice_axis"], ["choice_count"], keepdims=0),
+        helper.make_node("Cast", ["choice_count"], [target], to=TensorProto.INT32),
     ]
+
+
+def _affine_nodes(source: str, target: str) -> Nodes:
+    return [
+        helper.make_node("Mul", [source, "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], [target]),
+    ]
+
+
+def _affine_constants(affine: Affine, leading: tuple[int, ...]) -> Constants:
+    return {
+        name: value.astype(np.float32).reshape(*leading, *value.shape)
+        for name, value in (("offset", affine.offset), ("scale", affine.scale))
+    }

@@ -28,7 +28,7 @@ from kaem_export.families.recursive_noise import NUM_WORDS, seed_nodes, stream_n
 from kaem_export.families.unet import PREFIX, unet_graph
 from kaem_export.gaussian import NORMAL_U_ERROR_BOUND, normal_nodes
 from kaem_export.graph import finished
-from kaem_export.head import Constants
+from kaem_export.lookup import Constants
 from kaem_train.baselines.diffusion import Diffusion, sampling_schedule
 from kaem_train.decoder_graph import IR_VERSION, OPSET
 from kaem_train.sections import DiffusionConfig

@@ -17,7 +17,6 @@ from kaem_export.certificate import verify
 from kaem_export.compile import export
 from kaem_export.graph import graph_fingerprint
 from kaem_export.oracle import LatentOracle
-from kaem_export.warp import LEAST_CELLS
 from kaem_train.checkpoint import load_model
 
 
@@ -61,7 +60,8 @@ def test_every_variant_exports_with_a_kept_certificate(variant, tmp_path):
     figures = {figure.name: figure for figure in manifest.certificate}
     assert set(figures) == {"u_error", "image_parity", "row_difference"}
     assert all(figure.is_kept for figure in figures.values())
-    assert figures["u_error"].value < 5e-5
+    assert figures["u_error"].value < 5e-6
+    assert manifest.prior["score"] <= 1.25
     assert (
         list(tmp_path.iterdir()) == [tmp_path / "model.onnx", tmp_path / "ckpt.pt"]
         or len(list(tmp_path.iterdir())) == 2
@@ -94,7 +94,9 @@ def test_a_million_latents_of_framed_experts_are_normal_when_the_oracle_undoes_t
         assert scipy.stats.kstest(univariate[expert == k, q], lambda z, row=k * 3 + q: oracle.cdf(row, z)).pvalue > 1e-4
 
 
-@pytest.mark.parametrize(("name", "change"), [("warps", 1.01), ("thresholds", 1.001), ("frame_matrix", 1.01)])
+@pytest.mark.parametrize(
+    ("name", "change"), [("leaves", 1.01), ("second", 1.01), ("thresholds", 1.001), ("frame_matrix", 1.01)]
+)
 def test_changed_tables_of_experts_break_the_u_error(exported_experts, tmp_path, name, change):
     def alter(model):
         tensor = _initializer(model, name)
@@ -117,11 +119,29 @@ def test_every_expert_is_proved_in_its_own_frame(tmp_path):
     assert not {figure.name: figure for figure in figures}["u_error"].is_kept
 
 
-def test_gaussian_experts_in_own_frames_take_the_smallest_tables(tmp_path):
-    checkpoint = write_random_checkpoint(tmp_path / "ckpt.pt", *VARIANTS["experts in own frames"], amplitude=0.0)
-    manifest = export(checkpoint, tmp_path / "model.onnx")
-    assert manifest.prior["table_cells"] == LEAST_CELLS
+@pytest.mark.parametrize(("variant", "noise_dim"), [("mixture in a frame", 6), ("gaussian independent", 12)])
+def test_kept_components_are_certified(variant, noise_dim, tmp_path):
+    checkpoint = write_random_checkpoint(tmp_path / "ckpt.pt", *VARIANTS[variant])
+    manifest = export(checkpoint, tmp_path / "model.onnx", keep_components=True)
+    assert manifest.noise_dim == noise_dim
+    assert manifest.prior["collapsed"] is False
     assert all(figure.is_kept for figure in manifest.certificate)
+    assert verify(tmp_path / "model.onnx", checkpoint)[1] == manifest.certificate
+
+
+def test_a_looser_tolerance_gives_smaller_tables_and_is_kept(exported, tmp_path):
+    exact = verify(exported[1], exported[0])[0].prior
+    loose = export(exported[0], tmp_path / "loose.onnx", tolerance=1e-4)
+    assert loose.prior["table_bytes"] < 0.6 * exact["table_bytes"]
+    assert all(figure.is_kept for figure in loose.certificate)
+    assert 1e-7 < loose.certificate[0].value < 1.25e-4
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1e-6, 0.5, 1e-12, float("nan"), float("inf")])
+def test_a_tolerance_that_makes_no_sense_is_refused(exported, tmp_path, tolerance):
+    with pytest.raises(RequestError, match="tolerance is"):
+        export(exported[0], tmp_path / "model.onnx", tolerance=tolerance)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("bound", [None, 0.0, 1.0, "small"])
@@ -147,8 +167,8 @@ def test_exporting_twice_gives_equal_bytes(exported, tmp_path):
 
 def test_a_bent_quantile_table_breaks_the_u_error(exported, tmp_path):
     def bend(model):
-        table = _initializer(model, "table")
-        table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table) * np.float32(1.01), "table"))
+        table = _initializer(model, "leaves")
+        table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table) * np.float32(1.01), "leaves"))
 
     _, figures = verify(_rewrite(exported[1], tmp_path / "bent.onnx", bend), exported[0])
     assert not {figure.name: figure for figure in figures}["u_error"].is_kept
@@ -180,9 +200,9 @@ def test_a_graph_that_mixes_rows_breaks_the_row_difference(exported, tmp_path):
 
 def test_latents_that_are_not_numbers_break_the_certificate_wherever_they_hide(exported, tmp_path):
     def spoil(model):
-        table = numpy_helper.to_array(_initializer(model, "table")).copy()
-        table[-4096 + 10 : -4096 + 100] = np.nan  # a few cells of the last coordinate's finest level
-        _initializer(model, "table").CopyFrom(numpy_helper.from_array(table, "table"))
+        table = numpy_helper.to_array(_initializer(model, "leaves")).copy()
+        table[-30, 3:] = np.nan  # one leaf of the last coordinate
+        _initializer(model, "leaves").CopyFrom(numpy_helper.from_array(table, "leaves"))
 
     _, figures = verify(_rewrite(exported[1], tmp_path / "nan.onnx", spoil), exported[0])
     assert not {figure.name: figure for figure in figures}["u_error"].is_kept
@@ -209,10 +229,10 @@ def test_a_manifest_that_lies_is_caught(exported, tmp_path, change):
 def test_a_loosened_bound_is_caught(exported, tmp_path):
     model = onnx.load(exported[1])
     manifest = json.loads(model.metadata_props[0].value)
-    manifest["prior"]["u_error_bound"] = 0.04
+    manifest["prior"]["u_error_bound"] = 1e-3
     helper.set_model_props(model, {MANIFEST_KEY: json.dumps(manifest)})
     (tmp_path / "loose.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(VerificationError, match=r"u_error_bound is 0\.04"):
+    with pytest.raises(VerificationError, match="of u_error"):
         verify(tmp_path / "loose.onnx", exported[0])
 
 

@@ -1,0 +1,148 @@
+"""The quantile lookup of `tree.py`, node by node.
+
+32 nodes, two gathers, indices in int32; block numbers stay exact in float32. Everything here must stay in float32 on
+every target: half precision cannot hold a uniform or a block number. Only operators whose rows do not depend
+on the batch around them are used.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from kaem_export.tree import QuantileTables
+
+Constants = dict[str, NDArray[np.generic] | np.generic]
+
+
+class Names:
+    """Gives every name of a piece of a graph the same prefix.
+
+    Args:
+        prefix: So that pieces of one kind can stand in one graph.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def __call__(self, name: str) -> str:
+        """Return the name with the prefix."""
+        return f"{self._prefix}{name}"
+
+
+def signed_nodes(source: str, target: str, prefix: str = "") -> tuple[list[onnx.NodeProto], Constants]:
+    """Turn plain uniforms in [1/2, 1) into signed ones; exact, since both lie within a factor of two of 1."""
+    name = Names(prefix)
+    nodes = [
+        helper.make_node("GreaterOrEqual", [source, name("half")], [name("is_upper")]),
+        helper.make_node("Cast", [name("is_upper")], [name("upper")], to=TensorProto.FLOAT),
+        helper.make_node("Sub", [source, name("upper")], [target]),
+    ]
+    return nodes, {name("half"): np.float32(0.5)}
+
+
+def quantile_nodes(
+    tables: QuantileTables,
+    signed: str,
+    target: str,
+    prefix: str = "",
+    *,
+    chosen: str | None = None,
+    chosen_axes: Literal[1, 2] = 1,
+) -> tuple[list[onnx.NodeProto], Constants]:
+    """Look up one quantile per signed uniform.
+
+    Args:
+        tables: Their `columns` have the shape of one row of quantiles, (C,) or (Q, P); of all that may be chosen where
+            there is a choice.
+        signed: Signed uniforms, shape (N, C), or one that broadcasts with (N, *columns).
+        target: Gets the quantiles, shape (N, *columns).
+        prefix: Of all names.
+        chosen: int32 indices, by default none: of shape (N,) where row n follows the functions `columns[chosen[n]]`,
+            or (N, C) where every quantile follows a function `columns[chosen[n, c]]` of its own.
+        chosen_axes: Which of both.
+
+    Returns:
+        Nodes and constants.
+    """
+    name, node = Names(prefix), helper.make_node
+    columns = tables.columns
+    separators = np.moveaxis(tables.first[:, columns], 0, 0 if chosen is None else 1)
+    blocks = tables.block[columns].astype(np.float32)
+    fields = [name(field) for field in ("v0", "kappa", "gamma", *(f"c{k}" for k in range(6)))]
+    constants: Constants = {
+        name("first_axis"): np.array([0 if chosen is None else chosen_axes], np.int64),
+        name("last_axis"): np.array([-1], np.int64),
+        name("first"): separators[:, None] if chosen is None else separators,
+        name("blocks"): blocks[None] if chosen is None else blocks,
+        name("second"): tables.second,
+        name("fan_out"): np.float32(tables.fan_out),
+        name("leaves"): tables.leaves,
+        name("low"): tables.low,
+        name("high"): tables.high,
+    }
+    nodes: list[onnx.NodeProto] = []
+    first, own_blocks = name("first"), name("blocks")
+    if chosen is not None:
+        nodes += [
+            node("Gather", [first, chosen], [name("own_first")], axis=0),
+            node("Gather", [own_blocks, chosen], [name("own_blocks")], axis=0),
+        ]
+        first, own_blocks = name("own_first"), name("own_blocks")
+    nodes += [
+        # The block: how many of the first level's separators v has passed.
+        node("Unsqueeze", [signed, name("first_axis")], [name("v_first")]),
+        node("GreaterOrEqual", [name("v_first"), first], [name("is_passed")]),
+        node("Cast", [name("is_passed")], [name("passed")], to=TensorProto.FLOAT),
+        node("ReduceSum", [name("passed"), name("first_axis")], [name("in_function")], keepdims=0),
+        node("Add", [name("in_function"), own_blocks], [name("block")]),
+        node("Cast", [name("block")], [name("block_row")], to=TensorProto.INT32),
+        # The leaf: how many of the block's.
+        node("Gather", [name("second"), name("block_row")], [name("separators")], axis=0),
+        node("Unsqueeze", [signed, name("last_axis")], [name("v")]),
+        node("GreaterOrEqual", [name("v"), name("separators")], [name("is_behind")]),
+        node("Cast", [name("is_behind")], [name("behind")], to=TensorProto.FLOAT),
+        node("ReduceSum", [name("behind"), name("last_axis")], [name("in_block")], keepdims=0),
+        node("Mul", [name("block"), name("fan_out")], [name("before")]),
+        node("Add", [name("before"), name("in_block")], [name("leaf")]),
+        node("Cast", [name("leaf")], [name("leaf_row")], to=TensorProto.INT32),
+        node("Gather", [name("leaves"), name("leaf_row")], [name("row")], axis=0),
+        node("Split", [name("row")], fields, axis=-1, num_outputs=len(fields)),
+        # y = r / (gamma r + kappa), then Horner's rule.
+        node("Sub", [name("v"), name("v0")], [name("r")]),
+        node("Mul", [name("gamma"), name("r")], [name("bend")]),
+        node("Add", [name("bend"), name("kappa")], [name("divisor")]),
+        node("Div", [name("r"), name("divisor")], [name("y")]),
+    ]
+    value = name("c5")
+    for power in range(4, -1, -1):
+        nodes.append(node("Mul", [value, name("y")], [name(f"product_{power}")]))
+        nodes.append(node("Add", [name(f"product_{power}"), name(f"c{power}")], [name(f"sum_{power}")]))
+        value = name(f"sum_{power}")
+    nodes += [
+        node("Squeeze", [value, name("last_axis")], [name("unclipped")]),
+        node("Clip", [name("unclipped"), name("low"), name("high")], [target]),
+    ]
+    return nodes, constants
+
+
+def wrap(
+    nodes: list[onnx.NodeProto],
+    constants: Constants,
+    *,
+    source: tuple[str, int],
+    target: tuple[str, int],
+    opset: int,
+    ir_version: int,
+) -> onnx.ModelProto:
+    """Make a model of nodes from one float32 matrix to another; source and target: name and columns."""
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", columns]) for name, columns in (source, target)
+    ]
+    initializers = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "head", ends[:1], ends[1:], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
