@@ -20,8 +20,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from kaem.artifact import MANIFEST_KEY, ImageType, Manifest, fingerprint, write_manifest
 from kaem.errors import ArtifactError
 from kaem_export.head import Frame, head_nodes
-from kaem_export.lookup import wrap
-from kaem_export.lookup import Constants
+from kaem_export.lookup import Constants, wrap
 from kaem_export.prior_tables import PriorTables
 from kaem_train.decoder_graph import IR_VERSION, OPSET, finished_decoder, require_own_operators
 from kaem_train.model.onnx_generator import OnnxGenerator
