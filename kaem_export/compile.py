@@ -31,6 +31,7 @@ from kaem_export.collapse import (
 from kaem_export.experts import ExpertTables, expert_tables, expert_weights, frame_rounding
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
+from kaem_export.optimise import optimise
 from kaem_export.quantile import TABLE_CELLS, U_ERROR_BOUND, QuantileTables, quantile_tables
 from kaem_export.shared import SharedTables, shared_tables
 from kaem_export.warp import WarpTables
@@ -69,7 +70,7 @@ def export(
         config, model = load_kaem(checkpoint, allow_modules=allow_modules)
         weights = fingerprint_weights(model.state_dict())
         tables, marginals, promise = _tables(model.prior)
-        graph = build_graph(tables, model.generator, image_type, _frame(model.prior))
+        graph = optimise(build_graph(tables, model.generator, image_type, _frame(model.prior)))[-1].model
         manifest = Manifest(
             family=config.family,
             name=config.name,

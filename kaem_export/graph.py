@@ -93,7 +93,7 @@ def _generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
     if isinstance(generator, OnnxGenerator):
         model = finished_decoder(generator.file(), latent_dim)
     else:
-        model = _traced(generator, latent_dim)
+        model = traced(generator, latent_dim)
     model = compose.add_prefix(model, "generator_")
     for graph_node in model.graph.node:
         graph_node.output[:] = ["image" if name == "generator_image" else name for name in graph_node.output]
@@ -102,7 +102,12 @@ def _generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
     return model
 
 
-def _traced(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
+def traced(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
+    """Return what torch's exporter makes of a generator: `latent` (N, Q) to `image`, the batch size free.
+
+    Raises:
+        ArtifactError: It uses operations that ONNX lacks.
+    """
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # the exporter warns about its own internals
