@@ -81,6 +81,8 @@ def _sum(graph: ir.Graph, batch: int) -> tuple[int, int]:
 def _branch(node: ir.Node, batch: int) -> str:
     """Return which branch of an If runs: those of kaem ask whether the batch has at least so many rows."""
     condition = None if node.inputs[0] is None else node.inputs[0].producer()
+    if condition is not None and condition.op_type == "Squeeze" and condition.inputs[0] is not None:
+        condition = condition.inputs[0].producer()
     least = None if condition is None or condition.op_type != "GreaterOrEqual" else constant(condition.inputs[1])
     return "then_branch" if least is not None and batch >= int(least.reshape(())) else "else_branch"
 

@@ -88,7 +88,7 @@ class Patch:
     def constant(self, array: NDArray[Any], what: str = "constant") -> ir.Value:
         """Add an initializer."""
         name = self._name(what)
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.tensor(np.array(array, order="C"), name=name)
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         self._graph.register_initializer(value)
         return value
