@@ -6,7 +6,7 @@ The file appears only when everything has been measured and kept its bound; noth
 from __future__ import annotations
 
 import platform
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +31,8 @@ from kaem_export.collapse import (
 from kaem_export.experts import ExpertTables, expert_tables, expert_weights, frame_rounding
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
-from kaem_export.optimise import optimise
+from kaem_export.optimise import Optimised, optimise
+from kaem_export.options import Options
 from kaem_export.quantile import TABLE_CELLS, U_ERROR_BOUND, QuantileTables, quantile_tables
 from kaem_export.shared import SharedTables, shared_tables
 from kaem_export.warp import WarpTables
@@ -48,6 +49,8 @@ def export(
     output: Path,
     *,
     image_type: ImageType = "float32",
+    options: Options | None = None,
+    watch: Callable[[Optimised], None] | None = None,
     allow_modules: Container[str] = (),
 ) -> Manifest:
     """Compile a checkpoint to one ONNX file that maps uniform noise to images.
@@ -56,6 +59,8 @@ def export(
         checkpoint: A file written by training.
         output: Where the artifact goes; an existing file is replaced, but only by a finished and verified one.
         image_type: Element type of the images.
+        options: How the graph is made fast; by default with the exact rewrites alone.
+        watch: Called with the graph after every rewrite, before anything is written.
         allow_modules: As for `load_model`.
 
     Returns:
@@ -70,7 +75,11 @@ def export(
         config, model = load_kaem(checkpoint, allow_modules=allow_modules)
         weights = fingerprint_weights(model.state_dict())
         tables, marginals, promise = _tables(model.prior)
-        graph = optimise(build_graph(tables, model.generator, image_type, _frame(model.prior)))[-1].model
+        options = options or Options()
+        optimised = optimise(build_graph(tables, model.generator, image_type, _frame(model.prior)), options)
+        graph = optimised.model
+        if watch is not None:
+            watch(optimised)
         manifest = Manifest(
             family=config.family,
             name=config.name,
@@ -84,6 +93,12 @@ def export(
             checkpoint_fingerprint=weights,
             graph_fingerprint=graph_fingerprint(graph),
             tools=_tool_versions(),
+            compilation={
+                "passes": optimised.passes,
+                "precision": options.precision,
+                "batch_sizes": list(options.batch),
+                "large_batch_rows": optimised.large_batch_rows,
+            },
         )
         draft.write_bytes(attach_manifest(graph, manifest))
         with LocalSampler(draft, workers=1) as sampler:

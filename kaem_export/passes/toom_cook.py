@@ -3,7 +3,8 @@
 Along one axis such a layer maps x_i to outputs y_(2 i + k - 1) = sum_i x_i w_k, k = 0..3. With X(t) = sum_i x_i t^i and
 for phase r = 0, 1 the kernel's half W_r(t) = w_r + w_(r+2) t, the outputs of one parity are the coefficients of
 X(t) W_r(t). Of four inputs X W_r has degree 4, so five values determine it (Toom 1963, Cook 1966): at the points
-0, 1, -1, 1/2 and infinity. Five products instead of eight for four outputs; nested over both axes 25 instead of 64.
+1/2, -1/2, 3/2, -3/2 and infinity. Five products instead of eight for four
+outputs; nested over both axes 25 instead of 64.
 Both phases share the values of X. Tiles of four inputs overlap by one output; adding the overlap, and dropping the
 outputs beyond the border, are part of the last linear map.
 
@@ -11,16 +12,15 @@ Layout: activations are (H, W, N, C), so evaluating X and interpolating X W are 
 on the left, and the core is one batched MatMul, (tile, point, 1, point, 1, tile N, I) times (point, phase, point,
 phase, I, O).
 
-Matches: chains of ConvTranspose with constant float32 weights, no groups, I and O at least 16, square images of side
-4, 8, 16, ..., linked by elementwise operators that only the next layer reads.
+Matches: chains of ConvTranspose with constant float32 weights, no groups, square images whose side is a multiple of 4,
+and at least a quarter of the operations to save, linked by elementwise operators that only the next layer reads.
 Leaves alone: all other layers, as the last one to few channels, which runs as before on the result.
-After it: the same values up to a few more roundings (about 4 times those of the plain layer). Constants grow by 6.25.
+After it: the same values up to a few more roundings (2 to 4 times those of the plain layer). Constants grow by 6.25.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,14 @@ from kaem_export.passes.editing import UNARY, Patch, constant, row_shape, sole_u
 
 Float64 = NDArray[np.float64]
 
-POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2))
-"""And infinity, whose value is the leading coefficient."""
+POINTS = (0.5, -0.5, 1.5, -1.5)
+"""And infinity, whose value is the leading coefficient. Half the rounding error of 0, 1, -1, 1/2 and infinity, the best
+of the usual small numbers; all their powers are exact in float32."""
 
 _TILE = 4
 _NUM_POINTS = _TILE + 1
-_LEAST_CHANNELS = 16
+_MOST_SHARE = 0.75
+"""Of a layer's operations that the rewritten one may need: small savings are lost again in memory traffic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,15 @@ def _is_suitable(node: ir.Node) -> bool:
         and node.attributes.get_int("group", 1) == 1
         and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
     )
-    return is_plain and sides[1] == sides[2] and sides[1] % _TILE == 0 and min(weight.shape[:2]) >= _LEAST_CHANNELS
+    return is_plain and sides[1] == sides[2] and sides[1] % _TILE == 0 and _saves_much(weight, sides[1])
+
+
+def _saves_much(weight: NDArray[Any], side: int) -> bool:
+    num_inputs, num_outputs = weight.shape[:2]
+    points = side // _TILE * _NUM_POINTS
+    core = (2 * points) ** 2 * num_inputs * num_outputs
+    maps = points * side * (side + points) * num_inputs + 4 * points * side * (points + side) * num_outputs
+    return bool(core + maps <= _MOST_SHARE * 16 * side * side * num_inputs * num_outputs)
 
 
 def _is_elementwise(node: ir.Node) -> bool:
@@ -227,5 +237,5 @@ def _interpolation(side: int) -> Float64:
 
 def _vandermonde(size: int) -> Float64:
     """Powers 0 .. size - 1 of every point, and for infinity the last one alone: shape (5, size)."""
-    finite = [[float(point**power) for power in range(size)] for point in POINTS]
+    finite = [[point**power for power in range(size)] for point in POINTS]
     return np.array([*finite, [0.0] * (size - 1) + [1.0]])
