@@ -1,6 +1,7 @@
 """Exported generators against torch.onnx's plain export, torch eager and torch.compile, same weights.
 
     python benchmarks/export.py --seconds 5 [--only svhn] [--no-compile]
+    python benchmarks/export.py --checkpoint runs/results/svhn/kaem/seed0/ckpt.pt
 
 One thread: processor time of that thread, so that other processes on the machine do not count; medians of ratios within
 rounds, every variant once a round in random order, with 95 % intervals. All cores: wall time, for waiting for other
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import tempfile
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +22,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from kaem.backend import installed_runtime, open_session
+from kaem.errors import VerificationError
 from kaem.noise import uniforms
+from kaem_export.compile import export
 from kaem_export.graph import traced
 from kaem_export.optimise import optimise
 from kaem_export.options import Options
 from kaem_export.passes.cost import graph_cost
-from kaem_export.timing import interleaved, speedup
+from kaem_export.passes.int8 import psnr
+from kaem_export.timing import estimate, interleaved, speedup
 from kaem_train.model.generator import build_generator
 from kaem_train.sections import GeneratorConfig
 
@@ -49,17 +55,19 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,64,256")
     parser.add_argument("--only", choices=WORKLOADS)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--checkpoint", type=Path, help="measure this trained model instead of random generators")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     runtime = installed_runtime()
+    print(f"{time.strftime('%Y-%m-%d')}, {_processor()}, {len(os.sched_getaffinity(0))} cores, ", end="")
     print(
-        f"{time.strftime('%Y-%m-%d')}, {_processor()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}, "
+        f"load {os.getloadavg()[0]:.1f}, {runtime.distribution} {runtime.version}, torch {torch.__version__}, ", end=""
     )
-    print(
-        f"{runtime.distribution} {runtime.version}, torch {torch.__version__}; "
-        f"sgemm {_roof() / 1e9:.0f} GFLOP/s on one thread\n"
-    )
+    print(f"sgemm {_roof() / 1e9:.0f} GFLOP/s on one thread\n")
+    if options.checkpoint:
+        _trained(options.checkpoint, options.seconds)
+        return
     for name in [options.only] if options.only else WORKLOADS:
         batches = [int(size) for size in options.batches.split(",")]
         _one_thread(name, batches, options.seconds, with_compile=not options.no_compile)
@@ -132,6 +140,48 @@ def _all_cores(name: str, batches: list[int], seconds: float) -> None:
                 f"| {batch} | " + " | ".join(_cell(times, index) for index in range(1, len(calls))) + " |", flush=True
             )
     print()
+
+
+def _trained(checkpoint: Path, seconds: float) -> None:
+    """Time of the export, the prior's share of the graph, and what narrow types cost and give."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "model.onnx"
+        wall, processor = time.perf_counter(), time.process_time()
+        export(checkpoint, target)
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        model = onnx.load(target)
+    del model.metadata_props[:]
+    print(f"export of {checkpoint.parent.name}: {processor:.1f} s of processor time, {wall:.1f} s on the clock\n")
+    whole = ir.from_proto(model)
+    (source,) = (value for value in whole.graph.outputs if value.name == "latent")
+    part = ir.convenience.extract(whole.graph, list(whole.graph.inputs), [source])
+    part.opset_imports.update(whole.opset_imports)
+    prior = ir.to_proto(ir.Model(part, ir_version=whole.ir_version))
+    variants = {"float32": model, "float16": None, "int8": None}
+    for precision in ("float16", "int8"):
+        try:
+            variants[precision] = optimise(model, Options(precision=precision)).model
+        except VerificationError as error:
+            print(f"{precision}: {error.message}\n")
+    graphs = {name: graph for name, graph in variants.items() if graph is not None}
+    for name, graph in list(graphs.items())[1:]:
+        print(f"{name}: {psnr(model, graph):.1f} dB against float32, {len(graph.SerializeToString()) / 1e6:.2f} MB")
+    print(
+        "\n| rows | us per row | prior's share | "
+        + " | ".join(f"{name}, times faster" for name in list(graphs)[1:])
+        + " |"
+    )
+    print("|---" * (len(graphs) + 2) + "|")
+    for batch in (1, 8, 64, 256):
+        feed = {"uniform": uniforms(0, 0, batch, model.graph.input[0].type.tensor_type.shape.dim[1].dim_value)}
+        calls = [partial(_session(graph).run, ["image"], feed) for graph in graphs.values()]
+        calls.append(partial(_session(prior).run, ["latent"], feed))
+        times = interleaved(calls, time.thread_time, seconds=seconds)
+        share = estimate(times[:, -1] / times[:, 0])
+        cells = [f"{1e6 * np.median(times[:, 0]) / batch:.0f}", f"{share.median:.1%}"]
+        print(
+            f"| {batch} | " + " | ".join([*cells, *(_cell(times, i) for i in range(1, len(graphs)))]) + " |", flush=True
+        )
 
 
 def _in_parts(pool, session, parts):

@@ -20,6 +20,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from kaem.backend import open_session
 from kaem.errors import VerificationError
@@ -55,7 +56,9 @@ def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [node.name for node in (*prior_nodes(carrier), *nodes[last:])]
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save(ir.to_proto(carrier), source)
+        prepared = ir.to_proto(carrier)
+        add_pre_process_metadata(prepared)  # shapes are inferred; without this note the quantiser advises to do it
+        onnx.save(prepared, source)
         quantize_static(
             *(source, target, _Samples(_noise_dim(model))),
             quant_format=QuantFormat.QDQ,
