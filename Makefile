@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DATA   ?= ../shared/data
 
-.PHONY: help setup demo test test-fast lint fix docs protocol bench bench-serve results-small clean
+.PHONY: help setup demo test test-fast lint fix docs protocol bench bench-export bench-serve results-small clean
 
 help:                ## List the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  *## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20 | sort -u
@@ -54,6 +54,9 @@ bench: setup         ## Measure the model that the demo made on every engine, wi
 
 bench-serve: setup   ## Measure what serving costs, against the same model called in-process: 2 minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/serving.py
+
+bench-export: setup  ## Compare exported generators with torch's export, torch eager and torch.compile: 15 minutes
+	$(BIN)/python benchmarks/export.py
 
 results-small: setup ## Train and measure a shortened table of docs/results.md: 9 minutes; needs DATA=folder with fashion_mnist.npz
 	@test -f "$(DATA)/fashion_mnist.npz" || { echo "no $(DATA)/fashion_mnist.npz; run: make results-small DATA=folder" >&2; exit 1; }

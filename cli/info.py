@@ -63,6 +63,8 @@ def _show_manifest(console: Console, manifest: Manifest, numerics_id: str) -> No
     table.add_row("output", Text(f"image {manifest.image_type} (N, {shape})"))
     table.add_row("", Text(f"latent float32 (N, {manifest.latent_dim})"))
     table.add_row("prior", Text(", ".join(f"{name} {value}" for name, value in manifest.prior.items())))
+    if manifest.compilation:
+        table.add_row("compiled", Text(", ".join(f"{name} {value}" for name, value in manifest.compilation.items())))
     table.add_row("checkpoint", Text(manifest.checkpoint_fingerprint))
     table.add_row("graph", Text(manifest.graph_fingerprint))
     table.add_row("numerics id", Text(numerics_id))

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kaem.artifact import Figure
+    from kaem_export.explain import Row
+    from kaem_export.timing import Estimate
 
 
 def certificate_table(figures: Sequence[Figure], *, earlier: Sequence[Figure] = ()) -> Table:
@@ -32,3 +34,33 @@ def certificate_table(figures: Sequence[Figure], *, earlier: Sequence[Figure] = 
             cells.insert(2, before.get(figure.name, "-"))
         table.add_row(*cells)
     return table
+
+
+def rewrites_table(rows: Sequence[Row], batch: int) -> Table:
+    """Show what every rewrite did to the graph at one batch size."""
+    from rich.table import Table
+
+    table = Table(title=f"rewrites, at {batch} rows per call, one thread", title_justify="left")
+    table.add_column("after")
+    for title in ("nodes", "constants", "MFLOP / row", "time / row", "against the step before", "in all"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        time = row.microseconds
+        table.add_row(
+            row.name,
+            str(row.cost.nodes),
+            f"{row.cost.constant_bytes / 1e6:.2f} MB",
+            f"{row.cost.flops / 1e6:.2f}",
+            f"{time.median:.0f} us ({time.low:.0f} - {time.high:.0f})",
+            _gain(row.gain),
+            _gain(row.total_gain),
+        )
+    return table
+
+
+def _gain(gain: Estimate | None) -> str:
+    if gain is None:
+        return ""
+    if not gain.excludes(1.0):
+        return "no difference shown"
+    return f"x{gain.median:.2f} ({gain.low:.2f} - {gain.high:.2f})"

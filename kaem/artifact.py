@@ -58,6 +58,9 @@ class Manifest:
         checkpoint_fingerprint: `sha256:` digest of the weights that were compiled.
         graph_fingerprint: `sha256:` digest of the graph without its metadata.
         tools: Versions of the programs that made the file.
+        compilation: How the graph was made: `passes` in order, `precision` of the generator, `batch_sizes` that it is
+            to be called with (none: any), `large_batch_rows` from which another form of it runs (0: none). Empty in
+            artifacts of kaem before it had them.
         format_version: Version of this manifest.
     """
 
@@ -74,12 +77,18 @@ class Manifest:
     checkpoint_fingerprint: str = ""
     graph_fingerprint: str = ""
     tools: Mapping[str, str] = field(default_factory=dict)
+    compilation: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
     def image_bytes(self) -> int:
         """Size of one image in bytes, in the artifact's own element type."""
         return math.prod(self.image_shape) * (4 if self.image_type == "float32" else 1)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Numbers of rows that the graph is to be called with, ascending; empty for any."""
+        return tuple(self.compilation.get("batch_sizes", ()))
 
 
 def write_manifest(manifest: Manifest) -> str:
@@ -137,9 +146,12 @@ def _manifest(content: dict[str, Any]) -> Manifest:
         raise ValueError(f"family is {content['family']!r}")
     if content["image_type"] not in get_args(ImageType):
         raise ValueError(f"image_type is {content['image_type']!r}")
-    for key in ("prior", "densities", "config", "tools"):
-        if not isinstance(content[key], dict):
+    for key in ("prior", "densities", "config", "tools", "compilation"):
+        if not isinstance(content.get(key, {}) if key == "compilation" else content[key], dict):
             raise TypeError(f"{key} is not a table")
+    sizes = content.get("compilation", {}).get("batch_sizes", [])
+    if not (isinstance(sizes, list) and all(map(_is_size, sizes)) and sizes == sorted({*sizes})):
+        raise ValueError(f"batch_sizes is {sizes!r}")
     for key in ("name", "checkpoint_fingerprint", "graph_fingerprint"):
         if not isinstance(content[key], str) or not (content[key] + "x").isprintable():
             raise TypeError(f"{key} is {content[key]!r}")

@@ -168,14 +168,20 @@ class LocalSampler:
         num = len(uniform)
         parts = max(1, min(self.workers, num // _MIN_ROWS_PER_WORKER))
         rows = min(MAX_ROWS, -(-num // parts))
+        if sizes := self._manifest.batch_sizes:  # full batches, for every call is padded to one of these
+            rows = next((size for size in sizes if size >= rows), sizes[-1])
         pieces = [uniform[first : first + rows] for first in range(0, num, rows)]
         if len(pieces) == 1:
             return self._call(output, pieces[0])
         return np.concatenate(list(self._pool.map(lambda piece: self._call(output, piece), pieces)))
 
     def _call(self, output: str, uniform: Uniforms) -> NDArray[Any]:
+        num = len(uniform)
+        size = next((size for size in self._manifest.batch_sizes if size >= num), num)
+        if size > num:  # an artifact for certain batch sizes: the rows added say nothing about the others
+            uniform = np.concatenate([uniform, np.zeros((size - num, uniform.shape[1]), uniform.dtype)])
         try:
-            return np.asarray(self._session.run([output], {"uniform": uniform})[0])
+            return np.asarray(self._session.run([output], {"uniform": uniform})[0])[:num]
         except Exception as error:  # onnxruntime's own exception classes share no public base
             raise BackendError(f"ONNX Runtime failed on {len(uniform)} rows: {error}") from error
 

@@ -8,7 +8,7 @@ The file appears only when everything has been measured and kept its bound; noth
 from __future__ import annotations
 
 import platform
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import kaem
 from kaem.artifact import ImageType, Manifest
 from kaem.config import to_mapping
-from kaem.errors import VerificationError
+from kaem.errors import RequestError, VerificationError
 from kaem.files import replacing
 from kaem.runtime import LocalSampler
 from kaem_export.certificate import fingerprint_weights, measure
@@ -27,6 +27,8 @@ from kaem_export.families.vae import compile_vae
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
 from kaem_export.leaves import TOLERANCE
+from kaem_export.optimise import Optimised, Step, optimise
+from kaem_export.options import Options
 from kaem_export.prior_tables import noise_dim, tabulate
 from kaem_export.promise import densities, promise, refuse_tables, require_tolerance
 from kaem_train.baselines.diffusion import Diffusion
@@ -46,6 +48,8 @@ def export(
     image_type: ImageType = "float32",
     tolerance: float = TOLERANCE,
     keep_components: bool = False,
+    options: Options | None = None,
+    watch: Callable[[Optimised], None] | None = None,
     allow_modules: Container[str] = (),
     sampling: Sampling = AS_TRAINED,
 ) -> Manifest:
@@ -58,6 +62,8 @@ def export(
         tolerance: Error in u that the quantile tables aim at.
         keep_components: Keep the components of a mixture, or the summands of independent latents, as functions of
             their own, picked or summed in the graph; the law of the images is the same. Experts are always kept.
+        options: How the graph is made fast; by default with the exact rewrites alone.
+        watch: Called with the graph after every rewrite, before anything is written.
         allow_modules: As for `load_model`.
         sampling: Sampler and steps of a family that has them, where they are not to be the checkpoint's.
 
@@ -74,7 +80,12 @@ def export(
     with replacing(output) as draft:  # first of all: an output that cannot be written should not cost a compilation
         config, model = load_model(checkpoint, allow_modules=allow_modules)
         weights = fingerprint_weights(model.state_dict())
+        options = options or Options()
         compiled = _compile(config, model, image_type, sampling, tolerance, keep_components)
+        optimised = _optimised(compiled, options)
+        compiled = replace(compiled, graph=optimised.model)
+        if watch is not None:
+            watch(optimised)
         manifest = Manifest(
             family=compiled.family,
             name=compiled.name,
@@ -88,6 +99,12 @@ def export(
             checkpoint_fingerprint=weights,
             graph_fingerprint=graph_fingerprint(compiled.graph),
             tools=_tool_versions(),
+            compilation={
+                "passes": optimised.passes,
+                "precision": options.precision,
+                "batch_sizes": list(options.batch),
+                "large_batch_rows": optimised.large_batch_rows,
+            },
         )
         draft.write_bytes(attach_manifest(compiled.graph, manifest))
         with LocalSampler(draft, workers=1) as sampler:
@@ -95,6 +112,18 @@ def export(
         require_kept(manifest)
         draft.write_bytes(attach_manifest(compiled.graph, manifest))
     return manifest
+
+
+def _optimised(compiled: Compiled, options: Options) -> Optimised:
+    """Rewrite a graph; one with a loop stays as it was made, for the loop's body is written to be fast already."""
+    if compiled.family in ("kaem", "vae"):
+        return optimise(compiled.graph, options)
+    if options != Options():
+        raise RequestError(
+            f"a model of the family {compiled.family} samples in a loop, which is exported in one form only",
+            hint="leave --optimize, --precision and --batch out",
+        )
+    return Optimised(steps=(Step("as exported", compiled.graph),))
 
 
 def _compile(

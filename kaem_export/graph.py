@@ -103,7 +103,7 @@ def _generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
     if isinstance(generator, OnnxGenerator):
         model = finished_decoder(generator.file(), latent_dim)
     else:
-        model = _traced(generator, latent_dim)
+        model = traced_generator(generator, latent_dim)
     model = compose.add_prefix(model, "generator_")
     for graph_node in model.graph.node:
         graph_node.output[:] = ["image" if name == "generator_image" else name for name in graph_node.output]
@@ -112,7 +112,8 @@ def _generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
     return model
 
 
-def _traced(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
+def traced_generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
+    """Return what torch's exporter makes of a generator: `latent` (N, Q) to `image`, the batch size free."""
     batch = {0: torch.export.Dim("N")}
     return traced(generator, {"latent": torch.zeros(2, latent_dim)}, "image", (batch,), what="the generator")
 

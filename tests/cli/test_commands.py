@@ -52,10 +52,11 @@ def server(folder):
 
 
 def test_export_shows_the_certificate_in_words_and_the_path_in_data(folder, tmp_path):
-    done = _run("export", folder / "ckpt.pt", "-o", tmp_path / "m.onnx", "--image-type", "uint8")
+    done = _run("export", folder / "ckpt.pt", "-o", tmp_path / "m.onnx", "--image-type", "uint8", "--explain")
     assert done.stdout == f"{tmp_path / 'm.onnx'}\n"
     assert "u_error" in done.stderr
     assert "uint8" in done.stderr
+    assert "fold_constants" in done.stderr
 
 
 def test_verify_prints_a_table_and_exits_0(folder):
@@ -133,6 +134,9 @@ def test_version():
         (["export", "none.pt"], "no checkpoint at none.pt"),
         (["export", "rubbish.onnx"], "rubbish.onnx is not a kaem checkpoint"),
         (["export", "ckpt.pt", "-o", "none/m.onnx"], "no folder none"),
+        (["export", "ckpt.pt", "--batch", "8,4"], "not ascending"),
+        (["export", "ckpt.pt", "--batch", "many"], "not a list of whole numbers"),
+        (["export", "ckpt.pt", "--precision", "int8", "--optimize", "none"], "needs the exact rewrites"),
         (["verify", "rubbish.onnx", "--checkpoint", "ckpt.pt"], "rubbish.onnx"),
         (["verify", "MODEL", "--checkpoint", "none.pt"], "no checkpoint at none.pt"),
         (["serve", "none.onnx"], "no model file at none.onnx"),

@@ -1,0 +1,65 @@
+"""What every rewrite did: nodes, bytes, operations, and measured time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kaem_export.optimise import Optimised
+from kaem_export.passes.cost import Cost, graph_cost
+from kaem_export.timing import Estimate, estimate, speedup, thread_seconds
+
+_SECONDS = 3.0
+_ROUNDS = 11
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One rewrite at one batch size.
+
+    Attributes:
+        name: Of the rewrite.
+        batch: Rows per call.
+        cost: Of the graph it left, per row.
+        microseconds: Processor time per row on one thread.
+        gain: How many times faster than the graph before it; None for the first.
+        total_gain: How many times faster than the first; None for that.
+    """
+
+    name: str
+    batch: int
+    cost: Cost
+    microseconds: Estimate
+    gain: Estimate | None
+    total_gain: Estimate | None
+
+
+def explain(optimised: Optimised, batches: tuple[int, ...] = (1, 64), *, seconds: float = _SECONDS) -> list[Row]:
+    """Measure the graph after every rewrite, all of them interleaved.
+
+    Args:
+        optimised: What `optimise` returned.
+        batches: Batch sizes to measure at; a graph of one fixed size is measured at that alone, and so is its history.
+        seconds: About how long to measure at each.
+
+    Returns:
+        All rewrites at the first batch size, then at the next.
+    """
+    sizes = {step.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value for step in optimised.steps} - {0}
+    steps = optimised.steps
+    if sizes:
+        batches = (min(sizes),)
+    rows = []
+    for batch in batches:
+        times = thread_seconds([step.model for step in steps], batch, seconds=seconds, least_rounds=_ROUNDS)
+        for index, step in enumerate(steps):
+            rows.append(
+                Row(
+                    name=step.name,
+                    batch=batch,
+                    cost=graph_cost(step.model, batch),
+                    microseconds=estimate(times[:, index] / batch * 1e6),
+                    gain=speedup(times, index, index - 1) if index else None,
+                    total_gain=speedup(times, index, 0) if index else None,
+                )
+            )
+    return rows

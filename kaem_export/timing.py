@@ -1,0 +1,91 @@
+"""How long graphs take, compared so that a busy machine cannot decide the comparison.
+
+All graphs run in turn, in a new random order every round, each on one thread whose own processor time is counted: time
+that other processes take is not in it. What is reported of two graphs is the median over rounds of the ratio within a
+round, with a 95 % interval from the order statistics, which assumes nothing about how times are distributed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from scipy import stats
+
+from kaem.backend import open_session
+from kaem.noise import uniforms
+
+_SEED = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A median and the ends of its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+    def excludes(self, value: float) -> bool:
+        """Whether the interval does not hold a value."""
+        return not self.low <= value <= self.high
+
+
+def estimate(samples: NDArray[np.float64]) -> Estimate:
+    """Return the median of samples (R,) with the interval that holds the true one in 95 of 100 repetitions.
+
+    With fewer than six samples no such interval exists; it is then the whole line.
+    """
+    ordered = np.sort(samples)
+    rank = int(stats.binom.ppf(0.025, len(ordered), 0.5))
+    if rank < 1:
+        return Estimate(median=float(np.median(ordered)), low=-np.inf, high=np.inf)
+    return Estimate(median=float(np.median(ordered)), low=float(ordered[rank - 1]), high=float(ordered[-rank]))
+
+
+def thread_seconds(
+    models: Sequence[onnx.ModelProto], batch: int, *, seconds: float, least_rounds: int = 9
+) -> NDArray[np.float64]:
+    """Time graphs of one input and an output `image` against each other.
+
+    Args:
+        models: Graphs with the same input.
+        batch: Rows per call.
+        seconds: About how long to measure.
+        least_rounds: But never fewer rounds than these.
+
+    Returns:
+        Processor seconds of every round and graph: shape (R, models).
+    """
+    source = models[0].graph.input[0]
+    feed = {source.name: uniforms(_SEED, 0, batch, source.type.tensor_type.shape.dim[1].dim_value)}
+    sessions = [open_session(model.SerializeToString(), "cpu", source="the graph") for model in models]
+    calls = [partial(session.run, ["image"], feed) for session in sessions]
+    return interleaved(calls, time.thread_time, seconds=seconds, least_rounds=least_rounds)
+
+
+def interleaved(
+    calls: Sequence[Callable[[], object]], clock: Callable[[], float], *, seconds: float, least_rounds: int = 9
+) -> NDArray[np.float64]:
+    """Run every call once a round, in a new random order each: clock readings (R, calls), without two first rounds."""
+    order = np.random.default_rng(_SEED)
+    rounds: list[NDArray[np.float64]] = []
+    begin = time.monotonic()
+    while len(rounds) < least_rounds + 2 or time.monotonic() - begin < seconds:
+        row = np.empty(len(calls))
+        for index in order.permutation(len(calls)):
+            before = clock()
+            calls[index]()
+            row[index] = clock() - before
+        rounds.append(row)
+    return np.array(rounds[2:])
+
+
+def speedup(seconds: NDArray[np.float64], graph: int, baseline: int) -> Estimate:
+    """Return how many times faster one graph is than another, from times as above."""
+    return estimate(seconds[:, baseline] / seconds[:, graph])

@@ -1,0 +1,114 @@
+"""Layers with fewer products: equality with float64, the two branches, and what is left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from graphs import floats, graph_of, kinds, normal, run
+
+from kaem_export.passes.cost import graph_cost
+from kaem_export.passes.toom_cook import add_large_batch_branch, has_large_batch_form, to_toom_cook
+
+_LAYER = "ConvTranspose<strides=[2,2], pads=[1,1,1,1]>"
+
+
+def _chain(side: int = 4) -> ir.Model:
+    """Two layers with an activation and a bias each, then one to three channels."""
+    return graph_of(
+        f"""x = Reshape(latent, sides)  a = {_LAYER}(x, w, b)  h = LeakyRelu<alpha=0.2>(a)  c = {_LAYER}(h, v)
+            t = Clip(c, low)  y = {_LAYER}(t, u)  image = Sigmoid(y)""",
+        *(32 * side * side, (3, 8 * side, 8 * side)),
+        sides=np.array([-1, 32, side, side]),
+        w=0.2 * floats(32, 48, 4, 4),
+        b=floats(48),
+        v=0.2 * floats(48, 32, 4, 4),
+        low=np.float32(-3),
+        u=0.2 * floats(32, 3, 4, 4),
+    )
+
+
+@pytest.mark.parametrize("side", [4, 8, 12])
+def test_one_layer_is_torch_s_in_float64_to_a_few_roundings(side):
+    weight, bias = floats(32, 32, 4, 4), floats(32)
+    graph = graph_of(
+        f"x = Reshape(latent, sides)  image = {_LAYER}(x, w, b)",
+        *(32 * side * side, (32, 2 * side, 2 * side)),
+        sides=np.array([-1, 32, side, side]),
+        w=weight,
+        b=bias,
+    )
+    x = normal(7, 32 * side * side)
+    pixels = torch.from_numpy(x).double().reshape(-1, 32, side, side)
+    exact = torch.nn.functional.conv_transpose2d(
+        pixels, torch.from_numpy(weight).double(), torch.from_numpy(bias).double(), stride=2, padding=1
+    )
+    to_toom_cook(graph)
+    assert "ConvTranspose" not in kinds(graph)
+    result = run(graph, x)
+    assert np.abs(result - exact.numpy()).max() < 2e-6 * float(exact.abs().max())
+
+
+def test_a_chain_is_rewritten_as_a_whole_and_the_layer_to_few_channels_stays():
+    graph = _chain()
+    before = run(graph, normal(5, 512))
+    to_toom_cook(graph)
+    assert kinds(graph).count("ConvTranspose") == 1
+    assert kinds(graph).count("Transpose") == 2
+    assert np.abs(run(graph, normal(5, 512)) - before).max() < 1e-5
+
+
+def test_the_branch_is_chosen_by_the_number_of_rows():
+    plain, rewritten, both = _chain(), to_toom_cook(_chain()), add_large_batch_branch(_chain(), 6)
+    for rows, expected in ((1, plain), (5, plain), (6, rewritten), (13, rewritten)):
+        x = normal(rows, 512)
+        assert np.array_equal(run(both, x), run(expected, x))
+
+
+def test_the_large_branch_costs_fewer_operations_and_the_small_one_as_many_as_before():
+    plain, both = ir.to_proto(_chain()), ir.to_proto(add_large_batch_branch(_chain(), 6))
+    assert graph_cost(both, 5).flops == pytest.approx(graph_cost(plain, 5).flops, rel=1e-3)
+    assert graph_cost(both, 6).flops < 0.8 * graph_cost(plain, 6).flops
+    assert graph_cost(both, 6).constant_bytes > graph_cost(plain, 6).constant_bytes
+
+
+@pytest.mark.parametrize(
+    ("attributes", "weight", "side"),
+    [
+        ("strides=[2,2], pads=[1,1,1,1]", floats(8, 8, 4, 4), 4),
+        ("strides=[2,2], pads=[1,1,1,1]", floats(32, 32, 4, 4), 6),
+        ("strides=[2,2], pads=[0,0,0,0]", floats(32, 32, 4, 4), 4),
+        ("strides=[2,2], pads=[1,1,1,1], output_padding=[1,1]", floats(32, 32, 4, 4), 4),
+        ("strides=[1,1], pads=[1,1,1,1]", floats(32, 32, 4, 4), 4),
+        ("strides=[2,2], pads=[1,1,1,1], group=2", floats(32, 32, 4, 4), 4),
+        ("strides=[2,2], pads=[1,1,1,1]", floats(32, 32, 3, 3), 4),
+    ],
+)
+def test_other_layers_are_left_alone(attributes, weight, side):
+    with torch.no_grad():
+        settings = {"stride": 1 if "strides=[1" in attributes else 2, "padding": 0 if "pads=[0" in attributes else 1}
+        settings |= {"groups": 2 if "group" in attributes else 1, "output_padding": int("output_padding" in attributes)}
+        pixels = torch.zeros(1, len(weight), side, side)
+        shape = tuple(torch.nn.functional.conv_transpose2d(pixels, torch.from_numpy(weight), **settings).shape[1:])
+    graph = graph_of(
+        f"x = Reshape(latent, sides)  image = ConvTranspose<{attributes}>(x, w)",
+        *(len(weight) * side * side, shape),
+        sides=np.array([-1, len(weight), side, side]),
+        w=weight,
+    )
+    assert not has_large_batch_form(graph)
+    assert kinds(to_toom_cook(graph)) == kinds(add_large_batch_branch(graph, 6)) == ["Reshape", "ConvTranspose"]
+
+
+def test_a_result_that_is_read_twice_ends_its_chain():
+    graph = graph_of(
+        f"x = Reshape(latent, sides)  a = {_LAYER}(x, w)  h = Relu(a)  image = Add(a, h)",
+        *(512, (32, 8, 8)),
+        sides=np.array([-1, 32, 4, 4]),
+        w=floats(32, 32, 4, 4),
+    )
+    before = run(graph, normal(3, 512))
+    add_large_batch_branch(graph, 2)
+    assert kinds(graph).count("If") == 1
+    assert np.abs(run(graph, normal(3, 512)) - before).max() < 2e-6 * np.abs(before).max()
