@@ -48,8 +48,8 @@ _FREQUENCIES_AT_ONCE = 128
 _FUNCTIONS_AT_ONCE = 2048
 _OUTSIDE = 1e-20
 _DERIVATIVES = 3
-_MOST_JUMPING = 12
-"""More summands than this have no jumps that matter: phi decays at least as t^-13."""
+_MOST_JUMPING = 6
+"""More summands than this have no jumps that matter: phi decays at least as t^-7."""
 
 _NOISE = 2e-15
 _CELLS = 48
@@ -113,7 +113,7 @@ class FourierDensities:
         jumps: Shape (Q, C, M), its coefficients of (i t)^-1 .. (i t)^-M.
         error: Bound of what the cut-off of the series does to F.
         cells: Cells that resolve the densities' waves.
-        height: Largest sum of |phi|, by which rounding grows.
+        height: Largest sum of all terms' sizes, by which rounding grows.
     """
 
     begin: float
@@ -217,8 +217,15 @@ def _series_of(part: PiecewiseDensities, terms: int, begin: float, length: float
         jumps=jumps,
         error=float(np.abs(found[-1]).max()),
         cells=-(-wavy // 2),
-        height=float(np.abs(coefficients).sum(axis=1).max()),
+        height=float(np.abs(coefficients).sum(axis=1).max() + _height(jumps, length)),
     )
+
+
+def _height(jumps: Float64, length: float) -> float:
+    """Return the largest sum of the Bernoulli polynomials' sizes: |B_m| <= 4 m! / (2 pi)^m."""
+    power = np.arange(1.0, jumps.shape[2] + 1)
+    sizes = 4.0 * (length / (2.0 * np.pi)) ** power
+    return float((np.abs(jumps).sum(axis=1) @ sizes).max())
 
 
 def _jumps(part: PiecewiseDensities, terms: int, count: int) -> Float64:
