@@ -38,7 +38,7 @@ class LocalSampler:
 
     Args:
         path: An ONNX file made by `kaem export`.
-        provider: "cpu" or "cuda".
+        provider: "cpu", "cuda" or "ort-tensorrt".
         workers: Threads sharing each batch by rows; by default one per core this process may use. A GPU
             session takes one.
 

@@ -20,7 +20,7 @@ class ServeSettings:
         host: Name or address to listen on; anything but a loopback address needs `insecure`.
         port: TCP port, 0 for a free one.
         name: Name under which the model is offered; None for the name in its manifest.
-        provider: Where images are computed, "cpu" or "cuda".
+        provider: Where images are computed: "cpu", "cuda" or "ort-tensorrt".
         workers: Threads that share each batch by rows; None for one per available core.
         max_batch: Rows computed together; None for as many as keep every worker busy.
         max_chunk_bytes: Bytes of images in one message; one image that is larger travels alone.
