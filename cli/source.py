@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 Source = Annotated[
     str, typer.Argument(metavar="MODEL", help="An exported model.onnx, or a server as grpc://host:port.")
 ]
-Provider = Annotated[str, typer.Option(help="Where a local model runs: cpu, cuda or ort-tensorrt. Never silently another.")]
+Provider = Annotated[
+    str, typer.Option(help="Where a local model runs: cpu, cuda or ort-tensorrt. Never silently another.")
+]
 Workers = Annotated[
     int | None, typer.Option(help="Threads that share each batch of a local model; by default one per core.")
 ]

@@ -112,7 +112,7 @@ def build_plan(
     *,
     profiles: Sequence[Profile] = (),
     tf32: bool = False,
-    timing_cache: bytes = b"",
+    timing_cache: bytes | None = None,
     source: str = "the model",
 ) -> Plan:
     """Parse an ONNX model and build its engine.
@@ -122,7 +122,8 @@ def build_plan(
         content: An ONNX file with one input.
         profiles: As for `build_engine`.
         tf32: As for `build_engine`.
-        timing_cache: Of an earlier build with the same version and GPU, or empty.
+        timing_cache: Of an earlier build with the same version and GPU; empty for a first one; None to keep none, as
+            `tensorrt_rtx` does not.
         source: Name of the model, for messages.
 
     Raises:
@@ -147,11 +148,7 @@ def build_plan(
     # On by default, and 10 bits of mantissa: only for who asks for it.
     (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     chosen = _set_profiles(builder, config, network.get_input(0), profiles, source)
-    # A cache that does not fit is no reason to fail: an empty one takes its place.
-    cache = config.create_timing_cache(timing_cache) or config.create_timing_cache(b"")
-    if not config.set_timing_cache(cache, False):
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, False)
+    cache = None if timing_cache is None else _set_timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reasons = "; ".join(complaints[-3:]) or "it gives no reason"
@@ -159,7 +156,7 @@ def build_plan(
             f"TensorRT {trt.__version__} cannot build an engine of {source}: {reasons}",
             hint="check the GPU and its free memory with nvidia-smi",
         )
-    return Plan(bytes(plan), chosen, bytes(cache.serialize()))
+    return Plan(bytes(plan), chosen, b"" if cache is None else bytes(cache.serialize()))
 
 
 def _set_profiles(
@@ -181,6 +178,15 @@ def _set_profiles(
     return chosen
 
 
+def _set_timing_cache(config: Any, known: bytes) -> Any:
+    """Give the builder what an earlier build measured; a cache that does not fit is replaced by an empty one."""
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
 def _reason(error: Any) -> str:
     node = f"node {error.node_name() or error.node()} ({error.node_operator()})"
     return f"{node}: {error.code().name} {' '.join(error.desc().split())}"
@@ -189,7 +195,7 @@ def _reason(error: Any) -> str:
 def _logger(trt: Any, complaints: list[str]) -> Any:
     """Return a logger that keeps what went wrong and prints nothing."""
 
-    class Complaints(trt.ILogger):  # type: ignore[misc,name-defined]  # the class is the module's
+    class Complaints(trt.ILogger):  # type: ignore[misc]  # of whichever module
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

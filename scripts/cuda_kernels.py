@@ -3,9 +3,9 @@
     python scripts/cuda_kernels.py table tests/kaem_export/cuda_kernels.json
     python scripts/cuda_kernels.py place model.onnx ...
 
-Needs gcc, readelf, and an environment of its own with `onnxruntime-gpu`, `onnx` and `numpy` (it overwrites the files of
-`onnxruntime`). ONNX Runtime registers its kernels and assigns nodes before anything runs on the device; so stand-ins for
-the CUDA libraries, whose functions all return success, are enough to load the provider. Nothing is computed.
+Needs gcc, readelf, and an environment of its own with `onnxruntime-gpu`, `onnx` and `numpy` (it overwrites the files
+of `onnxruntime`). ONNX Runtime registers its kernels and assigns nodes before anything runs on the device; so
+stand-ins for the CUDA libraries, whose functions all return success, are enough to load it. Nothing is computed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ANSWERS = {
     "cudaGetErrorString": 'char *cudaGetErrorString(int e) { return "stand-in"; }',
     "cudaGetErrorName": 'char *cudaGetErrorName(int e) { return "stand-in"; }',
     # Total memory, warp size, threads per block and compute capability 9.0 where CUDA 13 keeps them.
-    "cudaGetDeviceProperties": "int cudaGetDeviceProperties(char *p, int d) { memset(p, 0, 700); strcpy(p, \"none\");"
+    "cudaGetDeviceProperties": 'int cudaGetDeviceProperties(char *p, int d) { memset(p, 0, 700); strcpy(p, "none");'
     " *(size_t *)(p + 288) = (size_t)64 << 30; *(int *)(p + 308) = 32; *(int *)(p + 320) = 1024;"
     " *(int *)(p + 360) = 9; return 0; }",
 }
@@ -78,7 +78,9 @@ def make_stand_ins(folder: Path) -> None:
         (folder / "source.c").write_text(f"#include <stdlib.h>\n#include <string.h>\n{source}")
         (folder / "versions").write_text(f"{library} {{ global: *; }};\n")
         flags = ("-w", "-fno-builtin", "-shared", "-fPIC", f"-Wl,-soname,{library}")
-        _run("gcc", *flags, f"-Wl,--version-script={folder}/versions", "-o", f"{folder}/{library}", f"{folder}/source.c")
+        _run(
+            "gcc", *flags, f"-Wl,--version-script={folder}/versions", "-o", f"{folder}/{library}", f"{folder}/source.c"
+        )
 
 
 def write_table(path: Path) -> None:

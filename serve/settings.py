@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kaem.backend import PROVIDERS
 from kaem.errors import ConfigError
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
+from kaem.providers import PROVIDERS
 
 _MAX_NAME_CHARS = 128  # it travels in errors, hints and health requests
 
