@@ -61,7 +61,7 @@ def export(
     from rich.markup import escape
 
     from cli.tables import certificate_table
-    from kaem_export.targets import TargetOptions, build_target
+    from kaem_export.targets import TargetOptions, build_target, needs_engine
 
     console = Console(stderr=True)
 
@@ -79,11 +79,11 @@ def export(
             markup=False,
         )
 
+    options = TargetOptions(profiles=tuple(profile or ()), tf32=tf32, triton_backend=triton_backend, device=device)
+    needs_engine(target, options)
     if target == "onnx":
         path = out or checkpoint.with_name("model.onnx")
         compile_to(path)
     else:
-        options = TargetOptions(profiles=tuple(profile or ()), tf32=tf32, triton_backend=triton_backend, device=device)
-        with console.status(f"building for {target}"):
-            path = build_target(checkpoint, target, out, compile_to, options)
+        path = build_target(checkpoint, target, out, compile_to, options)
     typer.echo(path)

@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 
 from kaem.artifact import Manifest, read_manifest
 from kaem.backend import open_session
-from kaem.engine import Engine
+from kaem.engine import Engine, native_tensorrt
 from kaem.errors import ArtifactError, ConfigError
+from kaem.gpu import installed_gpu
 from kaem_export.tensorrt import Profile, build_engine, parse_profile
 from kaem_export.triton import Backend, model_config, write_model
 
@@ -54,9 +55,9 @@ def build_target(
         KaemError: As the target's own module says.
     """
     profiles = [parse_profile(text) for text in options.profiles]
-    needs_engine = target == "tensorrt" or (target == "triton" and options.triton_backend == "tensorrt")
-    if (profiles or options.tf32) and not needs_engine:
-        raise ConfigError("--profile and --tf32 are for engines of TensorRT", hint="add --target tensorrt")
+    if needs_engine(target, options):
+        native_tensorrt()  # first of all: what cannot be built here should not cost a compilation
+        installed_gpu()
     if target == "triton":
         return _triton_model(source, out or source.with_name("triton"), compile_to, options, profiles)
     path = out or source.with_name("model").with_suffix(_SUFFIXES[target])
@@ -74,6 +75,18 @@ def build_target(
 
         build_package(onnx.load(artifact), path, device=options.device)
     return path
+
+
+def needs_engine(target: Target, options: TargetOptions) -> bool:
+    """Whether an engine of TensorRT is built; what is said about one is refused where none is.
+
+    Raises:
+        ConfigError: Profiles or TF32 are asked for without an engine.
+    """
+    is_needed = target == "tensorrt" or (target == "triton" and options.triton_backend == "tensorrt")
+    if (options.profiles or options.tf32) and not is_needed:
+        raise ConfigError("--profile and --tf32 are for engines of TensorRT", hint="add --target tensorrt")
+    return is_needed
 
 
 def _triton_model(

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 from exported_graphs import KINDS, with_batch, with_bytes
 from onnx import TensorProto, helper
 
 from kaem.errors import ArtifactError, ConfigError
+from kaem.noise import uniforms
 from kaem_export.tensorrt import DEFAULT_PROFILES, Profile, build_plan
+from kaem_export.torch_twin import TorchTwin
 
 TABLE = json.loads((Path(__file__).parent / "cuda_kernels.json").read_text())
 """Made by scripts/cuda_kernels.py from the kernels that onnxruntime-gpu registers."""
@@ -85,6 +90,26 @@ def test_a_fixed_batch_takes_no_profile(trt):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_torch_twin_computes_what_onnx_runtime_does(kind):
+    model = KINDS[kind]()
+    session = session_of(model)
+    noise = uniforms(3, 0, 300, session.get_inputs()[0].shape[1])
+    expected = session.run(["image", "latent"], {"uniform": noise})
+    twin = TorchTwin(model)
+    for array, tensor in zip(expected, twin(torch.from_numpy(noise)), strict=True):
+        assert np.abs(tensor.numpy() - array).max() < 2e-6
+    rounded = session_of(with_bytes(model)).run(["image"], {"uniform": noise})[0].astype(int)
+    steps = np.abs(TorchTwin(with_bytes(model))(torch.from_numpy(noise))[0].numpy().astype(int) - rounded)
+    assert steps.max() <= 1
+    assert (steps > 0).mean() < 1e-3
+
+
+def test_the_torch_twin_names_operators_that_it_does_not_know():
+    with pytest.raises(ArtifactError, match="BitwiseAnd"):
+        TorchTwin(BITWISE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_node_has_a_cuda_kernel_for_its_types(kind):
     assert without_kernel(with_bytes(KINDS[kind]())) == []
 
@@ -121,6 +146,10 @@ def test_transposed_convolutions_that_cuda_leaves_to_the_cpu_are_found():
 
     assert without_kernel(convolution([1, 1, 1, 1])) == []
     assert without_kernel(convolution([0, 0, 1, 1])) == ["ConvTranspose(uneven padding)"]
+
+
+def session_of(model: onnx.ModelProto):
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def without_kernel(model: onnx.ModelProto) -> list[str]:
