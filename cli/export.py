@@ -28,8 +28,9 @@ def export(
     profile: Annotated[
         list[str] | None,
         typer.Option(
-            help="Batch sizes of an engine as LEAST:BEST:MOST, or one number; several times for several profiles.  "
-            "[default: 1 and 1:64:1024]"
+            metavar="LEAST:BEST:MOST",
+            help="Batch sizes of an engine, or one number for all three; repeat for several profiles.  "
+            "[default: 1 and 1:64:1024]",
         ),
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let an engine round factors to TF32.")] = False,
