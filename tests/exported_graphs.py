@@ -5,28 +5,40 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from functools import partial
+from unittest.mock import patch
 
 import onnx
+import torch
 from models import VARIANTS, random_model
 
 from kaem_export import compile as compilation
 from kaem_export import graph
 from kaem_export.graph import build_graph
 
+_traced_once = functools.cache(graph._traced)
+"""Tracing a generator takes seconds; kinds that differ in their prior alone share one."""
+
 
 @functools.cache
-def _of_variant(name: str) -> onnx.ModelProto:
+def _of_variant(name: str, own_generator: bool = True) -> onnx.ModelProto:
     _, model = random_model(*VARIANTS[name])
     tables, _, _ = compilation._tables(model.prior)
-    return build_graph(tables, model.float().generator, "float32", compilation._frame(model.prior))
+    generator = model.float().generator if own_generator else _small_generator()
+    with patch.object(graph, "_traced", _traced_once):
+        return build_graph(tables, generator, "float32", compilation._frame(model.prior))
+
+
+@functools.cache
+def _small_generator() -> torch.nn.Module:
+    return random_model()[1].float().generator
 
 
 KINDS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "mixture": partial(_of_variant, "gaussian mixture"),
-    "independent": partial(_of_variant, "gaussian independent"),
-    "experts in a frame": partial(_of_variant, "experts in a frame"),
-    "experts in own frames": partial(_of_variant, "experts in own frames"),
-    "shared uniforms": partial(_of_variant, "shared uniforms"),
+    "mixture": partial(_of_variant, "gaussian mixture", own_generator=False),
+    "independent": partial(_of_variant, "gaussian independent", own_generator=False),
+    "experts in a frame": partial(_of_variant, "experts in a frame", own_generator=False),
+    "experts in own frames": partial(_of_variant, "experts in own frames", own_generator=False),
+    "shared uniforms": partial(_of_variant, "shared uniforms", own_generator=False),
     "latent joined to every layer": partial(_of_variant, "latent joined to every layer"),
     "KAN of radial functions": partial(_of_variant, "kan generator"),
     "KAN of splines": partial(_of_variant, "splines"),
