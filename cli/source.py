@@ -24,7 +24,9 @@ Source = Annotated[
         "by commas, share the work.",
     ),
 ]
-Provider = Annotated[str, typer.Option(help="Where a local model runs: cpu or cuda. Never silently another.")]
+Provider = Annotated[
+    str, typer.Option(help="Where a local model runs: cpu, cuda or ort-tensorrt. Never silently another.")
+]
 Workers = Annotated[
     int | None, typer.Option(help="Threads that share each batch of a local model; by default one per core.")
 ]

@@ -28,7 +28,7 @@ def load(path: str | Path, *, provider: str = "cpu", workers: int | None = None)
 
     Args:
         path: An ONNX file made by `kaem export`.
-        provider: "cpu" or "cuda"; exactly this one is used, or an error says why not.
+        provider: "cpu", "cuda" or "ort-tensorrt"; exactly this one is used, or an error says why not.
         workers: Threads that share each batch by rows on the CPU; by default one per available core.
 
     Raises:

@@ -7,16 +7,20 @@ session. Both are turned into errors here, before a model is touched.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-from collections.abc import Mapping
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kaem.artifact import fingerprint
 from kaem.errors import ArtifactError, BackendError, ConfigError
+from kaem.files import cache_folder
+from kaem.providers import PROVIDERS, GpuOptions, cuda_options, tensorrt_options
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_EXTRAS = {"cpu": "cpu", "cuda": "gpu", "ort-tensorrt": "ort-tensorrt"}
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -52,9 +56,7 @@ def installed_runtime() -> Runtime:
     return found[0]
 
 
-def open_session(
-    content: bytes, provider: str, *, source: str, provider_options: Mapping[str, str] | None = None
-) -> Any:
+def open_session(content: bytes, provider: str, *, source: str, gpu: GpuOptions | None = None) -> Any:
     """Open an ONNX model on exactly one provider.
 
     The session is single-threaded: work is split by rows over one worker per core instead, which scales
@@ -64,7 +66,7 @@ def open_session(
         content: The ONNX file, whole: a model that keeps weights in further files is refused.
         provider: A key of `PROVIDERS`.
         source: Name of the file, for messages.
-        provider_options: Of the execution provider.
+        gpu: How a GPU is used; by default as `GpuOptions` says.
 
     Returns:
         An `onnxruntime.InferenceSession`.
@@ -88,7 +90,7 @@ def open_session(
     if wanted not in onnxruntime.get_available_providers():
         raise BackendError(
             f"{runtime.distribution} {runtime.version} has no {wanted}",
-            hint="run: pip uninstall -y onnxruntime && pip install 'kaem[gpu]'",
+            hint=f"run: pip uninstall -y onnxruntime && pip install 'kaem[{_EXTRAS[provider]}]'",
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -102,20 +104,52 @@ def open_session(
     if provider != "cpu":
         # Without this a provider that fails to load, or a node it lacks, silently runs on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        onnxruntime.preload_dlls()
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses; standard output is the command's
+            onnxruntime.preload_dlls()
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=[(wanted, dict(provider_options or {}))])
+        providers = _providers(onnxruntime, content, provider, gpu or GpuOptions())
+        # A provider that fails is not replaced, neither now nor in a later run.
+        session = onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=False)
     except Exception as error:  # onnxruntime's own exception classes share no public base
         reason = " ".join(str(error).split())
         if provider == "cpu":
             raise ArtifactError(f"{source} is not a usable ONNX model: {reason}", hint="export it again") from None
-        raise BackendError(f"{wanted} cannot run {source}: {reason}") from None
+        raise BackendError(
+            f"{wanted} cannot run {source}: {reason}",
+            hint=f"check the GPU with nvidia-smi, and that 'kaem[{_EXTRAS[provider]}]' is installed with its libraries",
+        ) from None
     if session.get_providers()[0] != wanted:
         raise BackendError(
             f"asked for {wanted}, but ONNX Runtime fell back to {session.get_providers()[0]}",
-            hint="check the GPU driver with nvidia-smi, and that 'kaem[gpu]' is installed",
+            hint=f"check the GPU driver with nvidia-smi, and that 'kaem[{_EXTRAS[provider]}]' is installed",
         )
     return session
+
+
+def _providers(onnxruntime: Any, content: bytes, provider: str, gpu: GpuOptions) -> list[Any]:
+    """Return the providers of a session, most wanted first, each with its options."""
+    if provider == "cpu":
+        return [PROVIDERS["cpu"]]
+    cuda = (PROVIDERS["cuda"], cuda_options(gpu))
+    if provider == "cuda":
+        return [cuda]
+    # Engines are built for the batch sizes of a profile, which names the inputs.
+    inputs = onnxruntime.InferenceSession(content, providers=[PROVIDERS["cpu"]]).get_inputs()
+    free = {value.name: tuple(value.shape[1:]) for value in inputs if isinstance(value.shape[0], str)}
+    # Engines of another version or GPU are not recognised as such, so each has a folder of its own; and they are
+    # executable, so nobody else may write there.
+    made_by = (*installed_runtime(), _version("tensorrt-cu13"), hardware_id(provider))
+    key = fingerprint("\n".join((fingerprint(content), *made_by)).encode())
+    cache = cache_folder() / "ort-tensorrt" / key.removeprefix("sha256:")[:16]
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return [(PROVIDERS[provider], tensorrt_options(gpu, free, cache)), cuda]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def hardware_id(provider: str) -> str:

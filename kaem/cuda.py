@@ -16,10 +16,9 @@ from kaem.artifact import Manifest, fingerprint, read_manifest
 from kaem.backend import hardware_id, installed_runtime, open_session
 from kaem.binding import BoundSession
 from kaem.errors import BackendError
+from kaem.providers import GpuOptions, cuda_options
 from kaem.runtime import check_graph, read_file
 from kaem.sampler import Images, Uniforms
-
-_NUMERICS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
 
 class CudaEngine:
@@ -41,18 +40,17 @@ class CudaEngine:
 
     def __init__(self, path: Path, *, device_id: int = 0) -> None:
         content = read_file(path)
-        options = {"device_id": str(device_id), "enable_cuda_graph": "1", **_NUMERICS}
+        gpu = GpuOptions(device=device_id, cuda_graph=True)
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="kaem-cuda")
         try:
-            session = self._owner.submit(
-                open_session, content, "cuda", source=str(path), provider_options=options
-            ).result()
+            session = self._owner.submit(open_session, content, "cuda", source=str(path), gpu=gpu).result()
             self._manifest = read_manifest(session.get_modelmeta().custom_metadata_map, source=str(path))
             check_graph(session, self._manifest, path)
         except BaseException:
             self._owner.shutdown()
             raise
-        parts = (fingerprint(content), "cuda", *installed_runtime(), hardware_id("cuda"), *sorted(_NUMERICS.items()))
+        numerics = sorted((key, value) for key, value in cuda_options(gpu).items() if key != "device_id")
+        parts = (fingerprint(content), "cuda", *installed_runtime(), hardware_id("cuda"), *numerics)
         self._numerics_id = fingerprint("\n".join(map(str, parts)).encode())
         self._bound = BoundSession(session, self._manifest, device="cuda", device_id=device_id, captures=True)
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the folder of those that can be made again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kaem.errors import RequestError
+
+FOLDER_VARIABLE = "KAEM_CACHE_DIR"
+
+
+def cache_folder() -> Path:
+    """Return $KAEM_CACHE_DIR, or `kaem` in the user's cache folder."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaem"
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from kaem import noise
 from kaem.artifact import Manifest, fingerprint, read_manifest
-from kaem.backend import PROVIDERS, hardware_id, installed_runtime, open_session
+from kaem.backend import hardware_id, installed_runtime, open_session
 from kaem.errors import ArtifactError, BackendError, RequestError
+from kaem.providers import PROVIDERS
 from kaem.requests import check_memory, check_range, check_uniforms, whole
 from kaem.sampler import Chunk, Images, OnProgress, Uniforms
 
@@ -38,7 +39,7 @@ class LocalSampler:
 
     Args:
         path: An ONNX file made by `kaem export`.
-        provider: "cpu" or "cuda".
+        provider: "cpu", "cuda" or "ort-tensorrt".
         workers: Threads sharing each batch by rows; by default one per core this process may use. A GPU
             session takes one.
 

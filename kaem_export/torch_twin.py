@@ -162,6 +162,11 @@ def _reduce_sum(values: Values, attributes: dict[str, Any]) -> Any:
     return values[0].sum(tuple(values[1]), keepdim=bool(attributes.get("keepdims", 1)))
 
 
+def _expand(values: Values, _: dict[str, Any]) -> Any:
+    source, sizes = values
+    return torch.broadcast_tensors(source, source.new_empty(sizes))[0]  # type: ignore[no-untyped-call]
+
+
 def _clip(values: Values, _: dict[str, Any]) -> Any:
     source, low, high = (*values, None, None)[:3]
     return torch.clamp(source, low, high)
@@ -183,9 +188,7 @@ OPERATORS: dict[str, Callable[[Values, dict[str, Any]], Any]] = {
     "Div": _plain(torch.div),
     "Equal": _plain(torch.eq),
     "Exp": _plain(torch.exp),
-    "Expand": lambda values, _: torch.broadcast_tensors(  # type: ignore[no-untyped-call]
-        values[0], values[0].new_empty(values[1])
-    )[0],
+    "Expand": _expand,
     "Floor": _plain(torch.floor),
     "Gather": _gather,
     "Gemm": _gemm,

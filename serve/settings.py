@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kaem.backend import PROVIDERS
 from kaem.errors import ConfigError
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
+from kaem.providers import PROVIDERS
 from serve.scheduler import Bounds
 
 _LEAST_HELD_BYTES = 4 * MAX_MESSAGE_BYTES  # half of it is for what every request may always hold: two messages
@@ -22,7 +22,7 @@ class ServeSettings:
         host: Name or address to listen on; anything but a loopback address needs `insecure`.
         port: TCP port, 0 for a free one.
         name: Name under which the model is offered; None for the name in its manifest.
-        provider: Where images are computed, "cpu" or "cuda".
+        provider: Where images are computed: "cpu", "cuda" or "ort-tensorrt".
         workers: Threads that share each batch by rows; None for one per available core.
         max_batch: Rows computed together; None for as many as make batches more efficient, by measurement.
         max_chunk_bytes: Bytes of images in one message; one image that is larger travels alone.

@@ -6,6 +6,7 @@ the same formula with scipy's adaptive quadrature on their own cells, or are clo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ class Family:
             scipy.integrate.quad_vec(
                 lambda z: np.exp(self.log_density(row, z)[0] - shift), a, b, epsrel=1e-13, epsabs=1e-300, limit=200
             )[0]
-            for a, b in zip(ends[:-1], ends[1:], strict=True)
+            for a, b in itertools.pairwise(ends)
         ]
         total = np.concatenate([[0.0], np.cumsum(masses)])
         return np.interp(points, ends, total / total[-1])

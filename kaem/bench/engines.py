@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from kaem import noise
-from kaem.backend import PROVIDERS
 from kaem.errors import ArtifactError, BackendError, ConfigError
+from kaem.providers import PROVIDERS
 from kaem.sampler import Images
 
 MAX_ROWS = 256

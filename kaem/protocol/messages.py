@@ -44,7 +44,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What a server says it samples from: name, manifest, numerics id, provider ("cpu" or "cuda"), limits."""
+    """What a server says it samples from: name, manifest, numerics id, provider (as `kaem.load` has it), limits."""
 
     name: str
     manifest: Manifest

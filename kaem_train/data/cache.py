@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,12 @@ import PIL
 from numpy.typing import NDArray
 
 from kaem.errors import DataError, RequestError
-from kaem.files import replacing
+from kaem.files import FOLDER_VARIABLE, cache_folder, replacing
 from kaem_train.data.decode import decode_image
 from kaem_train.data.encoded import EncodedImages, split_by_folder
 from kaem_train.data.pixels import pixel_digest
 from kaem_train.sections import DataConfig
 
-FOLDER_VARIABLE = "KAEM_CACHE_DIR"
 _FORMAT = 1
 
 Progress = Callable[[int, int], None]
@@ -48,14 +46,6 @@ class DecodedImages:
     train: NDArray[np.uint8]
     holdout: NDArray[np.uint8] | None
     digests: tuple[str, ...]
-
-
-def cache_folder() -> Path:
-    """Return $KAEM_CACHE_DIR, or `kaem` in the user's cache folder."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaem"
 
 
 def decoded_images(source: EncodedImages, config: DataConfig, progress: Progress) -> DecodedImages:

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from kaem.artifact import fingerprint as digest_of
 from kaem.errors import DataError
+from kaem.files import cache_folder
 from kaem_train.data import Dataset
-from kaem_train.data.cache import cache_folder
 from kaem_train.data.labels import Labels
 from kaem_train.evaluation.features import Features, Pixels, Progress, write_cached
 

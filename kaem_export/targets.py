@@ -1,0 +1,120 @@
+"""What an artifact is turned into for a machine other than ONNX Runtime's; the artifact itself stays beside it."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from kaem.artifact import Manifest, read_manifest
+from kaem.backend import open_session
+from kaem.engine import Engine, native_tensorrt
+from kaem.errors import ArtifactError, ConfigError
+from kaem.gpu import installed_gpu
+from kaem_export.tensorrt import Profile, build_engine, parse_profile
+from kaem_export.triton import Backend, model_config, write_model
+
+Target = Literal["onnx", "tensorrt", "triton", "aotinductor"]
+_SUFFIXES = {"tensorrt": ".engine", "aotinductor": ".pt2"}
+
+
+class TargetOptions(NamedTuple):
+    """What the command line says about a target beside its name.
+
+    Attributes:
+        profiles: TensorRT's, as `parse_profile` reads them.
+        tf32: Whether TensorRT may round to TF32.
+        triton_backend: What runs the model in Triton.
+        device: What an AOTInductor package is compiled for, "cpu" or "cuda".
+    """
+
+    profiles: Sequence[str] = ()
+    tf32: bool = False
+    triton_backend: Backend = "onnxruntime"
+    device: str = "cpu"
+
+
+def build_target(
+    source: Path, target: Target, out: Path | None, compile_to: Callable[[Path], None], options: TargetOptions
+) -> Path:
+    """Build a target from a checkpoint or from a finished artifact.
+
+    Args:
+        source: ckpt.pt, or a model.onnx that kaem exported.
+        target: Any but "onnx".
+        out: A file, or for Triton the repository's folder; by default beside the source.
+        compile_to: Compiles the source, a checkpoint, to an artifact at a path.
+        options: As above.
+
+    Returns:
+        What was written.
+
+    Raises:
+        KaemError: As the target's own module says.
+    """
+    profiles = [parse_profile(text) for text in options.profiles]
+    if needs_engine(target, options):
+        native_tensorrt()  # first of all: what cannot be built here should not cost a compilation
+        installed_gpu()
+    if target == "triton":
+        return _triton_model(source, out or source.with_name("triton"), compile_to, options, profiles)
+    path = out or source.with_name("model").with_suffix(_SUFFIXES[target])
+    artifact = source
+    if source.suffix != ".onnx":
+        artifact = path.with_suffix(".onnx")
+        compile_to(artifact)
+    _open(artifact)
+    if target == "tensorrt":
+        build_engine(artifact, path, profiles=profiles, tf32=options.tf32)
+    else:
+        import onnx
+
+        from kaem_export.aotinductor import build_package
+
+        build_package(onnx.load(artifact), path, device=options.device)
+    return path
+
+
+def needs_engine(target: Target, options: TargetOptions) -> bool:
+    """Whether an engine of TensorRT is built; what is said about one is refused where none is.
+
+    Raises:
+        ConfigError: Profiles or TF32 are asked for without an engine.
+    """
+    is_needed = target == "tensorrt" or (target == "triton" and options.triton_backend == "tensorrt")
+    if (options.profiles or options.tf32) and not is_needed:
+        raise ConfigError("--profile and --tf32 are for engines of TensorRT", hint="add --target tensorrt")
+    return is_needed
+
+
+def _triton_model(
+    source: Path, repository: Path, compile_to: Callable[[Path], None], options: TargetOptions, profiles: list[Profile]
+) -> Path:
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = source
+        if source.suffix != ".onnx":
+            artifact = Path(folder) / "model.onnx"
+            compile_to(artifact)
+        manifest, batch = _open(artifact)
+        engine: Engine | None = None
+        model = artifact.read_bytes()
+        if options.triton_backend == "tensorrt":
+            engine = build_engine(artifact, Path(folder) / "model.engine", profiles=profiles, tf32=options.tf32)
+            model = engine.plan
+        name = re.sub(r"[^\w.-]", "-", manifest.name, flags=re.ASCII).lstrip("_.-") or "kaem"
+        config = model_config(manifest, name, batch=batch, engine=engine)
+    return write_model(repository, name, config, model, options.triton_backend)
+
+
+def _open(artifact: Path) -> tuple[Manifest, int | None]:
+    """Return the manifest and the batch size, None where it is free, of an artifact that ONNX Runtime accepts."""
+    try:
+        content = artifact.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {artifact}: {error.strerror or error}", hint="check the path") from None
+    session = open_session(content, "cpu", source=str(artifact))
+    manifest = read_manifest(session.get_modelmeta().custom_metadata_map, source=str(artifact))
+    rows = session.get_inputs()[0].shape[0]
+    return manifest, rows if isinstance(rows, int) else None

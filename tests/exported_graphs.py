@@ -1,0 +1,86 @@
+"""Every kind of graph that kaem exports, by name: what a target must take. A new kind is one more line in `KINDS`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from unittest.mock import patch
+
+import onnx
+import torch
+from models import VARIANTS, random_model
+
+from kaem_export import compile as compilation
+from kaem_export import graph
+from kaem_export.gaussian import normal_nodes
+from kaem_export.graph import build_graph, join_generator
+from kaem_export.optimise import optimise
+from kaem_export.options import Options
+from kaem_export.prior_tables import tabulate
+
+_traced_once = functools.cache(graph.traced_generator)
+"""Tracing a generator takes seconds; kinds that differ in their prior alone share one."""
+
+
+@functools.cache
+def _of_variant(name: str, own_generator: bool = True) -> onnx.ModelProto:
+    _, model = random_model(*VARIANTS[name])
+    tables = tabulate(model.prior).tables
+    generator = model.float().generator if own_generator else _small_generator()
+    with patch.object(graph, "traced_generator", _traced_once):
+        return build_graph(tables, generator, "float32", compilation._frame(model.prior))
+
+
+@functools.cache
+def _small_generator() -> torch.nn.Module:
+    return random_model()[1].float().generator
+
+
+@functools.cache
+def _rewritten(options: Options) -> onnx.ModelProto:
+    return optimise(_of_variant("experts in a frame"), options).model
+
+
+@functools.cache
+def _vae() -> onnx.ModelProto:
+    generator = _small_generator()
+    with patch.object(graph, "traced_generator", _traced_once):
+        return join_generator(*normal_nodes("uniform", "latent", "normal_"), 3, 3, generator, "float32")
+
+
+KINDS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "mixture": partial(_of_variant, "gaussian mixture", own_generator=False),
+    "independent": partial(_of_variant, "gaussian independent", own_generator=False),
+    "experts in a frame": partial(_of_variant, "experts in a frame", own_generator=False),
+    "experts in own frames": partial(_of_variant, "experts in own frames", own_generator=False),
+    "shared uniforms": partial(_of_variant, "shared uniforms", own_generator=False),
+    "latent joined to every layer": partial(_of_variant, "latent joined to every layer"),
+    "VAE": _vae,
+    "after the exact rewrites": partial(_rewritten, Options()),
+    "float16 generator": partial(_rewritten, Options(precision="float16")),
+    "KAN of radial functions": partial(_of_variant, "kan generator"),
+    "KAN of splines": partial(_of_variant, "splines"),
+    "KAN of waves": partial(_of_variant, "waves"),
+    "KAN of polynomials": partial(_of_variant, "polynomials"),
+    "KAN of wavelets": partial(_of_variant, "wavelets"),
+}
+"""For each a function that gives it with a free batch size and float32 images."""
+
+
+def with_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with 8-bit images, as `build_graph` makes them: from the same float ones."""
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(model)
+    graph._append_uint8(rounded)
+    return rounded
+
+
+def with_batch(model: onnx.ModelProto, rows: int) -> onnx.ModelProto:
+    """Return the model with the fixed batch size `rows`, shapes inferred anew."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = rows
+    del fixed.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(fixed, strict_mode=True)
