@@ -40,8 +40,8 @@ def rewrites_table(rows: Sequence[Row], batch: int) -> Table:
     """Show what every rewrite did to the graph at one batch size."""
     from rich.table import Table
 
-    table = Table(title=f"rewrites, at {batch} rows per call, one thread", title_justify="left")
-    table.add_column("after")
+    table = Table(title=f"rewrites, rows per call: {batch}, one thread", title_justify="left")
+    table.add_column("after", no_wrap=True)
     for title in ("nodes", "constants", "MFLOP / row", "time / row", "against the step before", "in all"):
         table.add_column(title, justify="right")
     for row in rows:
