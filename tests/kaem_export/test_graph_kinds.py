@@ -96,12 +96,13 @@ def test_the_torch_twin_computes_what_onnx_runtime_does(kind):
     noise = uniforms(3, 0, 300, session.get_inputs()[0].shape[1])
     expected = session.run(["image", "latent"], {"uniform": noise})
     twin = TorchTwin(model)
+    is_half = "float16" in kind  # which ONNX Runtime computes in float32 between layers on a CPU, and torch does not
     for array, tensor in zip(expected, twin(torch.from_numpy(noise)), strict=True):
-        assert np.abs(tensor.numpy() - array).max() < 2e-6
+        assert np.abs(tensor.numpy() - array).max() < (1e-3 if is_half else 2e-6)
     rounded = session_of(with_bytes(model)).run(["image"], {"uniform": noise})[0].astype(int)
     steps = np.abs(TorchTwin(with_bytes(model))(torch.from_numpy(noise))[0].numpy().astype(int) - rounded)
     assert steps.max() <= 1
-    assert (steps > 0).mean() < 1e-3
+    assert (steps > 0).mean() < (1e-2 if is_half else 1e-3)
 
 
 def test_the_torch_twin_names_operators_that_it_does_not_know():
