@@ -24,6 +24,7 @@ from kaem_export.leaves import (
     TOLERANCE,
     Leaves,
     Pieces,
+    bisected,
     choose_leaves,
     concatenated,
     fit,
@@ -203,6 +204,13 @@ def _with_halves(laws: Laws, leaves: Leaves, pieces: Pieces, bad: Integers, tole
     good = np.ones(len(leaves), bool)
     good[bad] = False
     halves = concatenated([leaves.chosen(bad).halves()])
+    halves = concatenated(
+        [
+            _numbered_on(bisected(part, _numbered_on(halves.chosen(run), -first), tolerance), first)
+            for part, run, first in laws.slices(halves.row)
+            if run.stop > run.start
+        ]
+    )
     together = joined([pieces.chosen(good), _fit_all(laws, halves, tolerance)])
     order = in_order(both := unsorted([leaves.chosen(good), halves]))
     return both.chosen(order), together.chosen(order)

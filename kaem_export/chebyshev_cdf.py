@@ -254,6 +254,8 @@ def _evaluated(log_densities: LogDensities, left: Float64, right: Float64, name:
     half = 0.5 * (right - left)
     log_scale = values.max(axis=-1)
     is_empty = np.isneginf(log_scale)
+    with np.errstate(invalid="ignore"):
+        slope = np.nan_to_num(np.abs(np.diff(values, axis=-1) / np.diff(nodes)), nan=0.0, posinf=0.0).max(axis=-1)
     largest = np.abs(np.where(np.isneginf(values), 0.0, values)).max(axis=-1)
     density = np.exp(values - np.where(is_empty, 0.0, log_scale)[:, :, None])
     coefficients = density @ _VALUES_TO_COEFFICIENTS
@@ -264,7 +266,7 @@ def _evaluated(log_densities: LogDensities, left: Float64, right: Float64, name:
         log_scale,
         np.maximum(coefficients @ _MASSES, 0.0) * half,
         np.abs(coefficients[:, :, -3:]).max(axis=-1) * half,
-        np.where(is_empty, 0.0, _ROUNDING * (DEGREE + 1 + largest) * half),
+        np.where(is_empty, 0.0, _ROUNDING * (DEGREE + 1 + largest + slope * np.abs(nodes).max(axis=-1)) * half),
         bound * (half * _LARGEST_GAP) ** 2 / 8.0,
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from kaem_export.chebyshev_cdf import Float64, FunctionName, Integers, PiecewiseDensities, integrate, of_rows
-from kaem_export.densities import REACH, PriorFunctions, StandardNormal
+from kaem_export.densities import PriorFunctions, StandardNormal
 from kaem_export.laws import Laws
 from kaem_export.sums import sum_of_components
 from kaem_train.model.abstract_prior import AbstractPrior
@@ -27,7 +27,7 @@ _FUNCTIONS_AT_ONCE = 128
 """Functions that share cells: what one of them needs costs all."""
 
 _COMPONENTS_AT_ONCE = 2048
-_NORMAL_EDGES = np.linspace(-REACH, REACH, 27)
+_NORMAL_EDGES = np.linspace(-7.5, 7.5, 31)
 
 
 def function_laws(prior: AbstractPrior) -> Laws:
@@ -72,7 +72,7 @@ def collapse(prior: MixturePrior | IndependentPrior) -> Laws:
 
 
 def standard_normal() -> PiecewiseDensities:
-    """Return N(0, 1), cut off where no float32 uniform reaches."""
+    """Return N(0, 1), cut off where a mass of 3e-14 lies beyond."""
     return integrate(StandardNormal(), _NORMAL_EDGES, lambda _: "the normal law")
 
 

@@ -29,19 +29,20 @@ LEAST_V = 2.0**-33
 """Smallest signed uniform that there is."""
 
 _RELATIVE = 1e-3
-_FINEST = 2.0**-34
+_FINEST = 2.0**-36
 _MARGIN = 0.5
 """Of the tolerance that the polynomial may use; the rest is for float32."""
 
-_SMALL_MASS = 2.0**-28
+_SMALL_MASS = 2.0**-29
 _TAIL = 2.0**-20
-_TAIL_MASS = 2.0**-33
-_BEYOND = 2.0**-38
+_TAIL_MASS = 2.0**-36
+_BEYOND = 2.0**-37
 _STARTING_PIECES = 8
 _MOST_ROUNDS = 60
 _MERGING_ROUNDS = 4
 _B_RANGE = (0.02, 50.0)
 _DEGREE = 5
+_MOST_CANCELLATION = 8.0
 
 _LOBATTO = 0.5 - 0.5 * np.cos(np.pi * np.arange(_DEGREE + 1) / _DEGREE)
 _BETWEEN = 0.5 - 0.5 * np.cos(np.pi * (np.arange(9) + 0.5) / 9)
@@ -81,7 +82,7 @@ class Leaves:
 
     def halves(self) -> Leaves:
         """Return all leaves cut in two, left halves first."""
-        middle = 0.5 * (self.left + self.right)
+        middle = snapped(0.5 * (self.left + self.right))
         return Leaves(
             row=np.tile(self.row, 2),
             is_upper=np.tile(self.is_upper, 2),
@@ -120,6 +121,11 @@ class Pieces:
         )
 
 
+def snapped(z: Float64) -> Float64:
+    """Round to float32: a leaf that begins at one has no error there."""
+    return z.astype(np.float32).astype(np.float64)
+
+
 def unsorted(parts: list[Leaves]) -> Leaves:
     """Join leaves as they come."""
     names = ("row", "is_upper", "is_forced", "left", "right")
@@ -149,12 +155,20 @@ def choose_leaves(densities: PiecewiseDensities, kinks: tuple[float, ...], toler
     Args:
         densities: The distributions.
         kinks: Points where a density has no derivative: leaves end there.
-        tolerance: Error in u; near u = 0 and 1 it shrinks to a thousandth of the distance to them, down to 2^-34.
+        tolerance: Error in u; near u = 0 and 1 it shrinks to a thousandth of the distance to them, down to 2^-36.
 
     Returns:
-        The leaves. None reaches where less than 2^-38 of the mass lies beyond, unless the support ends near.
+        The leaves. None reaches where less than 2^-37 of the mass lies beyond, unless the support ends near.
     """
-    open_leaves, done = _first_leaves(densities, kinks), []
+    leaves = bisected(densities, _first_leaves(densities, kinks), tolerance)
+    for parity in range(_MERGING_ROUNDS):
+        leaves = _merged(densities, leaves, tolerance, parity % 2)
+    return leaves
+
+
+def bisected(densities: PiecewiseDensities, leaves: Leaves, tolerance: float) -> Leaves:
+    """Halve leaves until they keep the tolerance, or are too small to matter."""
+    open_leaves, done = leaves, []
     for _ in range(_MOST_ROUNDS):
         pieces = fit(densities, open_leaves, tolerance)
         is_done = pieces.is_good | _is_small(pieces, open_leaves)
@@ -164,10 +178,7 @@ def choose_leaves(densities: PiecewiseDensities, kinks: tuple[float, ...], toler
         open_leaves = open_leaves.chosen(~is_done).halves()
     else:
         done.append(open_leaves)
-    leaves = concatenated(done)
-    for parity in range(_MERGING_ROUNDS):
-        leaves = _merged(densities, leaves, tolerance, parity % 2)
-    return leaves
+    return concatenated(done)
 
 
 def fit(densities: PiecewiseDensities, leaves: Leaves, tolerance: float) -> Pieces:
@@ -190,6 +201,11 @@ def fit(densities: PiecewiseDensities, leaves: Leaves, tolerance: float) -> Piec
         error = np.abs(value - _PLACES)[_DEGREE + 1 :] * width * density[_DEGREE + 1 :]
         allowed = _MARGIN * np.clip(_RELATIVE * np.abs(v[_DEGREE + 1 :]), _FINEST, tolerance)
         is_good = np.all(error <= allowed, axis=0) & np.all(slope > 0.0, axis=0)
+        # Terms far larger than their sum would cost floats of z, and with them the order of neighbours.
+        sizes = np.abs(coefficients).sum(axis=0)
+        is_good &= (sizes <= _MOST_CANCELLATION) | (
+            sizes * width <= np.maximum(np.abs(leaves.left), np.abs(leaves.right))
+        )
     line = np.zeros_like(coefficients)
     line[1] = 1.0
     coefficients = np.where(is_good, coefficients, line) * width
@@ -240,6 +256,7 @@ def _first_leaves(densities: PiecewiseDensities, kinks: tuple[float, ...]) -> Le
     parts = []
     for begin, end, is_upper in ((first, median, False), (median, last, True)):
         places = np.linspace(begin, end, _STARTING_PIECES + 1)  # (9, R)
+        places[1:-1] = np.clip(snapped(places[1:-1]), begin, end)
         fixed = np.clip(np.array(kinks)[:, None], begin, end)  # beyond the half, a leaf of no width
         points = np.sort(np.concatenate([places, fixed]), axis=0)
         is_forced = (points[:-1, :, None] == np.array(kinks)).any(axis=-1)

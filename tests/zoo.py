@@ -6,9 +6,9 @@ the same formula with scipy's adaptive quadrature on their own cells, or are clo
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import scipy.integrate
@@ -60,7 +60,7 @@ class Family:
             scipy.integrate.quad_vec(
                 lambda z: np.exp(self.log_density(row, z)[0] - shift), a, b, epsrel=1e-13, epsabs=1e-300, limit=200
             )[0]
-            for a, b in itertools.pairwise(ends)
+            for a, b in pairwise(ends)
         ]
         total = np.concatenate([[0.0], np.cumsum(masses)])
         return np.interp(points, ends, total / total[-1])
@@ -96,18 +96,15 @@ def _rbf(count, amplitude, num, seed, reference=_gaussian):
 
 def _bspline(degree, num, seed):
     rng = np.random.default_rng(seed)
-    knots = np.linspace(-4, 4, 21)
-    extended = np.concatenate(
-        [knots[0] - 0.4 * np.arange(degree, 0, -1), knots, knots[-1] + 0.4 * np.arange(1, degree + 1)]
-    )
-    size = len(extended) - degree - 1
-    basis = scipy.interpolate.BSpline(extended, np.eye(size), degree, extrapolate=False)
+    knots = 0.4 * np.arange(-10 - 2 * degree, 11 + 2 * degree)
+    size = len(knots) - 3 * degree - 1  # scipy's splines end before the last `degree` functions: those have no weight
+    basis = scipy.interpolate.BSpline(knots, np.eye(size + 2 * degree)[:, degree:-degree], degree, extrapolate=False)
     return Family(
         lambda z: np.nan_to_num(basis(z)),
         rng.uniform(-8, 8, (num, size)),
-        np.unique(np.concatenate([np.linspace(-6, 6, 31), extended]).round(12)),
+        np.unique(np.concatenate([np.linspace(-6, 6, 31), knots]).round(12).clip(-6, 6)),
         _gaussian,
-        kinks=tuple(extended) if degree == 1 else (),
+        kinks=tuple(knots.round(12)) if degree == 1 else (),
     )
 
 
@@ -131,7 +128,7 @@ def _fourier(decay, num, seed):
         angle = 2 * np.pi * np.outer(z, waves)
         return np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
 
-    amplitude = 3.0 if decay else 0.5
+    amplitude = 1.5 if decay else 0.2
     return Family(features, rng.normal(0, amplitude, (num, 100)) * scale, np.linspace(0, 1, 101), _flat)
 
 

@@ -105,7 +105,8 @@ def test_a_spike_between_all_nodes_is_found_from_the_curvature():
         return 60 * np.exp(-0.5 * ((nodes - place) / width) ** 2)
 
     def bound(nodes):
-        distance = np.abs(np.clip(place, nodes[:, 0] - 0.01, nodes[:, -1] + 0.01) - place)
+        margin = 0.01 * (nodes[:, -1] - nodes[:, 0])  # from the outermost nodes to the ends
+        distance = np.abs(np.clip(place, nodes[:, 0] - margin, nodes[:, -1] + margin) - place)
         return 60 / width**2 * np.exp(-0.5 * np.minimum(distance / width, 40) ** 2) + 1e-9
 
     blind = _family(spike, np.linspace(-1, 1, 11))()
