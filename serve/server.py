@@ -24,11 +24,14 @@ from serve import health, reflection, services
 from serve.address import bare_host, check_address, format_address, why_not_bound
 from serve.allocator import keep_large_blocks, release_when_idle
 from serve.calls import Gate, Reception
+from serve.current import Tally
 from serve.engine import Engine
+from serve.guard import Guard
 from serve.models import Models, open_model
-from serve.observer import Observer
+from serve.observer import Observer, Observers
 from serve.services import SamplerService, limits_of
 from serve.settings import ServeSettings, check_name
+from serve.tls import Tls
 
 _STOP_GRACE_S = 1.0
 _log = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ class Server:
         observer: Told what happens.
 
     Raises:
-        ConfigError: The model cannot be offered under its name.
+        ConfigError: The model cannot be offered under its name, or certificates or tokens cannot be used.
     """
 
     def __init__(self, engines: Sequence[Engine], settings: ServeSettings, observer: Observer | None = None) -> None:
@@ -57,13 +60,17 @@ class Server:
         self._health = health.Health(("", services.SERVICE, f"kaem.model/{self._name}"))
         self._running = AsyncExitStack()  # what has been started, and how to stop it
         self.gate = Gate()
-        self._reception = Reception(self.gate, self.observer)
+        self._tls = Tls(settings) if settings.is_encrypted else None
+        self._watchers = Observers((Tally(), self.observer))
+        guard = Guard(settings, self._watchers)
+        self._watchers.add(guard)
+        self._reception = Reception(self.gate, self._watchers, guard)
 
     async def start(self) -> str:
         """Bind, warm up and serve; health says NOT_SERVING until this returns.
 
         Returns:
-            The address clients connect to, `grpc://host:port`.
+            The address clients connect to, `grpc://host:port`, or `grpcs://` with TLS.
 
         Raises:
             ConfigError: The address cannot be used.
@@ -71,7 +78,7 @@ class Server:
             BackendError: The model does not run.
         """
         settings = self._settings
-        check_address(self._host, settings.port, insecure=settings.insecure)
+        check_address(self._host, settings.port, insecure=settings.insecure or settings.is_encrypted)
         manifest = self._engines[0].manifest
         limits = limits_of(manifest, settings.max_chunk_bytes)
         largest_request = 4 * manifest.noise_dim + MESSAGE_HEADROOM
@@ -92,7 +99,7 @@ class Server:
             raise
         self._health.set_serving(True)
         self.gate.open()
-        address = f"grpc://{format_address(self._host, port)}"
+        address = f"grpc{'s' if self._tls else ''}://{format_address(self._host, port)}"
         _log.info("serving model %r at %s", self._name, address)
         return address
 
@@ -111,7 +118,7 @@ class Server:
         await self._running.aclose()
 
     def _add_services(self) -> None:
-        service = SamplerService(self.models, self._settings, self.observer)
+        service = SamplerService(self.models, self._settings, self._watchers)
         names = (services.SERVICE, health.SERVICE, reflection.SERVICE)
         self._grpc.add_generic_rpc_handlers(
             (
@@ -124,7 +131,9 @@ class Server:
     def _bind(self) -> int:
         host, port = self._host, self._settings.port
         try:
-            return self._grpc.add_insecure_port(format_address(host, port))
+            if self._tls is None:
+                return self._grpc.add_insecure_port(format_address(host, port))
+            return self._grpc.add_secure_port(format_address(host, port), self._tls.grpc_credentials())
         except RuntimeError:  # which does not say why
             raise why_not_bound(host, port) from None
 
@@ -135,7 +144,7 @@ class Server:
             limits=limits,
             bounds=self._settings.bounds,
             max_batch=self._settings.max_batch,
-            observer=self.observer,
+            observer=self._watchers,
         )
         self._running.push_async_callback(model.close)
         self.models.put(model)
