@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "kaem needs Python 3.11 or newer; name one with: make setup PYTHON=python3.12" >&2; exit 1; }
 	@echo "setting up $(VENV) (a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,hub,diffusion,export,bench,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,hub,diffusion,export,bench,http,telemetry,dev]'
 	@touch $@
 
 demo: setup          ## Train on real digits, export, verify, serve, sample and benchmark: 2 to 3 minutes

@@ -38,6 +38,11 @@ class Gate:
         self._is_empty.set()
 
     @property
+    def closed_because(self) -> str | None:
+        """Why calls are not let in, as what the server does; None while they are."""
+        return self._closed_because
+
+    @property
     def num_inside(self) -> int:
         """Calls being answered."""
         return self._num_inside

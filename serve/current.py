@@ -29,7 +29,8 @@ class Call:
         caller: Whose token it carries; None where no tokens are asked for, and until it was checked.
         rows_admitted: Samples let in.
         rows_sent: Samples handed to the transport.
-        queued_s: From being let in until the first sample went into a batch.
+        queued_s: From being let in until the first sample went into a batch; None before.
+        trace_id: Of its trace, in hexadecimal; "" without one.
     """
 
     method: str
@@ -39,7 +40,8 @@ class Call:
     caller: Caller | None = None
     rows_admitted: int = 0
     rows_sent: int = 0
-    queued_s: float = 0.0
+    queued_s: float | None = None
+    trace_id: str = ""
 
 
 current: ContextVar[Call | None] = ContextVar("kaem_call", default=None)

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -27,11 +27,15 @@ from serve.calls import Gate, Reception
 from serve.current import Tally
 from serve.engine import Engine
 from serve.guard import Guard
+from serve.logs import CallLog
 from serve.models import Models, open_model
 from serve.observer import Observer, Observers
 from serve.services import SamplerService, limits_of
 from serve.settings import ServeSettings, check_name
 from serve.tls import Tls
+
+if TYPE_CHECKING:
+    from serve.http import HttpServer
 
 _STOP_GRACE_S = 1.0
 _log = logging.getLogger(__name__)
@@ -57,6 +61,7 @@ class Server:
         self._name = settings.name or engines[0].manifest.name
         check_name(self._name)
         self.models = Models()
+        self.http_address = ""  # once it has been started, and if it has one
         self._health = health.Health(("", services.SERVICE, f"kaem.model/{self._name}"))
         self._running = AsyncExitStack()  # what has been started, and how to stop it
         self.gate = Gate()
@@ -64,6 +69,7 @@ class Server:
         self._watchers = Observers((Tally(), self.observer))
         guard = Guard(settings, self._watchers)
         self._watchers.add(guard)
+        self._add_telemetry()
         self._reception = Reception(self.gate, self._watchers, guard)
 
     async def start(self) -> str:
@@ -90,6 +96,7 @@ class Server:
         )
         self._running.push_async_callback(self._grpc.stop, 0)
         try:
+            await self._start_http()
             self._add_services()
             port = self._bind()
             await self._grpc.start()
@@ -116,6 +123,38 @@ class Server:
     async def stop(self) -> None:
         """Stop at once; running calls are cancelled. May be called at any time, and again."""
         await self._running.aclose()
+
+    def _add_telemetry(self) -> None:
+        """Watch what the settings ask for; each needs an extra, which is imported only then."""
+        settings = self._settings
+        if settings.log_calls:
+            self._watchers.add(CallLog())
+        if settings.traces:
+            from serve.tracing import Tracing, open_provider
+
+            provider = open_provider()
+            self._running.push_async_callback(asyncio.to_thread, provider.shutdown)  # sends what it still has
+            self._watchers.add(Tracing(provider))
+        self._http: HttpServer | None = None
+        if settings.http_port is not None:
+            from serve.http import HttpServer, monitoring_routes
+            from serve.metrics import Metrics
+
+            metrics = Metrics(self.models, lambda: self.gate.closed_because is None)
+            self._watchers.add(metrics)
+            self._http = HttpServer(
+                monitoring_routes(metrics.registry, lambda: self.gate.closed_because or ""),
+                host=settings.http_host,
+                port=settings.http_port,
+                insecure=settings.insecure,
+                tls=self._tls.http_context() if self._tls else None,
+            )
+
+    async def _start_http(self) -> None:
+        if self._http is not None:
+            self.http_address = await self._http.start()
+            self._running.push_async_callback(self._http.stop)
+            _log.info("metrics, /healthz and /readyz at %s", self.http_address)
 
     def _add_services(self) -> None:
         service = SamplerService(self.models, self._settings, self._watchers)
