@@ -134,7 +134,7 @@ def serve(
     The address is printed once requests are answered; it is the only line on standard output. SIGTERM or Ctrl-C
     lets running requests complete, a second one stops at once.
 
-    Every setting may also come from an environment variable KAEM_SERVE_... or from a TOML file; see docs/serving.md.
+    Every setting may also come from an environment variable KAEM_SERVE_... or from a TOML file; see docs/operating.md.
 
     **Examples**
 

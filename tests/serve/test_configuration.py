@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 from typer.main import get_command
@@ -12,6 +13,7 @@ from cli.main import app
 from kaem.errors import ConfigError
 from serve.configuration import load_settings
 from serve.settings import ServeSettings
+from serve.tokens import read_tokens
 
 NAMES = {"port": "--port", "drain_grace_s": "--grace"}
 
@@ -163,3 +165,18 @@ def test_the_command_refuses_a_wrong_setting_before_it_serves(
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         app(["serve", str(artifact_path), *words, *config], standalone_mode=False)
     assert caught.value.exit_code == 2
+
+
+def test_the_guide_lists_every_setting_and_its_example_loads(toml):
+    guide = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    for field in dataclasses.fields(ServeSettings):
+        assert re.search(rf"^\|.*`{field.name}`.*\|", guide, flags=re.MULTILINE), field.name
+    [example] = re.findall(r"```toml\n(.*?)```", guide, flags=re.DOTALL)
+    assert load(config=toml(example)).http_port == 9090
+
+
+def test_the_tokens_of_the_guide_are_understood(tmp_path):
+    guide = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    [example] = re.findall(r"```text\n(.*?)```", guide, flags=re.DOTALL)
+    (tmp_path / "tokens").write_text(example)
+    assert [caller.name for caller in read_tokens(tmp_path / "tokens")] == ["alice", "batch", "guest"]
