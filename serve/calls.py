@@ -13,6 +13,8 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from kaem.errors import RemoteError
+from serve.current import Call, current
+from serve.guard import Guard
 from serve.observer import Observer
 from serve.statuses import RefusedError, status_of
 
@@ -34,6 +36,11 @@ class Gate:
         self._num_entered = 0
         self._is_empty = asyncio.Event()
         self._is_empty.set()
+
+    @property
+    def closed_because(self) -> str | None:
+        """Why calls are not let in, as what the server does; None while they are."""
+        return self._closed_because
 
     @property
     def num_inside(self) -> int:
@@ -110,21 +117,23 @@ def well_formed(request: Request | Malformed) -> Request:
 
 
 class Reception:
-    """Lets calls in and sees them off; every method of the server is wrapped by one of its two functions.
+    """Lets calls in and sees them off; every method of the server is wrapped by one of its three functions.
 
     Args:
-        gate: Lets calls in.
+        gate: Lets calls in while the server is ready.
         observer: Told of every call.
+        guard: Lets calls in by their tokens.
     """
 
-    def __init__(self, gate: Gate, observer: Observer) -> None:
+    def __init__(self, gate: Gate, observer: Observer, guard: Guard) -> None:
         self._gate = gate
+        self._guard = guard
         self._observer = observer
 
     def admitted(
         self, method: str, handler: Callable[[Request, Context], Awaitable[Answer]]
     ) -> Callable[[Request | Malformed, Context], Awaitable[Answer | None]]:
-        """Return `answered(handler)` for well-formed requests that are let in by the gate."""
+        """Return `identified(handler)` for well-formed requests that are let in by the gate."""
 
         async def call(request: Request | Malformed, context: Context) -> Answer:
             self._gate.enter()
@@ -132,6 +141,17 @@ class Reception:
                 return await handler(well_formed(request), context)
             finally:
                 self._gate.leave()
+
+        return self.identified(method, call)
+
+    def identified(
+        self, method: str, handler: Callable[[Question, Context], Awaitable[Answer]]
+    ) -> Callable[[Question, Context], Awaitable[Answer | None]]:
+        """Return `answered(handler)` for calls that are let in by the guard."""
+
+        async def call(question: Question, context: Context) -> Answer:
+            with self._guard.visit(_current()):
+                return await handler(question, context)
 
         return self.answered(method, call)
 
@@ -148,6 +168,7 @@ class Reception:
         async def call(question: Question, context: Context) -> Answer | None:
             request_id = secrets.token_hex(8)
             began, code = time.monotonic(), grpc.StatusCode.OK
+            entry = current.set(_call(method, request_id, context))
             self._observer.on_call_started(method)
             try:
                 return await handler(question, context)
@@ -164,8 +185,21 @@ class Reception:
                 await context.abort(status.code, status.details, status.metadata)
             finally:
                 self._observer.on_call_ended(method, code.name, time.monotonic() - began)
+                current.reset(entry)
 
         return call
+
+
+def _call(method: str, request_id: str, context: Context) -> Call:
+    metadata = {str(key): value for key, value in context.invocation_metadata() or ()}
+    return Call(method, request_id, metadata, context.peer())
+
+
+def _current() -> Call:
+    call = current.get()
+    if call is None:
+        raise RuntimeError("there is no call")
+    return call
 
 
 def _why_cancelled(context: Context) -> grpc.StatusCode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -61,6 +62,7 @@ class Job:
         self.ticket = ticket
         self.chunk_rows = chunk_rows
         self.submitted_at = submitted_at
+        self.context = contextvars.copy_context()  # of its call, for those who are told of it in other threads
         self._owner = owner
         self._num_rows = ticket.rows
         self._convert = convert

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -14,6 +14,7 @@ from kaem.artifact import Manifest
 from kaem.errors import BackendError, RequestError
 from kaem.protocol.messages import Limits, Model
 from serve.buckets import power_sizes
+from serve.current import check_allowed
 from serve.engine import Engine, Warmth, warm_up
 from serve.lanes import Lanes
 from serve.observer import Observer
@@ -62,14 +63,18 @@ class Models:
         self._models[model.info.name] = model
         return previous
 
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(tuple(self._models.values()))
+
     def get(self, name: str) -> ServedModel:
         """Return a model by name; "" is the only one.
 
         Raises:
-            RefusedError: NOT_FOUND.
+            RefusedError: NOT_FOUND; PERMISSION_DENIED, for the caller whose token does not allow it.
         """
         if not name and len(self._models) == 1:
-            return next(iter(self._models.values()))
+            name = next(iter(self._models))
+        check_allowed(name)
         model = self._models.get(name)
         if model is None:
             offered = ", ".join(repr(known) for known in sorted(self._models))

@@ -6,6 +6,8 @@ be thread-safe and must not raise.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class Observer:
     """Takes note of nothing; a subclass overrides what it wants to know. Times are in seconds."""
@@ -20,7 +22,7 @@ class Observer:
         """A job was let in."""
 
     def on_rejected(self, reason: str) -> None:
-        """A job was not: for "samples", "bytes" or "deadline"."""
+        """A job was not: for "samples", "bytes" or "deadline"; or a call, for "token_rate" or "token_concurrency"."""
 
     def on_queued(self, seconds: float) -> None:
         """The first row of a job went into a batch, so long after the job was submitted."""
@@ -42,3 +44,73 @@ class Observer:
 
     def on_expired(self) -> None:
         """A job's deadline passed before its rows were computed."""
+
+
+class Observers(Observer):
+    """Tells several observers, in their order.
+
+    Args:
+        observers: Who is told.
+    """
+
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        self._observers = tuple(observers)
+
+    def add(self, observer: Observer) -> None:
+        """Tell one more, after the others."""
+        self._observers = (*self._observers, observer)
+
+    def on_call_started(self, method: str) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_call_started(method)
+
+    def on_call_ended(self, method: str, code: str, seconds: float) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_call_ended(method, code, seconds)
+
+    def on_admitted(self, *, is_bulk: bool, rows: int) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_admitted(is_bulk=is_bulk, rows=rows)
+
+    def on_rejected(self, reason: str) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_rejected(reason)
+
+    def on_queued(self, seconds: float) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_queued(seconds)
+
+    def on_batch(self, *, size: int, rows: int, seconds: float) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_batch(size=size, rows=rows, seconds=seconds)
+
+    def on_batch_failed(self, *, size: int, rows: int) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_batch_failed(size=size, rows=rows)
+
+    def on_first_chunk(self, seconds: float) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_first_chunk(seconds)
+
+    def on_sent(self, *, model: str, rows: int, seconds: float) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_sent(model=model, rows=rows, seconds=seconds)
+
+    def on_cancelled(self, stage: str) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_cancelled(stage)
+
+    def on_expired(self) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_expired()

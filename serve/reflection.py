@@ -30,6 +30,6 @@ def handler(names: Iterable[str], reception: Reception) -> grpc.GenericRpcHandle
 
     read = tolerant(ServerReflectionRequest)
     method = grpc.stream_stream_rpc_method_handler(
-        reception.answered(f"/{SERVICE}/{_METHOD}", describe), read, ServerReflectionResponse.SerializeToString
+        reception.identified(f"/{SERVICE}/{_METHOD}", describe), read, ServerReflectionResponse.SerializeToString
     )
     return grpc.method_handlers_generic_handler(SERVICE, {_METHOD: method})

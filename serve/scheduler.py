@@ -366,7 +366,8 @@ class Scheduler:
             backlog = self._backlogs[span.ticket.is_bulk]
             backlog.move(span.ticket.left + span.rows, span.ticket.left)
             if not span.first:
-                self._observer.on_queued(now - self._jobs[span.ticket].submitted_at)
+                job = self._jobs[span.ticket]
+                job.context.run(self._observer.on_queued, now - job.submitted_at)
         size = self.costs.fitting(sum(span.rows for span in spans))
         parts = [(self._jobs[span.ticket], span) for span in spans]
         batch = Batch(parts, size, now + self.costs.batch_seconds(size))

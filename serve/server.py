@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -24,11 +24,18 @@ from serve import health, reflection, services
 from serve.address import bare_host, check_address, format_address, why_not_bound
 from serve.allocator import keep_large_blocks, release_when_idle
 from serve.calls import Gate, Reception
+from serve.current import Tally
 from serve.engine import Engine
+from serve.guard import Guard
+from serve.logs import CallLog
 from serve.models import Models, open_model
-from serve.observer import Observer
+from serve.observer import Observer, Observers
 from serve.services import SamplerService, limits_of
 from serve.settings import ServeSettings, check_name
+from serve.tls import Tls
+
+if TYPE_CHECKING:
+    from serve.http import HttpServer
 
 _STOP_GRACE_S = 1.0
 _log = logging.getLogger(__name__)
@@ -43,7 +50,7 @@ class Server:
         observer: Told what happens.
 
     Raises:
-        ConfigError: The model cannot be offered under its name.
+        ConfigError: The model cannot be offered under its name, or certificates or tokens cannot be used.
     """
 
     def __init__(self, engines: Sequence[Engine], settings: ServeSettings, observer: Observer | None = None) -> None:
@@ -54,16 +61,22 @@ class Server:
         self._name = settings.name or engines[0].manifest.name
         check_name(self._name)
         self.models = Models()
+        self.http_address = ""  # once it has been started, and if it has one
         self._health = health.Health(("", services.SERVICE, f"kaem.model/{self._name}"))
         self._running = AsyncExitStack()  # what has been started, and how to stop it
         self.gate = Gate()
-        self._reception = Reception(self.gate, self.observer)
+        self._tls = Tls(settings) if settings.is_encrypted else None
+        self._watchers = Observers((Tally(), self.observer))
+        guard = Guard(settings, self._watchers)
+        self._watchers.add(guard)
+        self._add_telemetry()
+        self._reception = Reception(self.gate, self._watchers, guard)
 
     async def start(self) -> str:
         """Bind, warm up and serve; health says NOT_SERVING until this returns.
 
         Returns:
-            The address clients connect to, `grpc://host:port`.
+            The address clients connect to, `grpc://host:port`, or `grpcs://` with TLS.
 
         Raises:
             ConfigError: The address cannot be used.
@@ -71,7 +84,7 @@ class Server:
             BackendError: The model does not run.
         """
         settings = self._settings
-        check_address(self._host, settings.port, insecure=settings.insecure)
+        check_address(self._host, settings.port, insecure=settings.insecure or settings.is_encrypted)
         manifest = self._engines[0].manifest
         limits = limits_of(manifest, settings.max_chunk_bytes)
         largest_request = 4 * manifest.noise_dim + MESSAGE_HEADROOM
@@ -83,6 +96,7 @@ class Server:
         )
         self._running.push_async_callback(self._grpc.stop, 0)
         try:
+            await self._start_http()
             self._add_services()
             port = self._bind()
             await self._grpc.start()
@@ -92,7 +106,7 @@ class Server:
             raise
         self._health.set_serving(True)
         self.gate.open()
-        address = f"grpc://{format_address(self._host, port)}"
+        address = f"grpc{'s' if self._tls else ''}://{format_address(self._host, port)}"
         _log.info("serving model %r at %s", self._name, address)
         return address
 
@@ -110,8 +124,40 @@ class Server:
         """Stop at once; running calls are cancelled. May be called at any time, and again."""
         await self._running.aclose()
 
+    def _add_telemetry(self) -> None:
+        """Watch what the settings ask for; each needs an extra, which is imported only then."""
+        settings = self._settings
+        if settings.log_calls:
+            self._watchers.add(CallLog())
+        if settings.traces:
+            from serve.tracing import Tracing, open_provider
+
+            provider = open_provider()
+            self._running.push_async_callback(asyncio.to_thread, provider.shutdown)  # sends what it still has
+            self._watchers.add(Tracing(provider))
+        self._http: HttpServer | None = None
+        if settings.http_port is not None:
+            from serve.http import HttpServer, monitoring_routes
+            from serve.metrics import Metrics
+
+            metrics = Metrics(self.models, lambda: self.gate.closed_because is None)
+            self._watchers.add(metrics)
+            self._http = HttpServer(
+                monitoring_routes(metrics.registry, lambda: self.gate.closed_because or ""),
+                host=settings.http_host,
+                port=settings.http_port,
+                insecure=settings.insecure,
+                tls=self._tls.http_context() if self._tls else None,
+            )
+
+    async def _start_http(self) -> None:
+        if self._http is not None:
+            self.http_address = await self._http.start()
+            self._running.push_async_callback(self._http.stop)
+            _log.info("metrics, /healthz and /readyz at %s", self.http_address)
+
     def _add_services(self) -> None:
-        service = SamplerService(self.models, self._settings, self.observer)
+        service = SamplerService(self.models, self._settings, self._watchers)
         names = (services.SERVICE, health.SERVICE, reflection.SERVICE)
         self._grpc.add_generic_rpc_handlers(
             (
@@ -124,7 +170,9 @@ class Server:
     def _bind(self) -> int:
         host, port = self._host, self._settings.port
         try:
-            return self._grpc.add_insecure_port(format_address(host, port))
+            if self._tls is None:
+                return self._grpc.add_insecure_port(format_address(host, port))
+            return self._grpc.add_secure_port(format_address(host, port), self._tls.grpc_credentials())
         except RuntimeError:  # which does not say why
             raise why_not_bound(host, port) from None
 
@@ -135,7 +183,7 @@ class Server:
             limits=limits,
             bounds=self._settings.bounds,
             max_batch=self._settings.max_batch,
-            observer=self.observer,
+            observer=self._watchers,
         )
         self._running.push_async_callback(model.close)
         self.models.put(model)

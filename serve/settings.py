@@ -11,6 +11,8 @@ from kaem.providers import PROVIDERS
 from serve.scheduler import Bounds
 
 _LEAST_HELD_BYTES = 4 * MAX_MESSAGE_BYTES  # half of it is for what every request may always hold: two messages
+LOG_FORMATS = ("text", "json")
+
 _MAX_NAME_CHARS = 128  # it travels in errors, hints and health requests
 
 
@@ -33,6 +35,17 @@ class ServeSettings:
         max_queue_delay_us: Microseconds that a batch which is not full waits for more samples.
         drain_grace_s: Seconds that running calls get to complete once the server is asked to stop.
         insecure: Allow listening beyond this machine although nothing is encrypted or authenticated.
+        certificate_file: PEM file of the server's certificate and its chain; with `key_file` it turns TLS on.
+        key_file: PEM file of that certificate's private key, without a password.
+        client_ca_file: PEM file of the authorities that may vouch for clients; with it clients need a certificate.
+        token_file: File of bearer tokens, one of which every call but health checks must carry; see `serve.tokens`.
+        token_rate: Samples a second that each token may have sent; None for any number.
+        token_concurrency: Requests that each token may have running; None for any number.
+        http_host: Name or address to listen on for HTTP.
+        http_port: TCP port of `/metrics`, `/healthz` and `/readyz`, 0 for a free one; None for no HTTP at all.
+        log_format: "text", or "json" for one object a line.
+        log_calls: Write a line to the log for every call that ends.
+        traces: Send OpenTelemetry traces to where the OTEL_* environment variables say.
     """
 
     host: str = "127.0.0.1"
@@ -48,6 +61,17 @@ class ServeSettings:
     max_queue_delay_us: int = 0
     drain_grace_s: float = 30.0
     insecure: bool = False
+    certificate_file: str | None = None
+    key_file: str | None = None
+    client_ca_file: str | None = None
+    token_file: str | None = None
+    token_rate: float | None = None
+    token_concurrency: int | None = None
+    http_host: str = "127.0.0.1"
+    http_port: int | None = None
+    log_format: str = "text"
+    log_calls: bool = False
+    traces: bool = False
 
     def __post_init__(self) -> None:
         if not self.host:
@@ -79,6 +103,38 @@ class ServeSettings:
             raise ConfigError(f"max_queue_delay_us is {self.max_queue_delay_us}, outside 0 .. 1000000 microseconds")
         if not (math.isfinite(self.drain_grace_s) and self.drain_grace_s >= 0):
             raise ConfigError(f"drain_grace_s is {self.drain_grace_s}; give 0 seconds or more")
+        self._check_security()
+        self._check_telemetry()
+
+    def _check_telemetry(self) -> None:
+        if not self.http_host:
+            raise ConfigError("http_host is empty", hint="use 127.0.0.1")
+        if self.http_port is not None and not 0 <= self.http_port <= 65535:
+            raise ConfigError(f"http_port is {self.http_port}, outside 0 .. 65535", hint="0 takes a free port")
+        if self.log_format not in LOG_FORMATS:
+            raise ConfigError(f"log_format is {self.log_format!r}", hint=f"choose one of: {', '.join(LOG_FORMATS)}")
+
+    def _check_security(self) -> None:
+        for setting in ("certificate_file", "key_file", "client_ca_file", "token_file"):
+            if getattr(self, setting) == "":
+                raise ConfigError(f"{setting} is empty")
+        if bool(self.certificate_file) != bool(self.key_file):
+            given, other = ("certificate", "key") if self.certificate_file else ("key", "certificate")
+            raise ConfigError(f"{given}_file is given without {other}_file; TLS needs both")
+        if self.client_ca_file and not self.certificate_file:
+            raise ConfigError("client_ca_file is given without certificate_file; only TLS can ask for certificates")
+        if self.token_rate is not None and not (math.isfinite(self.token_rate) and self.token_rate > 0):
+            raise ConfigError(f"token_rate is {self.token_rate}; give samples a second, more than 0")
+        if self.token_concurrency is not None and self.token_concurrency < 1:
+            raise ConfigError(f"token_concurrency is {self.token_concurrency}; at least 1 is needed")
+        for setting in ("token_rate", "token_concurrency"):
+            if getattr(self, setting) is not None and not self.token_file:
+                raise ConfigError(f"{setting} is given without token_file; it holds for each token")
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether clients connect with TLS."""
+        return self.certificate_file is not None
 
     @property
     def bounds(self) -> Bounds:

@@ -1,0 +1,99 @@
+"""Whether a call may come in at all: its token, and what that token has left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+
+from kaem.errors import RemoteError
+from serve.current import Call, current
+from serve.limits import Allowance
+from serve.observer import Observer
+from serve.settings import ServeSettings
+from serve.statuses import RefusedError
+from serve.tokens import Caller, Tokens
+
+_KEY = "authorization"
+_log = logging.getLogger(__name__)
+
+
+class Guard(Observer):
+    """Lets calls in by their tokens; without a token file, everybody.
+
+    It observes what jobs are let in, to charge them to their callers.
+
+    Args:
+        settings: Where the tokens are, and what each may use unless its line says otherwise.
+        observer: Told of calls that are turned away because of a limit.
+        clock: Seconds on a clock that never goes back.
+
+    Raises:
+        ConfigError: The token file cannot be used.
+    """
+
+    def __init__(
+        self, settings: ServeSettings, observer: Observer, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._observer = observer
+        self._tokens = Tokens(Path(settings.token_file)) if settings.token_file else None
+        self._rate = settings.token_rate
+        self._concurrency = settings.token_concurrency
+        self._clock = clock
+        self._allowances: dict[str, Allowance] = {}  # by name: a token that is renewed keeps its debts
+
+    @contextmanager
+    def visit(self, call: Call) -> Iterator[None]:
+        """Hold a caller's place while its call is answered.
+
+        Raises:
+            RefusedError: UNAUTHENTICATED, no token or one that is not known; RESOURCE_EXHAUSTED, a limit is reached.
+        """
+        if self._tokens is None:
+            yield
+            return
+        caller = self._identify(self._tokens, call)
+        allowance = self._allowance(caller)
+        try:
+            allowance.enter(
+                rate=self._rate if caller.rate is None else caller.rate,
+                concurrency=self._concurrency if caller.concurrency is None else caller.concurrency,
+            )
+        except RefusedError as refused:
+            self._observer.on_rejected(refused.quota)
+            raise
+        call.caller = caller
+        try:
+            yield
+        finally:
+            allowance.charge(min(0, call.rows_sent - call.rows_admitted))
+            allowance.leave()
+
+    def on_admitted(self, *, is_bulk: bool, rows: int) -> None:
+        """Charge a job to its caller."""
+        call = current.get()
+        if call is not None and call.caller is not None:
+            self._allowance(call.caller).charge(rows)
+
+    def _identify(self, tokens: Tokens, call: Call) -> Caller:
+        value = call.metadata.get(_KEY)
+        if not isinstance(value, str):
+            raise _unknown("this server asks for a token", "name a file with it: --token-file or KAEM_TOKEN_FILE")
+        caller = tokens.find(value)
+        if caller is None:
+            _log.warning("request %s from %s has a token that is not known", call.request_id, call.peer)
+            raise _unknown("the token is not known to this server", "check the token, or ask whoever runs the server")
+        return caller
+
+    def _allowance(self, caller: Caller) -> Allowance:
+        if caller.name not in self._allowances:
+            self._allowances[caller.name] = Allowance(caller.name, self._clock)
+        return self._allowances[caller.name]
+
+
+def _unknown(message: str, hint: str) -> RefusedError:
+    return RefusedError(grpc.StatusCode.UNAUTHENTICATED, RemoteError(message, hint=hint))

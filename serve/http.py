@@ -1,0 +1,125 @@
+"""The small HTTP port: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever restarts and routes.
+
+It runs in the event loop of the server, so `/healthz` fails to answer exactly when that loop is stuck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from kaem.errors import ConfigError
+from serve.address import bare_host, check_address, format_address
+
+_STOP_GRACE_S = 1
+_log = logging.getLogger(__name__)
+
+
+def monitoring_routes(registry: CollectorRegistry, why_not_ready: Callable[[], str]) -> list[Route]:
+    """Return the routes of monitoring.
+
+    Args:
+        registry: What `/metrics` shows.
+        why_not_ready: Why calls are not let in, "" if they are.
+    """
+
+    def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"content-type": content_type})
+
+    async def healthz(request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(request: Request) -> Response:
+        reason = why_not_ready()
+        return PlainTextResponse(f"the server {reason}\n" if reason else "ok\n", 503 if reason else 200)
+
+    return [Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)]
+
+
+class HttpServer:
+    """Answers HTTP in the running event loop until it is stopped.
+
+    Args:
+        routes: What it answers.
+        host: Name or address to listen on.
+        port: TCP port, 0 for a free one.
+        insecure: Whether other machines may connect without TLS.
+        tls: Context for HTTPS; None for plain HTTP.
+    """
+
+    def __init__(
+        self, routes: list[Route], *, host: str, port: int, insecure: bool, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._host = bare_host(host)
+        self._port = port
+        self._insecure = insecure
+        self._tls = tls
+        self._server = _Quiet(
+            uvicorn.Config(
+                Starlette(routes=routes),
+                http="h11",
+                loop="none",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_STOP_GRACE_S,
+                ssl_context_factory=None if tls is None else lambda _config, _default: tls,
+            )
+        )
+
+    async def start(self) -> str:
+        """Listen; return the address, `http://host:port`, or `https://` with TLS.
+
+        Raises:
+            ConfigError: The address cannot be used.
+        """
+        check_address(self._host, self._port, insecure=self._insecure or self._tls is not None, option="http-port")
+        listener = self._bind()
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        while not self._server.started and not self._serving.done():
+            await asyncio.sleep(0.005)
+        if self._serving.done():
+            listener.close()
+            self._serving.result()
+            raise ConfigError(f"cannot answer HTTP at {format_address(self._host, self._port)}")
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{format_address(self._host, listener.getsockname()[1])}"
+
+    async def stop(self) -> None:
+        """Stop, once running answers are complete."""
+        self._server.should_exit = True
+        await self._serving
+
+    def _bind(self) -> socket.socket:
+        address = (self._host, self._port)
+        try:
+            family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+            return socket.create_server(address, family=family)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {format_address(self._host, self._port)}: {error.strerror}",
+                hint="choose another with --http-port",
+            ) from None
+
+
+class _Quiet(uvicorn.Server):
+    """Leaves signals to the server around it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,63 @@
+"""What files hold, read again when they change, so that certificates and tokens are renewed without a restart."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from kaem.errors import ConfigError
+
+Value = TypeVar("Value")
+_Signature = tuple[tuple[int, int, int] | None, ...]
+_log = logging.getLogger(__name__)
+
+
+class Watched(Generic[Value]):
+    """A value made from files; thread-safe.
+
+    Files that are being replaced may for a moment not fit together: then the last good value stays in use, the log
+    says why, and the next change is tried again.
+
+    Args:
+        what: What the files hold, for the log.
+        paths: The files.
+        read: Makes the value from them; raises ConfigError if it cannot.
+
+    Raises:
+        ConfigError: The value cannot be made at the start.
+    """
+
+    def __init__(self, what: str, paths: Sequence[Path], read: Callable[[], Value]) -> None:
+        self._what = what
+        self._paths = tuple(paths)
+        self._read = read
+        self._reading = threading.Lock()
+        self._signature = self._sign()  # taken before reading, so that a change meanwhile is seen the next time
+        self._value = read()
+
+    def value(self) -> Value:
+        """Return the value of the files as they are now, or the last good one."""
+        with self._reading:
+            signature = self._sign()
+            if signature != self._signature:
+                self._signature = signature
+                try:
+                    self._value = self._read()
+                    _log.info("%s read again", self._what)
+                except ConfigError as error:
+                    _log.warning("%s not replaced: %s", self._what, error.message)
+            return self._value
+
+    def _sign(self) -> _Signature:
+        return tuple(_sign(path) for path in self._paths)
+
+
+def _sign(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
