@@ -63,7 +63,8 @@ bench: setup         ## Measure the model that the demo made on every engine, wi
 bench-serve: setup   ## Measure what serving costs, against the same model called in-process: 2 minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/serving.py
 
-bench-export: setup  ## Compare exported generators with torch's export, torch eager and torch.compile: 15 minutes
+bench-export: setup  ## Measure quantile tables, and exported generators against torch: 15 minutes
+	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/export.py
 
 results-small: setup ## Train and measure a shortened table of docs/results.md: 9 minutes; needs DATA=folder with fashion_mnist.npz
