@@ -117,8 +117,12 @@ def _cell(values: Mapping[int, float] | None, scale: float) -> str:
         return "-"
     scaled = [scale * value for value in values.values()]
     if len(scaled) == 1 or max(scaled) == min(scaled):
-        return f"{scaled[0]:.4g}"
-    return f"{fmean(scaled):.4g} ({min(scaled):.4g} to {max(scaled):.4g})"
+        return _number(scaled[0])
+    return f"{_number(fmean(scaled))} ({_number(min(scaled))} to {_number(max(scaled))})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000.0 else f"{value:.4g}"
 
 
 def _grids(page: Path, name: str, jobs: Sequence[Job]) -> list[str]:
