@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DATA   ?= ../shared/data
 
-.PHONY: help setup demo test test-fast lint fix docs protocol bench results-small clean
+.PHONY: help setup demo test test-fast lint fix docs protocol bench bench-export results-small clean
 
 help:                ## List the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  *## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20 | sort -u
@@ -50,6 +50,9 @@ protocol: setup      ## Regenerate the gRPC stubs from kaem/protocol/kaem.proto
 bench: setup         ## Measure the model that the demo made
 	@test -f demo/model.onnx || { echo "no demo/model.onnx yet; run: make demo" >&2; exit 1; }
 	$(BIN)/kaem bench demo/model.onnx --seconds 3
+
+bench-export: setup  ## Measure what exports are made of; CHECKPOINTS=folder adds trained ones
+	$(BIN)/python benchmarks/tables.py $(CHECKPOINTS)
 
 results-small: setup ## Train and measure a shortened table of docs/results.md: 9 minutes; needs DATA=folder with fashion_mnist.npz
 	@test -f "$(DATA)/fashion_mnist.npz" || { echo "no $(DATA)/fashion_mnist.npz; run: make results-small DATA=folder" >&2; exit 1; }

@@ -153,8 +153,8 @@ def normalised(edges: Float64, coefficients: Float64, log_scale: Float64) -> Pie
     above = np.concatenate([start, np.cumsum(masses[:, ::-1], axis=1)], axis=1)[:, ::-1]
     return PiecewiseDensities(
         edges=edges,
-        coefficients=coefficients / total[:, None, None],
-        below=below,
+        coefficients=np.ascontiguousarray(coefficients) / total[:, None, None],
+        below=np.ascontiguousarray(below),
         above=np.ascontiguousarray(above),
         log_mass=log_scale + np.log(total),
     )
@@ -244,21 +244,17 @@ def integrate(
 def _evaluated(log_densities: LogDensities, left: Float64, right: Float64, name: FunctionName) -> _Cells:
     nodes = cell_nodes(left, right)
     values, bound = log_densities(nodes)
-    is_bad = np.isnan(values) | np.isposinf(values)
-    if is_bad.any():
-        row, cell, node = np.argwhere(is_bad)[0]
-        raise ArtifactError(
-            f"the energy of {name(row)} is not finite at z = {nodes[cell, node]:.6g}",
-            hint="the training has diverged; export an earlier checkpoint, or train with a lower learning rate",
-        )
-    half = 0.5 * (right - left)
-    log_scale = values.max(axis=-1)
+    half, log_scale, least = 0.5 * (right - left), values.max(axis=-1), values.min(axis=-1)
+    if not (np.isfinite(log_scale).all() and np.isfinite(least).all()):
+        _require_energies(values, nodes, name)
     is_empty = np.isneginf(log_scale)
-    with np.errstate(invalid="ignore"):
-        slope = np.nan_to_num(np.abs(np.diff(values, axis=-1) / np.diff(nodes)), nan=0.0, posinf=0.0).max(axis=-1)
-    largest = np.abs(np.where(np.isneginf(values), 0.0, values)).max(axis=-1)
-    density = np.exp(values - np.where(is_empty, 0.0, log_scale)[:, :, None])
+    peak = np.where(is_empty, 0.0, log_scale)
+    density = np.exp(values - peak[:, :, None])
     coefficients = density @ _VALUES_TO_COEFFICIENTS
+    # What rounding f, and z where f is steep, leaves of the density's digits.
+    lowest = np.where(np.isneginf(least), peak, least)
+    largest = np.maximum(np.abs(peak), np.abs(lowest))
+    steep = (peak - lowest) / half * np.abs(nodes).max(axis=-1)
     return _Cells(
         left,
         right,
@@ -266,9 +262,20 @@ def _evaluated(log_densities: LogDensities, left: Float64, right: Float64, name:
         log_scale,
         np.maximum(coefficients @ _MASSES, 0.0) * half,
         np.abs(coefficients[:, :, -3:]).max(axis=-1) * half,
-        np.where(is_empty, 0.0, _ROUNDING * (DEGREE + 1 + largest + slope * np.abs(nodes).max(axis=-1)) * half),
+        np.where(is_empty, 0.0, _ROUNDING * (DEGREE + 1 + largest + steep) * half),
         bound * (half * _LARGEST_GAP) ** 2 / 8.0,
     )
+
+
+def _require_energies(values: Float64, nodes: Float64, name: FunctionName) -> None:
+    """Raise where a value is neither finite nor minus infinity, which is a density of 0."""
+    is_bad = np.isnan(values) | np.isposinf(values)
+    if is_bad.any():
+        row, cell, node = np.argwhere(is_bad)[0]
+        raise ArtifactError(
+            f"the energy of {name(row)} is not finite at z = {nodes[cell, node]:.6g}",
+            hint="the training has diverged; export an earlier checkpoint, or train with a lower learning rate",
+        )
 
 
 def _unresolved(cells: _Cells, name: FunctionName, noise: float) -> NDArray[np.bool_]:
