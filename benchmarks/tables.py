@@ -3,8 +3,7 @@
     python benchmarks/tables.py [folder of checkpoints]
 
 Speeds are ratios of processor time, alternately measured in one process on one thread. The alternative in a
-graph is the usual one: compare u with 200 values of F, sum, gather (and no more than that, without interpolation).
-Outside it is scipy's PINV.
+graph is the usual one: compare u with 200 values of F, sum, gather, and no interpolation. Outside it is scipy's PINV.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import scipy.stats
 import torch
 from onnx import TensorProto, helper
+from scipy.stats import sampling
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -86,11 +85,8 @@ def _print_row(name: str, laws: Laws, baked, seconds: float) -> None:
     leaves = np.count_nonzero(tables.leaves[:, 3:].any(axis=1)) / count
     size = tables.num_bytes / 1000 / count
     number = f"{len(laws)}" if count == len(laws) else f"{len(laws)} ({count} tables)"
-    print(
-        f"| {name} | {number} | {leaves:.0f} | {size:.1f} | {quantile:.2f} | {largest:.2f} | {worst:.1e} "
-        f"| {seconds:.2f} |",
-        flush=True,
-    )
+    figures = (f"{leaves:.0f}", f"{size:.1f}", f"{quantile:.2f}", f"{largest:.2f}", f"{worst:.1e}", f"{seconds:.2f}")
+    print(f"| {name} | {number} | {' | '.join(figures)} |", flush=True)
 
 
 def _scores(laws: Laws, tables: QuantileTables) -> tuple[float, float, float]:
@@ -197,9 +193,7 @@ def _pinv():
 
     mode = np.linspace(-6, 6, 10_001)
     center = float(mode[family.log_density(0, mode).argmax()])
-    return scipy.stats.sampling.NumericalInversePolynomial(
-        Density(), center=center, domain=(-6, 6), u_resolution=1e-10, order=5
-    )
+    return sampling.NumericalInversePolynomial(Density(), center=center, domain=(-6, 6), u_resolution=1e-10, order=5)
 
 
 def _alternately(*works) -> list[float]:

@@ -50,6 +50,8 @@ _BETWEEN_NODES = 1.25
 """What a second derivative may be above its values at the nodes; those of a basis are resolved by them."""
 
 _ONE_EXPONENT = 1.0
+_MOST_STEPS = 60
+_LEAST_STEP = 1e-16
 _POINTS_AT_ONCE = 8192
 """Few enough for their series to stay in a processor's cache."""
 
@@ -113,7 +115,7 @@ class PiecewiseDensities:
         np.maximum(out, 0.0, out=out)
 
     def quantile(self, rows: Integers, u: Float64, *, of_survival: bool = False) -> Float64:
-        """Return z with F(z) = u, or 1 - F(z) = u, by bisection; shape of `rows` and `u`."""
+        """Return z with F(z) = u, or 1 - F(z) = u, by Newton's steps, or bisection; shape of `rows` and `u`."""
         rows, u = np.broadcast_arrays(rows, u)
         known = self.above[:, ::-1] if of_survival else self.below
         cell = np.sum(known[rows] <= u[..., None], axis=-1) - 1
@@ -121,12 +123,17 @@ class PiecewiseDensities:
         if of_survival:
             cell = len(self.edges) - 2 - cell
         low, high = self.edges[cell], self.edges[cell + 1]
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            cdf, survival, _ = self.evaluate(rows, middle)
-            is_left = survival > u if of_survival else cdf < u
-            low, high = np.where(is_left, middle, low), np.where(is_left, high, middle)
-        return np.asarray(0.5 * (low + high))
+        z = 0.5 * (low + high)
+        for _ in range(_MOST_STEPS):
+            cdf, survival, density = self.evaluate(rows, z)
+            excess = u - survival if of_survival else cdf - u
+            low, high = np.where(excess < 0.0, z, low), np.where(excess < 0.0, high, z)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                step = z - excess / density
+            before, z = z, np.where((step > low) & (step < high), step, 0.5 * (low + high))
+            if np.all(np.abs(z - before) <= _LEAST_STEP * (self.edges[-1] - self.edges[0])):
+                break
+        return np.asarray(z)
 
     def combined(self, weights: Float64) -> PiecewiseDensities:
         """Mix densities: weights (S, P) of S mixtures of P consecutive functions each, R = S P."""
@@ -153,8 +160,8 @@ def normalised(edges: Float64, coefficients: Float64, log_scale: Float64) -> Pie
     above = np.concatenate([start, np.cumsum(masses[:, ::-1], axis=1)], axis=1)[:, ::-1]
     return PiecewiseDensities(
         edges=edges,
-        coefficients=coefficients / total[:, None, None],
-        below=below,
+        coefficients=np.ascontiguousarray(coefficients) / total[:, None, None],
+        below=np.ascontiguousarray(below),
         above=np.ascontiguousarray(above),
         log_mass=log_scale + np.log(total),
     )
@@ -197,10 +204,8 @@ _BY_FUNCTION = ("coefficients", "log_scale", "mass", "tail", "floor", "excess")
 
 
 def _joined(first: _Cells, second: _Cells) -> _Cells:
-    left, right = np.concatenate([first.left, second.left]), np.concatenate([first.right, second.right])
-    order = np.argsort(left)
-    parts = (np.concatenate([getattr(first, name), getattr(second, name)], axis=1)[:, order] for name in _BY_FUNCTION)
-    return _Cells(left[order], right[order], *parts)
+    parts = (np.concatenate([getattr(first, name), getattr(second, name)], axis=1) for name in _BY_FUNCTION)
+    return _Cells(np.concatenate([first.left, second.left]), np.concatenate([first.right, second.right]), *parts)
 
 
 def integrate(
@@ -233,32 +238,28 @@ def integrate(
         middle = 0.5 * (left + right)
         halves = _evaluated(log_densities, np.concatenate([left, middle]), np.concatenate([middle, right]), name)
         cells = _joined(cells.chosen(~flagged), halves)
+    order = np.argsort(cells.left)
     shift = cells.log_scale.max(axis=1, keepdims=True)
+    scale = np.exp(cells.log_scale[:, order] - shift)
     return normalised(
-        np.append(cells.left, cells.right[-1]),
-        cells.coefficients * np.exp(cells.log_scale - shift)[:, :, None],
-        shift[:, 0],
+        np.append(cells.left[order], cells.right.max()), cells.coefficients[:, order] * scale[:, :, None], shift[:, 0]
     )
 
 
 def _evaluated(log_densities: LogDensities, left: Float64, right: Float64, name: FunctionName) -> _Cells:
     nodes = cell_nodes(left, right)
     values, bound = log_densities(nodes)
-    is_bad = np.isnan(values) | np.isposinf(values)
-    if is_bad.any():
-        row, cell, node = np.argwhere(is_bad)[0]
-        raise ArtifactError(
-            f"the energy of {name(row)} is not finite at z = {nodes[cell, node]:.6g}",
-            hint="the training has diverged; export an earlier checkpoint, or train with a lower learning rate",
-        )
-    half = 0.5 * (right - left)
-    log_scale = values.max(axis=-1)
+    half, log_scale, least = 0.5 * (right - left), values.max(axis=-1), values.min(axis=-1)
+    if not (np.isfinite(log_scale).all() and np.isfinite(least).all()):
+        _require_energies(values, nodes, name)
     is_empty = np.isneginf(log_scale)
-    with np.errstate(invalid="ignore"):
-        slope = np.nan_to_num(np.abs(np.diff(values, axis=-1) / np.diff(nodes)), nan=0.0, posinf=0.0).max(axis=-1)
-    largest = np.abs(np.where(np.isneginf(values), 0.0, values)).max(axis=-1)
-    density = np.exp(values - np.where(is_empty, 0.0, log_scale)[:, :, None])
-    coefficients = density @ _VALUES_TO_COEFFICIENTS
+    peak = np.where(is_empty, 0.0, log_scale)
+    values -= peak[:, :, None]
+    coefficients = np.exp(values, out=values) @ _VALUES_TO_COEFFICIENTS
+    # What rounding f, and z where f is steep, leaves of the density's digits.
+    lowest = np.where(np.isneginf(least), peak, least)
+    largest = np.maximum(np.abs(peak), np.abs(lowest))
+    steep = (peak - lowest) / half * np.abs(nodes).max(axis=-1)
     return _Cells(
         left,
         right,
@@ -266,9 +267,20 @@ def _evaluated(log_densities: LogDensities, left: Float64, right: Float64, name:
         log_scale,
         np.maximum(coefficients @ _MASSES, 0.0) * half,
         np.abs(coefficients[:, :, -3:]).max(axis=-1) * half,
-        np.where(is_empty, 0.0, _ROUNDING * (DEGREE + 1 + largest + slope * np.abs(nodes).max(axis=-1)) * half),
+        np.where(is_empty, 0.0, _ROUNDING * (DEGREE + 1 + largest + steep) * half),
         bound * (half * _LARGEST_GAP) ** 2 / 8.0,
     )
+
+
+def _require_energies(values: Float64, nodes: Float64, name: FunctionName) -> None:
+    """Raise where a value is neither finite nor minus infinity, which is a density of 0."""
+    is_bad = np.isnan(values) | np.isposinf(values)
+    if is_bad.any():
+        row, cell, node = np.argwhere(is_bad)[0]
+        raise ArtifactError(
+            f"the energy of {name(row)} is not finite at z = {nodes[cell, node]:.6g}",
+            hint="the training has diverged; export an earlier checkpoint, or train with a lower learning rate",
+        )
 
 
 def _unresolved(cells: _Cells, name: FunctionName, noise: float) -> NDArray[np.bool_]:
@@ -277,7 +289,7 @@ def _unresolved(cells: _Cells, name: FunctionName, noise: float) -> NDArray[np.b
     if np.isneginf(peak).any():
         row = int(np.argmax(np.isneginf(peak)))
         raise ArtifactError(
-            f"the density of {name(row)} has no mass between z = {cells.left[0]:.6g} and {cells.right[-1]:.6g}",
+            f"the density of {name(row)} has no mass between z = {cells.left.min():.6g} and {cells.right.max():.6g}",
             hint="the training has diverged; export an earlier checkpoint, or train with a lower learning rate",
         )
     scale = np.exp(cells.log_scale - peak)

@@ -26,7 +26,7 @@ from kaem_train.model.prior import IndependentPrior, MixturePrior
 _FUNCTIONS_AT_ONCE = 128
 """Functions that share cells: what one of them needs costs all."""
 
-_COMPONENTS_AT_ONCE = 2048
+_COMPONENTS_AT_ONCE = 512
 _NORMAL_EDGES = np.linspace(-7.5, 7.5, 31)
 
 

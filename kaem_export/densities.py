@@ -45,6 +45,7 @@ class PriorFunctions:
         self._weights = prior.bank.weights().flatten(0, 1)  # (R, size)
         self._base_weight = None if prior.bank.base == "none" else prior.bank.base_weight.flatten()
         self._gaussian = self._gaussian_parts()
+        self._has_own_gaussians = isinstance(prior, ExpertsPrior) or prior.reference.is_learnable
 
     def __len__(self) -> int:
         return len(self._weights)
@@ -74,7 +75,7 @@ class PriorFunctions:
             slope = self._base_weight[index].numpy()
             values += slope[:, None, None] * base
             bound += np.abs(slope)[:, None] * curvature(base, nodes)
-        if self._gaussian is not None:
+        if self._gaussian is not None and self._has_own_gaussians:
             mean, std = (part[rows] for part in self._gaussian)
             values -= 0.5 * ((nodes - mean[:, None, None]) / std[:, None, None]) ** 2
             bound += std[:, None] ** -2.0

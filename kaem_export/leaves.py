@@ -39,7 +39,7 @@ _TAIL_MASS = 2.0**-36
 _BEYOND = 2.0**-37
 _STARTING_PIECES = 8
 _MOST_ROUNDS = 60
-_MERGING_ROUNDS = 4
+_MERGING_ROUNDS = 3
 _B_RANGE = (0.02, 50.0)
 _DEGREE = 5
 _MOST_CANCELLATION = 8.0
@@ -203,9 +203,8 @@ def fit(densities: PiecewiseDensities, leaves: Leaves, tolerance: float) -> Piec
         is_good = np.all(error <= allowed, axis=0) & np.all(slope > 0.0, axis=0)
         # Terms far larger than their sum would cost floats of z, and with them the order of neighbours.
         sizes = np.abs(coefficients).sum(axis=0)
-        is_good &= (sizes <= _MOST_CANCELLATION) | (
-            sizes * width <= np.maximum(np.abs(leaves.left), np.abs(leaves.right))
-        )
+        largest = np.maximum(np.abs(leaves.left), np.abs(leaves.right))
+        is_good &= (sizes <= _MOST_CANCELLATION) | (sizes * width <= largest)
     line = np.zeros_like(coefficients)
     line[1] = 1.0
     coefficients = np.where(is_good, coefficients, line) * width
