@@ -16,12 +16,13 @@ import torch
 from kaem.artifact import Figure, Manifest, fingerprint
 from kaem.config import to_mapping
 from kaem.errors import ArtifactError, VerificationError
+from kaem_export.bake import SCORE_BOUND
 from kaem_export.families.diffusion import describe_diffusion, stated_sampler
 from kaem_export.families.latent_ebm import describe_latent_ebm, stated_chain
 from kaem_export.families.vae import vae_prior
 from kaem_export.graph import graph_fingerprint
 from kaem_export.numerics import has_branches, precision_of
-from kaem_export.promise import MOST_TOLERANCE
+from kaem_export.promise import LEAST_TOLERANCE, MOST_TOLERANCE
 from kaem_train.sections import PriorConfig
 from kaem_train.settings import Config
 
@@ -87,6 +88,7 @@ def check_description(artifact: Path, manifest: Manifest, config: Config) -> Non
         "config": manifest.config,
         "prior": {name: manifest.prior.get(name) for name in prior},
         "family": manifest.family,
+        "name": manifest.name if family in ("kaem", "vae") else config.name,
         "image_shape": list(manifest.image_shape),
         "latent_dim": manifest.latent_dim,
         "noise_dim": manifest.noise_dim,
@@ -95,6 +97,7 @@ def check_description(artifact: Path, manifest: Manifest, config: Config) -> Non
         "config": to_mapping(config),
         "prior": prior,
         "family": family,
+        "name": config.name,  # samplers are part of the others' names
         "image_shape": list(config.data.image_shape),
         "latent_dim": latent_dim,
         "noise_dim": noise_dim,
@@ -105,6 +108,11 @@ def check_description(artifact: Path, manifest: Manifest, config: Config) -> Non
                 f"the manifest of {artifact} says {name} is {said[name]}, the checkpoint {value}",
                 hint="export it again",
             )
+    if family == "kaem":
+        tolerance, bound = manifest.prior.get("tolerance"), manifest.prior["u_error_bound"]
+        # A larger tolerance than the bound leaves room for would only make scores look small.
+        if not (isinstance(tolerance, float) and tolerance >= LEAST_TOLERANCE and SCORE_BOUND * tolerance <= bound):
+            raise ArtifactError(f"{artifact} states no usable tolerance, but {tolerance!r}", hint="export it again")
 
 
 def _description(config: Config, manifest: Manifest) -> tuple[str, int, int, dict[str, Any]]:
@@ -127,7 +135,7 @@ def check_recorded(artifact: Path, recorded: tuple[Figure, ...], measured: tuple
     before = {figure.name: figure for figure in recorded}
     if unknown := sorted({*before} - {figure.name for figure in measured}):
         raise VerificationError(
-            f"the certificate of {artifact} says something of {', '.join(unknown)}, which is not measured of such a model",
+            f"the certificate of {artifact} says something of {', '.join(unknown)}, which such a model does not have",
             hint="export it again",
         )
     for figure in measured:

@@ -24,13 +24,16 @@ from kaem_export.identity import keeps_components
 from kaem_export.inner_tensor import inner_tensor
 from kaem_export.oracle import LatentOracle
 from kaem_export.probes import probe_uniforms
+from kaem_export.quadrature_certificate import graph_agreement, oracle_agreement
 from kaem_export.score_certificate import Quantiles, score_figures
-from kaem_export.shared_certificate import component_u_error, summand_u_error
+from kaem_export.shared_certificate import alone, component_u_error, summand_u_error
 from kaem_train.sections import PriorConfig
 
 Float32 = NDArray[np.float32]
 
 _SHARE_MARGIN = 2.0**-20
+_STRIDE_OF_SUMS = 4
+"""Every how many-eth probe of a sum is scored: its density takes two more Fourier series."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,21 +55,29 @@ def latent_figures(
         state: The checkpoint's model tensors, by name.
         prior: The prior's section.
     """
-    keeps = keeps_components(sampler.manifest, prior)
+    keeps, digest = keeps_components(sampler.manifest, prior), sampler.manifest.checkpoint_fingerprint
     if prior.u_sharing == "per_p" or (keeps and prior.variant == "independent"):
         value, what = summand_u_error(sampler, state, prior), ", of every component and of their sums"
-        return (_u_error_figure(sampler, value, what),)
+        return _u_error_figure(sampler, value, what), oracle_agreement(state, alone(prior), digest)
     if keeps:
-        return (_u_error_figure(sampler, component_u_error(sampler, state, prior), ", of every component"),)
+        value = component_u_error(sampler, state, prior)
+        return _u_error_figure(sampler, value, ", of every component"), oracle_agreement(state, alone(prior), digest)
     oracle = LatentOracle(state, prior)
     probes = list(_probes(oracle, prior))
     what = ", every expert on its own share of the last uniform" if prior.variant == "experts" else ""
-    figures = [_u_error_figure(sampler, _u_error(sampler, oracle, prior, probes), what)]
+    u_error = _u_error_figure(sampler, _u_error(sampler, oracle, prior, probes), what)
     tabulated = _table_tensor(artifact, state)
-    if tabulated is not None:
-        quantiles = [part for probe in probes for part in _quantiles(artifact, tabulated, oracle, prior, probe)]
-        figures += score_figures(quantiles, float(sampler.manifest.prior["tolerance"]), tails=not oracle.is_sum)
-    return tuple(figures)
+    if tabulated is None:
+        return u_error, oracle_agreement(state, alone(prior) if oracle.is_sum else prior, digest)
+    tolerance = float(sampler.manifest.prior["tolerance"])
+    quantiles = [part for probe in probes for part in _quantiles(artifact, tabulated, oracle, prior, probe)]
+    scores = score_figures([part for _, part in quantiles], tolerance, tails=not oracle.is_sum)
+    agreement = (
+        oracle_agreement(state, alone(prior), digest)
+        if oracle.is_sum
+        else graph_agreement(quantiles, state, prior, digest, tolerance)
+    )
+    return u_error, *scores, agreement
 
 
 def _u_error_figure(sampler: LocalSampler, value: float, what: str) -> Figure:
@@ -131,16 +142,20 @@ def _table_tensor(artifact: Path, state: Mapping[str, torch.Tensor]) -> str | No
 
 def _quantiles(
     artifact: Path, tensor: str, oracle: LatentOracle, prior: PriorConfig, probe: _Probe
-) -> Iterator[Quantiles]:
-    signed = np.where(probe.uniform < 0.5, probe.uniform, probe.uniform - np.float32(1))
-    latents = inner_tensor(artifact, tensor, probe.uniform)
+) -> Iterator[tuple[int, Quantiles]]:
+    uniform = probe.uniform[:: _STRIDE_OF_SUMS if oracle.is_sum else 1]
+    signed = np.where(uniform < 0.5, uniform, uniform - np.float32(1))
+    latents = inner_tensor(artifact, tensor, uniform)
     for q in range(prior.num_latents):
         row, z = probe.first_row + q, latents[:, q].astype(np.float64)
         cdf = oracle.cdf(row, z)
-        yield Quantiles(
-            signed=signed[:, q],
-            z=latents[:, q],
-            cdf=cdf,
-            survival=1.0 - cdf if oracle.is_sum else oracle.survival(row, z),
-            density=oracle.density(row, z),
+        yield (
+            row,
+            Quantiles(
+                signed=signed[:, q],
+                z=latents[:, q],
+                cdf=cdf,
+                survival=1.0 - cdf if oracle.is_sum else oracle.survival(row, z),
+                density=oracle.density(row, z),
+            ),
         )

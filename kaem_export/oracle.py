@@ -58,10 +58,10 @@ class LatentOracle:
     weights: Float64
 
     def __init__(self, state: Mapping[str, Any], config: PriorConfig) -> None:
-        tensors = {name: np.asarray(state[f"prior.{name}"], np.float64) for name in _names(config)}
+        tensors = prior_tensors(state, config)
         self.is_sum = config.variant == "independent" and config.num_components > 1 and config.u_sharing == "per_qp"
         self._has_own_frames = config.frame == "own"
-        low, high = tensors["domain"].tolist() if config.refit_interval else (config.low, config.high)
+        low, high = domain(tensors, config)
         self._terms, self._low, self._high = config.num_components, low, high
         breaks = np.append(basis_breaks(tensors), 0.0)
         breaks = breaks[(breaks > low) & (breaks < high)]
@@ -73,11 +73,11 @@ class LatentOracle:
         self._half = np.diff(self._edges) / 2
         self._nodes = self._edges[:-1, None] + self._half[:, None] * (points + 1)  # (pieces, nodes)
         self._to_coefficients = np.linalg.inv(chebyshev.chebvander(points, _DEGREE)).T  # (nodes, degree + 1)
-        log_density = _log_density(tensors, config)(self._nodes.reshape(-1))
-        density = np.exp(log_density - log_density.max(axis=-1, keepdims=True))
+        log_values = log_density(tensors, config)(self._nodes.reshape(-1))
+        density = np.exp(log_values - log_values.max(axis=-1, keepdims=True))
         density = density.reshape(*density.shape[:2], *self._nodes.shape)  # (Q, P, pieces, nodes)
         density /= self._integrals(density).sum(axis=-1)[:, :, None, None]
-        self.weights = _softmax(tensors["logits"]) if config.variant == "experts" else np.ones(1)
+        self.weights = softmax(tensors["logits"]) if config.variant == "experts" else np.ones(1)
         prefix = _FRAME_PREFIX.get(config.frame)
         self._frame = None if prefix is None else (tensors[f"{prefix}.offset"], tensors[f"{prefix}.matrix"])
         if self.is_sum:
@@ -173,6 +173,17 @@ class LatentOracle:
         return np.clip(total, 0.0, 1.0)
 
 
+def prior_tensors(state: Mapping[str, Any], config: PriorConfig) -> dict[str, Float64]:
+    """Return those tensors of a checkpoint's model that its prior is made of, in float64."""
+    return {name: np.asarray(state[f"prior.{name}"], np.float64) for name in _names(config)}
+
+
+def domain(tensors: Mapping[str, Float64], config: PriorConfig) -> tuple[float, float]:
+    """Return the ends of the support of every function."""
+    low, high = tensors["domain"].tolist() if config.refit_interval else (config.low, config.high)
+    return low, high
+
+
 def _names(config: PriorConfig) -> list[str]:
     names = basis_tensors(config)
     if config.refit_interval:
@@ -191,11 +202,11 @@ def _rows(density: Float64, tensors: Mapping[str, Float64], config: PriorConfig)
     if config.variant == "experts":
         return density.swapaxes(0, 1).reshape(-1, *density.shape[2:])
     if config.variant == "mixture":
-        return np.asarray(np.einsum("qp,qpen->qen", _softmax(tensors["logits"]), density))
+        return np.asarray(np.einsum("qp,qpen->qen", softmax(tensors["logits"]), density))
     return density.reshape(-1, *density.shape[2:])
 
 
-def _log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callable[[Float64], Float64]:
+def log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callable[[Float64], Float64]:
     """Return z (M,) -> f_qp(z) + log pi0(z) up to a constant, shape (Q, P, M)."""
 
     def evaluate(z: Float64) -> Float64:
@@ -224,6 +235,7 @@ def _log_reference(tensors: Mapping[str, Float64], config: PriorConfig, z: Float
     return 0.0
 
 
-def _softmax(logits: Float64) -> Float64:
+def softmax(logits: Float64) -> Float64:
+    """Return the weights of logits along the last axis."""
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
