@@ -19,13 +19,14 @@ from kaem.config import to_mapping
 from kaem.errors import RequestError, VerificationError
 from kaem.files import replacing
 from kaem.runtime import LocalSampler
-from kaem_export.certificate import fingerprint_weights, measure
+from kaem_export.certificate import measure
 from kaem_export.families.compiled import AS_TRAINED, Compiled, Sampling
 from kaem_export.families.diffusion import compile_diffusion
 from kaem_export.families.latent_ebm import compile_latent_ebm
 from kaem_export.families.vae import compile_vae
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
+from kaem_export.identity import fingerprint_weights
 from kaem_export.leaves import TOLERANCE
 from kaem_export.optimise import Optimised, Step, optimise
 from kaem_export.options import Options

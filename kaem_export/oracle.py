@@ -52,39 +52,44 @@ class LatentOracle:
 
     Attributes:
         weights: pi, shape (K,), of experts; [1] for the other variants.
+        is_sum: Whether the distributions are those of sums, known to 2e-9 and no better in the tails.
     """
 
     weights: Float64
 
     def __init__(self, state: Mapping[str, Any], config: PriorConfig) -> None:
-        tensors = {name: np.asarray(state[f"prior.{name}"], np.float64) for name in _names(config)}
-        self._is_sum = config.variant == "independent" and config.num_components > 1 and config.u_sharing == "per_qp"
+        tensors = prior_tensors(state, config)
+        self.is_sum = config.variant == "independent" and config.num_components > 1 and config.u_sharing == "per_qp"
         self._has_own_frames = config.frame == "own"
-        low, high = tensors["domain"].tolist() if config.refit_interval else (config.low, config.high)
+        low, high = domain(tensors, config)
         self._terms, self._low, self._high = config.num_components, low, high
         breaks = np.append(basis_breaks(tensors), 0.0)
         breaks = breaks[(breaks > low) & (breaks < high)]
         if config.reference == "lognormal":  # smooth over log z
             breaks = np.append(breaks, np.geomspace(low, high, _PIECES // 2))
-        pieces = max(_PIECES_OF_SUMS if self._is_sum else _PIECES, pieces_wanted(high - low, tensors, config))
+        pieces = max(_PIECES_OF_SUMS if self.is_sum else _PIECES, pieces_wanted(high - low, tensors, config))
         self._edges = np.union1d(np.linspace(low, high, pieces + 1), breaks)
         points = chebyshev.chebpts1(_DEGREE + 1)
         self._half = np.diff(self._edges) / 2
         self._nodes = self._edges[:-1, None] + self._half[:, None] * (points + 1)  # (pieces, nodes)
         self._to_coefficients = np.linalg.inv(chebyshev.chebvander(points, _DEGREE)).T  # (nodes, degree + 1)
-        log_density = _log_density(tensors, config)(self._nodes.reshape(-1))
-        density = np.exp(log_density - log_density.max(axis=-1, keepdims=True))
+        log_values = log_density(tensors, config)(self._nodes.reshape(-1))
+        density = np.exp(log_values - log_values.max(axis=-1, keepdims=True))
         density = density.reshape(*density.shape[:2], *self._nodes.shape)  # (Q, P, pieces, nodes)
         density /= self._integrals(density).sum(axis=-1)[:, :, None, None]
-        self.weights = _softmax(tensors["logits"]) if config.variant == "experts" else np.ones(1)
+        self.weights = softmax(tensors["logits"]) if config.variant == "experts" else np.ones(1)
         prefix = _FRAME_PREFIX.get(config.frame)
         self._frame = None if prefix is None else (tensors[f"{prefix}.offset"], tensors[f"{prefix}.matrix"])
-        if self._is_sum:
+        if self.is_sum:
             self._components = density
         else:
             marginal = _rows(density, tensors, config)
             self._antiderivatives = np.stack([self._antiderivative(row) for row in marginal])
-            self._below = np.cumsum(np.pad(self._integrals(marginal), ((0, 0), (1, 0))), axis=1)
+            self._coefficients = marginal @ self._to_coefficients  # (rows, pieces, degree + 1)
+            masses = self._integrals(marginal)
+            self._below = np.cumsum(np.pad(masses, ((0, 0), (1, 0))), axis=1)
+            # From the other end as well: 1 - F(z) would lose the upper tail.
+            self._above = np.cumsum(np.pad(masses, ((0, 0), (0, 1)))[:, ::-1], axis=1)[:, ::-1]
 
     def univariate(self, latent: Float64, expert: int = 0) -> Float64:
         """Undo the frame: generator inputs z to the u that the distribution functions speak of, shape (N, Q).
@@ -100,12 +105,31 @@ class LatentOracle:
 
     def cdf(self, q: int, z: Float64) -> Float64:
         """Return P(U_q <= z) for the q-th univariate latent (experts: row k Q + q); shape of `z`."""
-        if self._is_sum:
+        if self.is_sum:
             return self._cdf_of_sum(q, z)
-        piece = np.clip(np.searchsorted(self._edges, z, side="right") - 1, 0, len(self._half) - 1)
-        local = (z - self._edges[piece]) / self._half[piece] - 1
+        piece, local = self._place(z)
         within = chebyshev.chebval(local, self._antiderivatives[q][piece].T, tensor=False)
         return np.asarray(np.clip(self._below[q][piece] + within, 0.0, 1.0))
+
+    def survival(self, q: int, z: Float64) -> Float64:
+        """Return P(U_q > z), to its own relative precision in the upper tail; not of a sum; shape of `z`."""
+        piece, local = self._place(z)
+        coefficients = self._antiderivatives[q][piece].T
+        beyond = chebyshev.chebval(1.0, coefficients) - chebyshev.chebval(local, coefficients, tensor=False)
+        return np.asarray(np.clip(self._above[q][piece + 1] + beyond, 0.0, 1.0))
+
+    def density(self, q: int, z: Float64) -> Float64:
+        """Return p of the q-th univariate latent; of a sum, the slope of F over a step of 1e-4 of its support."""
+        if self.is_sum:
+            step = 1e-4 * self._terms * (self._high - self._low)
+            return np.asarray((self._cdf_of_sum(q, z + step) - self._cdf_of_sum(q, z - step)) / (2 * step))
+        piece, local = self._place(z)
+        return np.asarray(np.maximum(chebyshev.chebval(local, self._coefficients[q][piece].T, tensor=False), 0.0))
+
+    def _place(self, z: Float64) -> tuple[NDArray[np.intp], Float64]:
+        """Return the piece that holds each z, and where in [-1, 1] of it z lies."""
+        piece = np.clip(np.searchsorted(self._edges, z, side="right") - 1, 0, len(self._half) - 1)
+        return piece, (z - self._edges[piece]) / self._half[piece] - 1
 
     def quantile(self, q: int, u: Float64) -> Float64:
         """Return F^-1(u) of the q-th univariate latent by bisection; not of a sum; shape of `u`."""
@@ -149,6 +173,17 @@ class LatentOracle:
         return np.clip(total, 0.0, 1.0)
 
 
+def prior_tensors(state: Mapping[str, Any], config: PriorConfig) -> dict[str, Float64]:
+    """Return those tensors of a checkpoint's model that its prior is made of, in float64."""
+    return {name: np.asarray(state[f"prior.{name}"], np.float64) for name in _names(config)}
+
+
+def domain(tensors: Mapping[str, Float64], config: PriorConfig) -> tuple[float, float]:
+    """Return the ends of the support of every function."""
+    low, high = tensors["domain"].tolist() if config.refit_interval else (config.low, config.high)
+    return low, high
+
+
 def _names(config: PriorConfig) -> list[str]:
     names = basis_tensors(config)
     if config.refit_interval:
@@ -167,11 +202,11 @@ def _rows(density: Float64, tensors: Mapping[str, Float64], config: PriorConfig)
     if config.variant == "experts":
         return density.swapaxes(0, 1).reshape(-1, *density.shape[2:])
     if config.variant == "mixture":
-        return np.asarray(np.einsum("qp,qpen->qen", _softmax(tensors["logits"]), density))
+        return np.asarray(np.einsum("qp,qpen->qen", softmax(tensors["logits"]), density))
     return density.reshape(-1, *density.shape[2:])
 
 
-def _log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callable[[Float64], Float64]:
+def log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callable[[Float64], Float64]:
     """Return z (M,) -> f_qp(z) + log pi0(z) up to a constant, shape (Q, P, M)."""
 
     def evaluate(z: Float64) -> Float64:
@@ -200,6 +235,7 @@ def _log_reference(tensors: Mapping[str, Float64], config: PriorConfig, z: Float
     return 0.0
 
 
-def _softmax(logits: Float64) -> Float64:
+def softmax(logits: Float64) -> Float64:
+    """Return the weights of logits along the last axis."""
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))

@@ -43,7 +43,7 @@ def summand_u_error(sampler: LocalSampler, state: Mapping[str, torch.Tensor], pr
         state: The checkpoint's model tensors, by name.
         prior: The prior's section. Where every summand has a uniform of its own, those of one p are set alike.
     """
-    components = LatentOracle(state, replace(prior, u_sharing="per_p"))
+    components = LatentOracle(state, alone(prior))
     sums = LatentOracle(state, replace(prior, u_sharing="per_qp"))
     errors = [*_of_components(sampler, components, prior), *_of_sums(sampler, components, sums, prior)]
     return float(np.max(errors))  # unlike Python's max, NumPy's keeps a NaN wherever it stands
@@ -54,9 +54,7 @@ def component_u_error(sampler: LocalSampler, state: Mapping[str, torch.Tensor], 
 
     A component whose share of the picking uniforms is below 2^-19 is not probed.
     """
-    oracle = LatentOracle(
-        state, replace(prior, variant="independent", u_sharing="per_p", frame="none", train_proportions=True)
-    )
+    oracle = LatentOracle(state, alone(prior))
     logits = np.asarray(state["prior.logits"], np.float64)
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     ends = np.pad(np.cumsum(weights, axis=1) / weights.sum(axis=1, keepdims=True), ((0, 0), (1, 0))) - 0.5
@@ -74,6 +72,11 @@ def component_u_error(sampler: LocalSampler, state: Mapping[str, torch.Tensor], 
             if high[q] > low[q]
         ]
     return float(np.max(errors))
+
+
+def alone(prior: PriorConfig) -> PriorConfig:
+    """Return the prior with every function by itself, row q P + p: none mixed, none summed, no frame."""
+    return replace(prior, variant="independent", u_sharing="per_p", frame="none", train_proportions=True)
 
 
 def _unframed(latents: Float64, state: Mapping[str, torch.Tensor]) -> Float64:

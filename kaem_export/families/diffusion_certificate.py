@@ -14,8 +14,8 @@ from torch import Tensor
 from kaem.artifact import Figure
 from kaem.noise import uniforms
 from kaem.runtime import LocalSampler
-from kaem_export.families.normal_certificate import normal_draws
 from kaem_export.families.recursive_noise import MODULI, NUM_WORDS
+from kaem_export.inner_tensor import inner_tensor
 from kaem_train.baselines.diffusion import Diffusion, sampling_schedule
 from kaem_train.sections import DiffusionConfig
 
@@ -42,7 +42,7 @@ def sampler_parity(sampler: LocalSampler, artifact: Path, model: Diffusion, sett
         settings: Of the sampler that its manifest states.
     """
     uniform = uniforms(_SEED, 0, probe_rows(settings), sampler.manifest.noise_dim)
-    first = torch.from_numpy(normal_draws(artifact, "latent", uniform))
+    first = torch.from_numpy(inner_tensor(artifact, "latent", uniform))
     expected = library_images(model, settings, first, uniform[:, first.shape[1] :]).numpy()
     images, bound = sampler.decode(uniform), SAMPLER_BOUND
     if sampler.manifest.image_type == "uint8":

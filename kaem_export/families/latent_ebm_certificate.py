@@ -17,7 +17,7 @@ from kaem.artifact import Figure
 from kaem.noise import uniforms
 from kaem.runtime import LocalSampler
 from kaem_export.families.latent_ebm import DRAWS
-from kaem_export.families.normal_certificate import normal_draws
+from kaem_export.inner_tensor import inner_tensor
 from kaem_train.baselines.latent_ebm import EnergyPrior
 from kaem_train.sections import LatentEbmConfig
 
@@ -38,7 +38,7 @@ def chain_parity(sampler: LocalSampler, artifact: Path, prior: EnergyPrior, chai
         chain: Steps and step size that its manifest states.
     """
     uniform = uniforms(_SEED, 0, _ROWS, sampler.manifest.noise_dim)
-    draws = torch.from_numpy(normal_draws(artifact, DRAWS, uniform)).double()
+    draws = torch.from_numpy(inner_tensor(artifact, DRAWS, uniform)).double()
     by_step = draws.reshape(_ROWS, 1 + chain.prior_steps, prior.num_latents)
     ends, margin = _chains(copy.deepcopy(prior).double(), by_step, chain.prior_step_size)
     errors = np.abs(sampler.latents(uniform) - ends.numpy()).max(axis=1)

@@ -5,20 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
 from scipy.special import ndtr
 
 from kaem.artifact import Figure
-from kaem.backend import open_session
 from kaem_export.gaussian import NORMAL_U_ERROR_BOUND
+from kaem_export.inner_tensor import inner_tensor
+from kaem_export.leaves import TOLERANCE
 from kaem_export.probes import probe_uniforms
+from kaem_export.score_certificate import Quantiles, score_figures
 
 _PROBES = 200_000
 
 
-def normal_u_error(artifact: Path, noise_dim: int, name: str) -> Figure:
+def normal_figures(artifact: Path, noise_dim: int, name: str) -> tuple[Figure, ...]:
     """Measure the draws that a graph calls `name`, tails included, against scipy's Phi in float64.
 
     Args:
@@ -27,35 +26,15 @@ def normal_u_error(artifact: Path, noise_dim: int, name: str) -> Figure:
         name: Of a tensor (N, M), M at most D: the draws of the first M uniforms.
     """
     uniform = probe_uniforms(noise_dim, max(50, _PROBES // noise_dim))
-    draws = normal_draws(artifact, name, uniform).astype(np.float64)
-    expected = np.mod(uniform[:, : draws.shape[1]].astype(np.float64), 1.0)
-    return Figure(
+    draws = inner_tensor(artifact, name, uniform)
+    signed = np.where(uniform < 0.5, uniform, uniform - np.float32(1))[:, : draws.shape[1]].reshape(-1)
+    x = draws.reshape(-1).astype(np.float64)
+    u_error = Figure(
         name="u_error",
-        value=float(np.abs(ndtr(draws) - expected).max()),
+        value=float(np.abs(ndtr(x) - np.mod(signed.astype(np.float64), 1.0)).max()),
         bound=NORMAL_U_ERROR_BOUND,
         meaning="max |Phi(x(u)) - u|: the graph's normal draws against the normal distribution in float64",
     )
-
-
-def normal_draws(artifact: Path, name: str, uniform: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return what a graph's tensor `name` holds for some uniforms, running no node that it does not need."""
-    model = onnx.load(artifact)
-    wanted = {name}
-    nodes = []
-    for node in reversed(model.graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            nodes.append(node)
-    part = helper.make_model(
-        helper.make_graph(
-            nodes[::-1],
-            "draws",
-            model.graph.input,
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
-            [tensor for tensor in model.graph.initializer if tensor.name in wanted],
-        ),
-        opset_imports=model.opset_import,
-        ir_version=model.ir_version,
-    )
-    session = open_session(part.SerializeToString(), "cpu", source=str(artifact))
-    return np.asarray(session.run([name], {"uniform": uniform})[0], np.float32)
+    density = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    quantiles = Quantiles(signed=signed, z=draws.reshape(-1), cdf=ndtr(x), survival=ndtr(-x), density=density)
+    return (u_error, *score_figures([quantiles], TOLERANCE))

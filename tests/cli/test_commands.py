@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from live_server import free_port, server_process
 from models import write_random_checkpoint
@@ -62,7 +63,7 @@ def test_export_shows_the_certificate_in_words_and_the_path_in_data(folder, tmp_
 def test_verify_prints_a_table_and_exits_0(folder):
     done = _run("verify", folder / "model.onnx", "--checkpoint", folder / "ckpt.pt")
     assert done.returncode == 0
-    for name in ("u_error", "image_parity", "row_difference", "kept"):
+    for name in ("u_error", "score", "tail_error", "cdf_agreement", "image_parity", "row_difference", "kept"):
         assert name in done.stdout
 
 
@@ -71,6 +72,17 @@ def test_verify_exits_1_for_another_models_checkpoint(folder, tmp_path):
     done = _run("verify", folder / "model.onnx", "--checkpoint", other)
     assert done.returncode == 1
     assert "was not exported from" in done.stderr
+
+
+def test_verify_exits_1_and_names_a_changed_graph(folder, tmp_path):
+    content = bytearray((folder / "model.onnx").read_bytes())
+    graph = onnx.load(folder / "model.onnx").graph
+    raw = next(tensor.raw_data for tensor in graph.initializer if tensor.name == "leaves")
+    content[content.index(raw)] ^= 1
+    (tmp_path / "bent.onnx").write_bytes(content)
+    done = _run("verify", tmp_path / "bent.onnx", "--checkpoint", folder / "ckpt.pt")
+    assert done.returncode == 1
+    assert "changed after its export" in done.stderr
 
 
 def test_a_file_and_a_server_give_byte_equal_outputs(folder, server, tmp_path):

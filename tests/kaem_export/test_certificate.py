@@ -58,7 +58,13 @@ def test_every_variant_exports_with_a_kept_certificate(variant, tmp_path):
     checkpoint = write_random_checkpoint(tmp_path / "ckpt.pt", *VARIANTS[variant])
     manifest = export(checkpoint, tmp_path / "model.onnx")
     figures = {figure.name: figure for figure in manifest.certificate}
-    assert set(figures) == {"u_error", "image_parity", "row_difference"}
+    of_tables = {"score", "score_999", "tail_error", "far_tail_error"}
+    if variant == "shared uniforms":
+        of_tables = set()
+    elif manifest.config["prior"]["variant"] == "independent" and manifest.config["prior"]["num_components"] > 1:
+        of_tables = {"score", "score_999"}
+    rows = {"image_parity", "row_difference", "thread_difference", "noise_mismatches"}
+    assert set(figures) == {"u_error", "cdf_agreement"} | of_tables | rows
     assert all(figure.is_kept for figure in figures.values())
     assert figures["u_error"].value < 5e-6
     assert manifest.prior["score"] <= 1.25

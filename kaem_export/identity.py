@@ -1,0 +1,149 @@
+"""Whether an artifact is what it says: made from this checkpoint, unchanged since, and described truly.
+
+What a figure cannot show is compared here: digests, the description of the model, and the figures on record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from kaem.artifact import Figure, Manifest, fingerprint
+from kaem.config import to_mapping
+from kaem.errors import ArtifactError, VerificationError
+from kaem_export.bake import SCORE_BOUND
+from kaem_export.families.diffusion import describe_diffusion, stated_sampler
+from kaem_export.families.latent_ebm import describe_latent_ebm, stated_chain
+from kaem_export.families.vae import vae_prior
+from kaem_export.graph import graph_fingerprint
+from kaem_export.numerics import has_branches, precision_of
+from kaem_export.promise import LEAST_TOLERANCE, MOST_TOLERANCE
+from kaem_train.sections import PriorConfig
+from kaem_train.settings import Config
+
+_CLAIM_FACTOR = 4.0
+_CLAIM_SLACK = 1e-6
+"""A figure measured now may be this factor and this much more above the recorded one: processors round differently."""
+
+_LOOSEST_U_ERROR_BOUND = 2.0 * MOST_TOLERANCE + 1e-3
+
+
+def fingerprint_weights(state: Mapping[str, torch.Tensor]) -> str:
+    """Digest of a model's tensors: names, shapes, types and values, whatever file they came from."""
+    parts = []
+    for name in sorted(state):
+        array = state[name].detach().cpu().numpy()
+        parts.append(f"{name} {array.dtype} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
+    return fingerprint(b"".join(parts))
+
+
+def keeps_components(manifest: Manifest, prior: PriorConfig) -> bool:
+    """Whether the artifact was exported with --keep-components."""
+    return prior.is_collapsed and manifest.prior.get("collapsed") is False
+
+
+def check_identity(artifact: Path, manifest: Manifest, weights: str, checkpoint: Path) -> None:
+    """Refuse an artifact of other weights, or one whose graph is not the one that its manifest was written for."""
+    if manifest.checkpoint_fingerprint != weights:
+        raise VerificationError(
+            f"{artifact} was not exported from {checkpoint}: it names the weights "
+            f"{manifest.checkpoint_fingerprint[:19]}, the checkpoint holds {weights[:19]}",
+            hint="give the checkpoint it was exported from, or export this one",
+        )
+    try:
+        model: Any = onnx.load(artifact)
+    except Exception as error:  # onnx raises protobuf's own exceptions
+        raise ArtifactError(f"{artifact} cannot be parsed as ONNX: {error}") from None
+    stated, found_precision = manifest.compilation.get("precision", "float32"), precision_of(model)
+    if stated != found_precision:
+        raise VerificationError(
+            f"the manifest of {artifact} says its generator computes in {stated}, its graph does in {found_precision}",
+            hint="export it again",
+        )
+    if bool(manifest.compilation.get("large_batch_rows", 0) > 1) != has_branches(model):
+        raise VerificationError(
+            f"the manifest of {artifact} and its graph do not agree on a large-batch form", hint="export it again"
+        )
+    bound = manifest.prior.get("u_error_bound")
+    if not (isinstance(bound, float) and 0.0 < bound <= _LOOSEST_U_ERROR_BOUND):
+        raise ArtifactError(f"{artifact} states no usable bound of its u_error, but {bound!r}", hint="export it again")
+    found = graph_fingerprint(model)
+    if found != manifest.graph_fingerprint:
+        raise VerificationError(
+            f"the graph of {artifact} was changed after its export: its digest is {found[:19]}, "
+            f"its manifest says {manifest.graph_fingerprint[:19]}",
+            hint="export it again",
+        )
+
+
+def check_description(artifact: Path, manifest: Manifest, config: Config) -> None:
+    """Refuse a manifest that describes another model than the checkpoint holds."""
+    family, latent_dim, noise_dim, prior = _description(config, manifest)
+    said: dict[str, Any] = {
+        "config": manifest.config,
+        "prior": {name: manifest.prior.get(name) for name in prior},
+        "family": manifest.family,
+        "name": manifest.name if family in ("kaem", "vae") else config.name,
+        "image_shape": list(manifest.image_shape),
+        "latent_dim": manifest.latent_dim,
+        "noise_dim": manifest.noise_dim,
+    }
+    true: dict[str, Any] = {
+        "config": to_mapping(config),
+        "prior": prior,
+        "family": family,
+        "name": config.name,  # samplers are part of the others' names
+        "image_shape": list(config.data.image_shape),
+        "latent_dim": latent_dim,
+        "noise_dim": noise_dim,
+    }
+    for name, value in true.items():
+        if said[name] != value:
+            raise VerificationError(
+                f"the manifest of {artifact} says {name} is {said[name]}, the checkpoint {value}",
+                hint="export it again",
+            )
+    if family == "kaem":
+        tolerance, bound = manifest.prior.get("tolerance"), manifest.prior["u_error_bound"]
+        # A larger tolerance than the bound leaves room for would only make scores look small.
+        if not (isinstance(tolerance, float) and tolerance >= LEAST_TOLERANCE and SCORE_BOUND * tolerance <= bound):
+            raise ArtifactError(f"{artifact} states no usable tolerance, but {tolerance!r}", hint="export it again")
+
+
+def _description(config: Config, manifest: Manifest) -> tuple[str, int, int, dict[str, Any]]:
+    """Return family, Q, D and prior as the checkpoint has them, with the steps and sampler that the manifest states."""
+    if config.family == "ddpm":
+        return describe_diffusion(config.data.image_shape, stated_sampler(config.diffusion, manifest))
+    if config.family == "latent_ebm":
+        return describe_latent_ebm(config.prior.num_latents, stated_chain(config.latent_ebm, manifest))
+    dim = config.prior.num_latents
+    if config.family == "vae":
+        return "vae", dim, dim, vae_prior()
+    num_uniforms = config.prior.num_uniforms
+    if keeps_components(manifest, config.prior):
+        num_uniforms *= 2 if config.prior.variant == "mixture" else config.prior.num_components
+    return "kaem", dim, num_uniforms, to_mapping(config.prior)
+
+
+def check_recorded(artifact: Path, recorded: tuple[Figure, ...], measured: tuple[Figure, ...]) -> None:
+    """Refuse a certificate that claims clearly less error than is there, or other bounds than those that hold."""
+    before = {figure.name: figure for figure in recorded}
+    if unknown := sorted({*before} - {figure.name for figure in measured}):
+        raise VerificationError(
+            f"the certificate of {artifact} says something of {', '.join(unknown)}, which such a model does not have",
+            hint="export it again",
+        )
+    for figure in measured:
+        claim = before.get(figure.name)
+        if claim is None or claim.bound != figure.bound or figure.value > _CLAIM_FACTOR * claim.value + _CLAIM_SLACK:
+            said = "nothing" if claim is None else f"{claim.value:.2e} of at most {claim.bound:.2e}"
+            raise VerificationError(
+                f"the certificate of {artifact} says of {figure.name}: {said}; "
+                f"measured: {figure.value:.2e} of at most {figure.bound:.2e}",
+                hint="export it again",
+            )

@@ -1,0 +1,161 @@
+"""The latents of an exported KAEM: the graph's float32 quantiles against the oracle's float64 distributions.
+
+The u-error is measured on the latents that the generator sees, the frame undone in float64. Scores and tails speak of
+the tables: where there is a frame they are measured on what the graph puts into it, for undoing a frame magnifies the
+rounding of its output. Latents that are sums of tables, or one of several, have their u-error alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from kaem.artifact import Figure
+from kaem.runtime import LocalSampler
+from kaem_export.identity import keeps_components
+from kaem_export.inner_tensor import inner_tensor
+from kaem_export.oracle import LatentOracle
+from kaem_export.probes import probe_uniforms
+from kaem_export.quadrature_certificate import graph_agreement, oracle_agreement
+from kaem_export.score_certificate import Quantiles, score_figures
+from kaem_export.shared_certificate import alone, component_u_error, summand_u_error
+from kaem_train.sections import PriorConfig
+
+Float32 = NDArray[np.float32]
+
+_SHARE_MARGIN = 2.0**-20
+_STRIDE_OF_SUMS = 4
+"""Every how many-eth probe of a sum is scored: its density takes two more Fourier series."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Probe:
+    """Uniforms (M, D) and the oracle's row of the first of their Q latents."""
+
+    first_row: int
+    uniform: Float32
+
+
+def latent_figures(
+    sampler: LocalSampler, artifact: Path, state: Mapping[str, torch.Tensor], prior: PriorConfig
+) -> tuple[Figure, ...]:
+    """Measure what an artifact promises of its latents.
+
+    Args:
+        sampler: The loaded artifact.
+        artifact: Its file.
+        state: The checkpoint's model tensors, by name.
+        prior: The prior's section.
+    """
+    keeps, digest = keeps_components(sampler.manifest, prior), sampler.manifest.checkpoint_fingerprint
+    if prior.u_sharing == "per_p" or (keeps and prior.variant == "independent"):
+        value, what = summand_u_error(sampler, state, prior), ", of every component and of their sums"
+        return _u_error_figure(sampler, value, what), oracle_agreement(state, alone(prior), digest)
+    if keeps:
+        value = component_u_error(sampler, state, prior)
+        return _u_error_figure(sampler, value, ", of every component"), oracle_agreement(state, alone(prior), digest)
+    oracle = LatentOracle(state, prior)
+    probes = list(_probes(oracle, prior))
+    what = ", every expert on its own share of the last uniform" if prior.variant == "experts" else ""
+    u_error = _u_error_figure(sampler, _u_error(sampler, oracle, prior, probes), what)
+    tabulated = _table_tensor(artifact, state)
+    if tabulated is None:
+        return u_error, oracle_agreement(state, alone(prior) if oracle.is_sum else prior, digest)
+    tolerance = float(sampler.manifest.prior["tolerance"])
+    quantiles = [part for probe in probes for part in _quantiles(artifact, tabulated, oracle, prior, probe)]
+    scores = score_figures([part for _, part in quantiles], tolerance, tails=not oracle.is_sum)
+    agreement = (
+        oracle_agreement(state, alone(prior), digest)
+        if oracle.is_sum
+        else graph_agreement(quantiles, state, prior, digest, tolerance)
+    )
+    return u_error, *scores, agreement
+
+
+def _u_error_figure(sampler: LocalSampler, value: float, what: str) -> Figure:
+    return Figure(
+        name="u_error",
+        value=value,
+        bound=float(sampler.manifest.prior["u_error_bound"]),
+        meaning="max |F(F^-1(u)) - u|: baked quantiles against independent float64 quadrature" + what,
+    )
+
+
+def _u_error(sampler: LocalSampler, oracle: LatentOracle, prior: PriorConfig, probes: list[_Probe]) -> float:
+    """sup over u of |F(F^-1(u)) - u|: the graph's float32 latents against the oracle's float64 CDF."""
+    worst = 0.0
+    dim = prior.num_latents
+    for probe in probes:
+        latents = sampler.latents(probe.uniform).astype(np.float64)
+        univariate = oracle.univariate(latents, probe.first_row // dim)
+        expected = np.mod(probe.uniform.astype(np.float64), 1.0)
+        errors = [np.abs(oracle.cdf(probe.first_row + q, univariate[:, q]) - expected[:, q]).max() for q in range(dim)]
+        worst = float(np.max([worst, *errors]))  # unlike Python's max, NumPy's keeps a NaN wherever it stands
+    return worst
+
+
+def _probes(oracle: LatentOracle, prior: PriorConfig) -> Iterator[_Probe]:
+    """Yield uniforms once, or for every expert uniforms that pick it.
+
+    Those are spread over the expert's share of [-1/2, 1/2), both of its ends included but for 2^-20; an expert
+    without so large a share is not probed.
+    """
+    dim = prior.num_latents
+    if prior.variant != "experts":
+        yield _Probe(first_row=0, uniform=probe_uniforms(dim, 2_000 if prior.variant == "independent" else 20_000))
+        return
+    uniform = probe_uniforms(dim, max(64, 20_000 // len(oracle.weights)))
+    ends = np.concatenate([[0.0], np.cumsum(oracle.weights)]) - 0.5
+    for expert, (low, high) in enumerate(pairwise(ends)):
+        if high - low > 2 * _SHARE_MARGIN:
+            choice = np.linspace(low + _SHARE_MARGIN, high - _SHARE_MARGIN, len(uniform), dtype=np.float32)
+            yield _Probe(first_row=expert * dim, uniform=np.concatenate([uniform, choice[:, None]], axis=1))
+
+
+def _table_tensor(artifact: Path, state: Mapping[str, torch.Tensor]) -> str | None:
+    """Return the graph's tensor of quantiles, (N, Q), that are the checkpoint's latents before the frame.
+
+    None where tables hold a standard law that a product and a sum, or the frame, then carry to its place and size.
+    """
+    graph = onnx.load(artifact).graph
+    made = {name for node in graph.node for name in node.output}
+    if "standard" in made:
+        return None
+    if "unframed" not in made:
+        return "latent"
+    held = {tensor.name: tensor for tensor in graph.initializer if tensor.name == "frame_matrix"}
+    own = next(
+        np.asarray(state[name], np.float32) for name in ("prior.frame.matrix", "prior.frames.matrix") if name in state
+    )
+    matrix = numpy_helper.to_array(held["frame_matrix"]) if held else None
+    is_plain = matrix is not None and matrix.shape == own.shape and np.array_equal(matrix.swapaxes(-1, -2), own)
+    return "unframed" if is_plain else None
+
+
+def _quantiles(
+    artifact: Path, tensor: str, oracle: LatentOracle, prior: PriorConfig, probe: _Probe
+) -> Iterator[tuple[int, Quantiles]]:
+    uniform = probe.uniform[:: _STRIDE_OF_SUMS if oracle.is_sum else 1]
+    signed = np.where(uniform < 0.5, uniform, uniform - np.float32(1))
+    latents = inner_tensor(artifact, tensor, uniform)
+    for q in range(prior.num_latents):
+        row, z = probe.first_row + q, latents[:, q].astype(np.float64)
+        cdf = oracle.cdf(row, z)
+        yield (
+            row,
+            Quantiles(
+                signed=signed[:, q],
+                z=latents[:, q],
+                cdf=cdf,
+                survival=1.0 - cdf if oracle.is_sum else oracle.survival(row, z),
+                density=oracle.density(row, z),
+            ),
+        )
