@@ -1,4 +1,4 @@
-"""Calls of a graph that is made for certain numbers of rows: what is missing to one of them is filled up and cut off."""
+"""Calls of a graph that is made for certain numbers of rows: what one lacks is filled up and cut off."""
 
 from __future__ import annotations
 

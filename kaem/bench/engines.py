@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from kaem import noise
 from kaem.errors import ArtifactError, BackendError, ConfigError
 from kaem.padding import calls, joined

@@ -12,6 +12,7 @@ from scipy.special import ndtr
 
 from kaem.artifact import Figure
 from kaem.backend import open_session
+from kaem.padding import calls, joined
 from kaem_export.gaussian import NORMAL_U_ERROR_BOUND
 from kaem_export.probes import probe_uniforms
 
@@ -58,4 +59,7 @@ def normal_draws(artifact: Path, name: str, uniform: NDArray[np.float32]) -> NDA
         ir_version=model.ir_version,
     )
     session = open_session(part.SerializeToString(), "cpu", source=str(artifact))
-    return np.asarray(session.run([name], {"uniform": uniform})[0], np.float32)
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    pieces = calls(uniform, (fixed,) if fixed else (), most=len(uniform))
+    draws = joined([session.run([name], {"uniform": piece})[0] for piece in pieces], len(uniform))
+    return np.asarray(draws, np.float32)
