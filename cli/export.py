@@ -98,6 +98,7 @@ def export(
     `kaem export runs/mnist/ckpt.pt -o components.onnx --keep-components`
 
     `kaem export runs/svhn/ckpt.pt --optimize auto --explain`
+
     `kaem export mnist.onnx --target tensorrt -o mnist.engine --profile 1 --profile 1:256:1024`
 
     `kaem export runs/mnist/ckpt.pt --target triton -o model-repository`
@@ -106,6 +107,7 @@ def export(
     from rich.markup import escape
 
     from cli.tables import certificate_table, rewrites_table
+    from kaem.errors import ConfigError
     from kaem_export.options import Options, parse_batch
     from kaem_export.targets import TargetOptions, build_target, needs_engine
 
@@ -149,6 +151,23 @@ def export(
             markup=False,
         )
 
+    if target != "onnx" and checkpoint.suffix == ".onnx":
+        given = {
+            "--image-type": image_type != "float32",
+            "--sampler": sampler is not None,
+            "--steps": steps is not None,
+            "--tolerance": tolerance != 2.0**-24,
+            "--keep-components": keep_components,
+            "--optimize": optimize != "default",
+            "--precision": precision != "float32",
+            "--batch": bool(options.batch),
+            "--explain": explain,
+        }
+        if ignored := ", ".join(name for name, is_given in given.items() if is_given):
+            raise ConfigError(
+                f"{checkpoint} is compiled already, so it is too late for {ignored}",
+                hint="give the checkpoint it was exported from",
+            )
     wanted = TargetOptions(profiles=tuple(profile or ()), tf32=tf32, triton_backend=triton_backend, device=device)
     needs_engine(target, wanted)
     if target == "onnx":

@@ -16,6 +16,7 @@ from kaem.artifact import Manifest, fingerprint, read_manifest
 from kaem.backend import hardware_id, installed_runtime, open_session
 from kaem.binding import BoundSession
 from kaem.errors import BackendError
+from kaem.padding import calls, joined
 from kaem.providers import GpuOptions, cuda_options
 from kaem.runtime import check_graph, read_file
 from kaem.sampler import Images, Uniforms
@@ -70,8 +71,9 @@ class CudaEngine:
         Raises:
             BackendError: The GPU failed.
         """
+        pieces = calls(uniform, self._manifest.batch_sizes, most=len(uniform))
         try:
-            return self._owner.submit(self._bound.run, uniform).result()
+            return joined([self._owner.submit(self._bound.run, piece).result() for piece in pieces], len(uniform))
         except Exception as error:  # onnxruntime's own exception classes share no public base
             raise BackendError(f"ONNX Runtime failed on {len(uniform)} rows: {error}") from error
 

@@ -21,6 +21,7 @@ from kaem import noise
 from kaem.artifact import Manifest, fingerprint, read_manifest
 from kaem.backend import hardware_id, installed_runtime, open_session
 from kaem.errors import ArtifactError, BackendError, RequestError
+from kaem.padding import padded
 from kaem.providers import PROVIDERS
 from kaem.requests import check_memory, check_range, check_uniforms, whole
 from kaem.sampler import Chunk, Images, OnProgress, Uniforms
@@ -178,9 +179,7 @@ class LocalSampler:
 
     def _call(self, output: str, uniform: Uniforms) -> NDArray[Any]:
         num = len(uniform)
-        size = next((size for size in self._manifest.batch_sizes if size >= num), num)
-        if size > num:  # an artifact for certain batch sizes: the rows added say nothing about the others
-            uniform = np.concatenate([uniform, np.zeros((size - num, uniform.shape[1]), uniform.dtype)])
+        uniform = padded(uniform, self._manifest.batch_sizes)
         try:
             return np.asarray(self._session.run([output], {"uniform": uniform})[0])[:num]
         except Exception as error:  # onnxruntime's own exception classes share no public base

@@ -177,7 +177,11 @@ def require_kept(manifest: Manifest) -> None:
     broken = [figure for figure in manifest.certificate if not figure.is_kept]
     if broken:
         figures = "; ".join(f"{figure.name} is {figure.value:.3g}, bound {figure.bound:.3g}" for figure in broken)
-        raise VerificationError(f"the compiled graph does not keep its certificate: {figures}")
+        precision = manifest.compilation.get("precision", "float32")
+        raise VerificationError(
+            f"the compiled graph does not keep its certificate: {figures}",
+            hint="" if precision == "float32" else f"{precision} is too coarse for this model: use --precision float32",
+        )
 
 
 def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:

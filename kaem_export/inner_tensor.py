@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from kaem.backend import open_session
+from kaem.padding import calls, joined
 
 
 def inner_tensor(artifact: Path, name: str, uniform: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -33,4 +34,7 @@ def inner_tensor(artifact: Path, name: str, uniform: NDArray[np.float32]) -> NDA
         ir_version=model.ir_version,
     )
     session = open_session(part.SerializeToString(), "cpu", source=str(artifact))
-    return np.asarray(session.run([name], {"uniform": uniform})[0], np.float32)
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    pieces = calls(uniform, (fixed,) if fixed else (), most=len(uniform))
+    found = joined([session.run([name], {"uniform": piece})[0] for piece in pieces], len(uniform))
+    return np.asarray(found, np.float32)

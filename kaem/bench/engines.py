@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from kaem import noise
 from kaem.errors import ArtifactError, BackendError, ConfigError
+from kaem.padding import calls, joined
 from kaem.providers import PROVIDERS
 from kaem.sampler import Images
 
@@ -196,7 +195,9 @@ class OpenVinoEngine:
             model = core.read_model(str(path))
             self._model: Any = core.compile_model(model, "CPU", options)
             self._image: Any = self._model.output("image")
-            self._noise_dim = int(self._model.input("uniform").partial_shape[1].get_length())
+            rows, width = self._model.input("uniform").partial_shape
+            self._sizes = (int(rows.get_length()),) if rows.is_static else ()
+            self._noise_dim = int(width.get_length())
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise ArtifactError(f"openvino cannot run {path}: {reason}", hint="leave this engine out") from None
@@ -217,9 +218,10 @@ class OpenVinoEngine:
         for first in range(0, num, self._rows):
             rows = min(self._rows, num - first)
             uniform = noise.uniforms(seed, start + first, rows, self._noise_dim)
-            self._request.infer({"uniform": uniform})
-            pieces.append(self._request.get_tensor(self._image).data.copy())
-        return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+            for piece in calls(uniform, self._sizes, self._rows):
+                self._request.infer({"uniform": piece})
+                pieces.append(self._request.get_tensor(self._image).data.copy())
+        return joined(pieces, num)
 
     def close(self) -> None:
         """Drop the compiled model."""

@@ -12,8 +12,8 @@ from kaem_export.passes.editing import constant
 
 _FREE = frozenset(
     {
-        *("Cast", "Concat", "Constant", "Expand", "Flatten", "Gather", "Identity", "If", "Reshape", "Shape", "Slice"),
-        *("Split", "Squeeze", "Transpose", "Unsqueeze"),
+        *("Cast", "Concat", "Constant", "Expand", "Flatten", "Gather", "Identity", "If", "Loop", "Reshape", "Shape"),
+        *("Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
     }
 )
 """Operators that move numbers without computing any."""
@@ -28,7 +28,7 @@ class Cost(NamedTuple):
 
 
 def graph_cost(model: onnx.ModelProto, batch: int) -> Cost:
-    """Return what a graph costs per row at a batch size, of two branches the one that runs there."""
+    """Return what a graph costs per row at a batch size: of two branches the one that runs, of a loop all steps."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for value in (*copy.graph.input, *copy.graph.output):
@@ -75,6 +75,10 @@ def _sum(graph: ir.Graph, batch: int) -> tuple[int, int]:
         if node.op_type == "If":
             below = _sum(node.attributes[_branch(node, batch)].as_graph(), batch)
             num_nodes, flops = num_nodes + below[0], flops + below[1]
+        elif node.op_type == "Loop":
+            below = _sum(node.attributes["body"].as_graph(), batch)
+            trips = constant(node.inputs[0])
+            num_nodes, flops = num_nodes + below[0], flops + below[1] * (1 if trips is None else int(trips))
     return num_nodes, flops
 
 

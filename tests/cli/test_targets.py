@@ -31,6 +31,14 @@ def test_an_engine_needs_tensorrt_and_nothing_is_left_behind(artifact_path, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_a_finished_artifact_takes_no_options_of_its_compilation(artifact_path, tmp_path):
+    words = ("--target", "triton", "--precision", "float16", "--batch", "8", "-o", tmp_path / "repository")
+    done = _export(artifact_path, *words)
+    assert done.returncode == 2
+    assert "is compiled already, so it is too late for --precision, --batch" in " ".join(done.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("words", [("--target", "triton", "--profile", "4"), ("--tf32",)])
 def test_options_of_engines_are_refused_without_one(artifact_path, words):
     done = _export(artifact_path, *words)

@@ -14,6 +14,7 @@ from kaem.noise import uniforms
 from kaem_export.certificate import verify
 from kaem_export.compile import export
 from kaem_export.families.compiled import Sampling
+from kaem_export.options import Options
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,15 @@ def test_latents_are_independent_standard_normals(exported):
 def test_all_latents_share_one_table(exported):
     leaves = [list(t.dims) for t in onnx.load(exported[1]).graph.initializer if t.name.endswith("normal_leaves")]
     assert leaves == [[42, 9]]
+
+
+@pytest.mark.parametrize("batch", [(8,), (1, 8)])
+def test_an_artifact_for_certain_batch_sizes_keeps_its_certificate_and_has_the_same_images(exported, tmp_path, batch):
+    checkpoint, artifact, _ = exported
+    manifest = export(checkpoint, tmp_path / "model.onnx", options=Options(batch=batch))
+    assert verify(tmp_path / "model.onnx", checkpoint) == (manifest, manifest.certificate)
+    with kaem.load(artifact) as free, kaem.load(tmp_path / "model.onnx") as fixed:
+        np.testing.assert_array_equal(fixed.sample(19, seed=4), free.sample(19, seed=4))
 
 
 @pytest.mark.parametrize("options", [{"steps": 5}, {"sampler": "ddim"}])

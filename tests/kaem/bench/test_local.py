@@ -8,6 +8,7 @@ import sys
 from importlib.util import find_spec
 
 import numpy as np
+import onnx
 import pytest
 from artifacts import write_small_artifact
 
@@ -94,6 +95,18 @@ def test_importing_openvino_reports_nothing_to_anybody():
 def test_openvino_makes_the_images_of_the_sampler_for_any_number_of_rows(artifact_path):
     with Process(contestant(artifact_path, "openvino")) as process, kaem.load(artifact_path, workers=1) as sampler:
         for num in (1, 300):  # one call of the engine, and two
+            np.testing.assert_allclose(process.images(num, 7), sampler.sample(num, 7), atol=1e-5)
+
+
+@needs_openvino
+def test_openvino_runs_a_graph_of_a_fixed_batch_size_for_any_number_of_rows(artifact_path, tmp_path):
+    model = onnx.load(artifact_path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 8
+    fixed = tmp_path / "model.onnx"
+    onnx.save(model, fixed)
+    with Process(contestant(fixed, "openvino")) as process, kaem.load(artifact_path, workers=1) as sampler:
+        for num in (1, 8, 19):
             np.testing.assert_allclose(process.images(num, 7), sampler.sample(num, 7), atol=1e-5)
 
 

@@ -337,6 +337,29 @@ def test_features_that_are_read_elsewhere_too_keep_their_layout():
     assert np.allclose(run(graph, normal(9, 5)), before, rtol=1e-6)
 
 
+def test_a_loop_costs_what_its_body_does_times_its_steps():
+    body = onnx.parser.parse_graph(
+        """step (int64 i, bool on, float[N, 4] x) => (bool still, float[N, 4] z) {
+           still = Identity(on)  y = MatMul(x, w)  z = Relu(y) }"""
+    )
+    body.value_info.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 4]))
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Loop", ["trips", "going", "latent"], ["image"], body=body)],
+        "loop",
+        [onnx.helper.make_tensor_value_info("latent", onnx.TensorProto.FLOAT, ["N", 4])],
+        [onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["N", 4])],
+        [
+            onnx.numpy_helper.from_array(np.int64(7), "trips"),
+            onnx.numpy_helper.from_array(np.bool_(True), "going"),
+            onnx.numpy_helper.from_array(floats(4, 4), "w"),
+        ],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    cost = graph_cost(model, 3)
+    assert cost.flops == 7 * (2 * 4 * 4 + 4)
+    assert cost.nodes == 4
+
+
 def test_costs_are_those_counted_by_hand():
     graph = graph_of(
         """x = Reshape(latent, sides)  y = ConvTranspose(x, w)  h = Relu(y)
