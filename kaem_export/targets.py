@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from kaem.artifact import Manifest, read_manifest
 from kaem.backend import open_session
 from kaem.engine import Engine, native_tensorrt
-from kaem.errors import ArtifactError, ConfigError
+from kaem.errors import ArtifactError, ConfigError, RequestError
 from kaem.gpu import installed_gpu
 from kaem_export.tensorrt import Profile, build_engine, parse_profile
 from kaem_export.triton import Backend, model_config, write_model
@@ -61,11 +61,15 @@ def build_target(
     if target == "triton":
         return _triton_model(source, out or source.with_name("triton"), compile_to, options, profiles)
     path = out or source.with_name("model").with_suffix(_SUFFIXES[target])
+    if path.suffix == ".onnx":
+        raise RequestError(
+            f"{path} is where the artifact itself goes", hint=f"give a name that ends in {_SUFFIXES[target]}"
+        )
     artifact = source
     if source.suffix != ".onnx":
         artifact = path.with_suffix(".onnx")
         compile_to(artifact)
-    _open(artifact)
+    _, batch = _open(artifact)
     if target == "tensorrt":
         build_engine(artifact, path, profiles=profiles, tf32=options.tf32)
     else:
@@ -73,6 +77,11 @@ def build_target(
 
         from kaem_export.aotinductor import build_package
 
+        if batch is not None:
+            raise ConfigError(
+                f"{artifact} is made for batches of {batch} alone; a package takes any size",
+                hint="export it without --batch",
+            )
         build_package(onnx.load(artifact), path, device=options.device)
     return path
 
@@ -81,11 +90,15 @@ def needs_engine(target: Target, options: TargetOptions) -> bool:
     """Whether an engine of TensorRT is built; what is said about one is refused where none is.
 
     Raises:
-        ConfigError: Profiles or TF32 are asked for without an engine.
+        ConfigError: Something is asked for that is another target's.
     """
     is_needed = target == "tensorrt" or (target == "triton" and options.triton_backend == "tensorrt")
     if (options.profiles or options.tf32) and not is_needed:
         raise ConfigError("--profile and --tf32 are for engines of TensorRT", hint="add --target tensorrt")
+    if options.triton_backend != "onnxruntime" and target != "triton":
+        raise ConfigError("--triton-backend is for models of Triton", hint="add --target triton")
+    if options.device != "cpu" and target != "aotinductor":
+        raise ConfigError("--device is for packages of AOTInductor", hint="add --target aotinductor")
     return is_needed
 
 

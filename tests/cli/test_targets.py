@@ -46,6 +46,20 @@ def test_options_of_engines_are_refused_without_one(artifact_path, words):
     assert done.stderr.startswith("error: --profile and --tf32 are for engines")
 
 
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("--target", "tensorrt", "--device", "cuda"), "--device is for packages of AOTInductor"),
+        (("--triton-backend", "tensorrt"), "--triton-backend is for models of Triton"),
+        (("--target", "aotinductor", "-o", "package.onnx"), "package.onnx is where the artifact itself goes"),
+    ],
+)
+def test_options_of_another_target_are_refused(artifact_path, words, what):
+    done = _export(artifact_path, *words)
+    assert done.returncode == 2
+    assert what in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize("text", ["0", "3:2:1", "1:2", "1:2:3:4", "a", "1:8:100000000", "-1", ""])
 def test_a_profile_is_three_ascending_sizes_or_one(text):
     from kaem.errors import ConfigError
