@@ -22,6 +22,7 @@ from kaem_export.families.normal_certificate import normal_figures
 from kaem_export.identity import check_description, check_identity, check_recorded, fingerprint_weights
 from kaem_export.latent_certificate import latent_figures
 from kaem_export.noise_certificate import noise_mismatches
+from kaem_export.one_thread import one_thread
 from kaem_export.probes import probe_uniforms
 from kaem_export.row_certificate import BATCHES, row_figures
 from kaem_train.baselines.diffusion import Diffusion
@@ -72,6 +73,7 @@ def verify(
     return manifest, figures
 
 
+@one_thread()
 def measure(sampler: LocalSampler, config: Config, model: Model, artifact: Path) -> tuple[Figure, ...]:
     """Measure the figures of a loaded artifact, whose file is `artifact`, against the model it was compiled from."""
     model = model.float().eval()

@@ -28,6 +28,7 @@ from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
 from kaem_export.identity import fingerprint_weights
 from kaem_export.leaves import TOLERANCE
+from kaem_export.one_thread import one_thread
 from kaem_export.optimise import Optimised, Step, optimise
 from kaem_export.options import Options
 from kaem_export.prior_tables import noise_dim, tabulate
@@ -78,7 +79,8 @@ def export(
         VerificationError: The compiled graph does not keep a bound of the certificate; no file is written.
     """
     require_tolerance(tolerance)
-    with replacing(output) as draft:  # first of all: an output that cannot be written should not cost a compilation
+    # The draft first of all: an output that cannot be written should not cost a compilation.
+    with replacing(output) as draft, one_thread():
         config, model = load_model(checkpoint, allow_modules=allow_modules)
         weights = fingerprint_weights(model.state_dict())
         options = options or Options()

@@ -6,8 +6,10 @@ import numpy as np
 import onnx
 import pytest
 import scipy.stats
+import torch
 from models import VARIANTS, write_random_checkpoint
 from onnx import helper, numpy_helper
+from threadpoolctl import threadpool_limits
 
 import kaem
 from kaem.artifact import MANIFEST_KEY
@@ -169,6 +171,19 @@ def test_verify_measures_what_the_manifest_says(exported):
 def test_exporting_twice_gives_equal_bytes(exported, tmp_path):
     export(exported[0], tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == exported[1].read_bytes()
+
+
+def test_the_number_of_threads_changes_no_byte(tmp_path):
+    path = write_random_checkpoint(tmp_path / "ckpt.pt", *VARIANTS["gaussian independent"])
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with threadpool_limits(threads):
+                export(path, tmp_path / f"{threads}.onnx")
+    finally:
+        torch.set_num_threads(before)
+    assert (tmp_path / "1.onnx").read_bytes() == (tmp_path / "2.onnx").read_bytes()
 
 
 def test_a_bent_quantile_table_breaks_the_u_error(exported, tmp_path):
