@@ -385,8 +385,9 @@ def test_the_second_server_on_a_port_is_told_so():
 
 
 def test_a_model_too_slow_to_warm_up_at_every_size_is_served_all_the_same(monkeypatch):
-    monkeypatch.setattr("serve.server._WARM_UP_S", -1.0)  # passed after the first size
+    monkeypatch.setattr("serve.engine._WARM_UP_S", -1.0)  # passed after the first size
     backend = Backend()
     with LiveServer(backend) as live, stub_of(live.address) as stub:
-        assert backend.rows == 1
+        assert live.scheduler.costs.largest == 1
+        assert set(backend.batches) == {1}
         assert stub.Sample(SampleRequest(seed=1, count=2), timeout=10).data == expected(backend, 1, 0, 2).tobytes()
