@@ -4,9 +4,10 @@
 batch, because kernels are chosen by shape. Only the sizes of the cost table are ever run, so all of them can be
 compared before the first request: every row, at every place of a batch of every size, with changing neighbours,
 against the same row computed alone. Where the bits agree, the id does not name a size: two servers with the same id
-agree with the same rows computed alone, hence with each other, whatever sizes they run. Where they do not, one size is
-run for everything and its number becomes part of the id. Where even the place in a batch matters there is no honest
-id, and the engine is refused.
+agree with the same rows computed alone, hence with each other, whatever sizes they run. Where they do not, only sizes
+that agree with the largest are run, and the smallest of them becomes part of the id: a graph with a form of its own for
+large batches keeps all sizes of that form. Where even the place in a batch matters there is no honest id, and the
+engine is refused.
 """
 
 from __future__ import annotations
@@ -81,42 +82,44 @@ def warm_up(engine: Engine, sizes: Sequence[int], *, clock: Callable[[], float] 
     Raises:
         BackendError: The engine does not run, or gives a row other bits at another place of the same batch.
     """
-    reached, agree = _compare(engine, sizes, clock)
-    allowed = reached if agree else reached[-1:]
+    found = _probe_sizes(engine, sizes, clock)
+    alone, largest = _probed(engine, 1), found[max(found)]
     numerics_id = engine.numerics_id
-    if not agree:
-        _check_places(engine, allowed[0])
+    allowed = [size for size, images in found.items() if _is_equal(images, alone)]
+    if len(allowed) < len(found):
+        if largest is None:
+            raise BackendError(
+                f"{engine.provider} gives a row other bits at another place of a batch of {max(found)}",
+                hint="serve it with max_batch 1, or on another provider",
+            )
+        allowed = [size for size, images in found.items() if _is_equal(images, largest)]
         numerics_id = fingerprint(f"{numerics_id}\nrows {allowed[0]}".encode())
     return Warmth(CostTable({size: _seconds(engine, size, clock) for size in allowed}), numerics_id)
 
 
-def _compare(engine: Engine, sizes: Sequence[int], clock: Callable[[], float]) -> tuple[tuple[int, ...], bool]:
-    """Return the sizes reached in time, and whether rows have the same bits alone and at every place in each."""
+def _probe_sizes(engine: Engine, sizes: Sequence[int], clock: Callable[[], float]) -> dict[int, Images | None]:
+    """Return the probes' images in batches of every size that is reached in time; see `_probed`."""
     began = clock()
-    rows = noise.uniforms(0, 0, _PROBES, engine.manifest.noise_dim)
-    alone = np.concatenate([engine.decode(rows[k : k + 1]) for k in range(_PROBES)])
-    reached: list[int] = []
-    agree = True
+    found: dict[int, Images | None] = {}
     for size in sizes:
-        reached.append(size)
-        agree &= np.array_equal(_tiled(engine, rows, size), _repeat(alone, size))
+        found[size] = _probed(engine, size)
         if clock() - began > _WARM_UP_S:
             break
-    return tuple(reached), agree
+    return found
 
 
-def _check_places(engine: Engine, size: int) -> None:
+def _probed(engine: Engine, size: int) -> Images | None:
+    """Return the probes' images in batches of one size; None where a row's place or neighbours change its bits."""
     rows = noise.uniforms(0, 0, _PROBES, engine.manifest.noise_dim)
-    images = _tiled(engine, rows, size)
-    if not np.array_equal(images, _repeat(images[:_PROBES], size)):
-        raise BackendError(
-            f"{engine.provider} gives a row other bits at another place of a batch of {size}",
-            hint="serve it with max_batch 1, or on another provider",
-        )
+    count = size * -(-_PROBES // size)
+    tiled = np.ascontiguousarray(_repeat(rows, count))
+    images = np.concatenate([engine.decode(tiled[first : first + size]) for first in range(0, count, size)])
+    probes = images[:_PROBES]
+    return probes.copy() if np.array_equal(images, _repeat(probes, count)) else None
 
 
-def _tiled(engine: Engine, rows: Uniforms, size: int) -> Images:
-    return engine.decode(np.ascontiguousarray(_repeat(rows, size)))
+def _is_equal(images: Images | None, others: Images | None) -> bool:
+    return images is not None and others is not None and np.array_equal(images, others)
 
 
 def _repeat(rows: Images, size: int) -> Images:

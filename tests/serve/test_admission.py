@@ -210,6 +210,18 @@ def test_an_engine_whose_bits_depend_on_the_size_runs_one_size_which_is_part_of_
         assert refusal(lambda: stub.Sample(request, timeout=10)).code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
+def test_a_form_for_large_batches_keeps_all_sizes_that_it_runs():
+    class Branched(Backend):
+        def decode(self, uniform):
+            return super().decode(uniform) + np.float32(1e-6 * (len(uniform) >= 4))
+
+    warmths = {size: warm_up(Branched(), power_sizes(size)) for size in (4, 8, 16)}
+    assert [warmth.costs.sizes for warmth in warmths.values()] == [(4,), (4, 8), (4, 8, 16)]
+    (numerics_id,) = {warmth.numerics_id for warmth in warmths.values()}
+    assert numerics_id != Branched().numerics_id
+    assert warm_up(Branched(), (1, 2)).numerics_id == Branched().numerics_id
+
+
 def test_an_engine_whose_bits_depend_on_the_place_in_a_batch_is_refused():
     with pytest.raises(BackendError, match="other bits at another place"):
         LiveServer(ByShape(place=1e-3), max_batch=16)
