@@ -27,7 +27,6 @@ from kaem.gpu import installed_gpu
 SECRET_VARIABLE = "KAEM_ENGINE_SECRET"  # noqa: S105 - the name of a variable that names a file
 _MAGIC = b"KAEMENG1"
 _SEAL_BYTES = 32
-_LONGEST_JSON = 1 << 20
 _BUILD_AGAIN = "build it again, here: kaem export MODEL --target tensorrt"
 
 
