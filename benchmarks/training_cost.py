@@ -22,12 +22,13 @@ from kaem_train.data import Dataset, load_dataset
 from kaem_train.settings import load_config
 from kaem_train.trainer import Trainer
 
+_EVIDENCE = "posterior.kind=amortized"
 _NO_ENCODER = ("prior.frame=none",)
 TABLES = {
     "posteriors": {
-        "VAE": ("posterior.prior_from=1.0",),
-        "amortized, before the switch": ("posterior.prior_from=0.9",),
-        "amortized, after it": ("posterior.prior_from=0.0",),
+        "VAE": (_EVIDENCE, "posterior.prior_from=1.0"),
+        "amortized, before the switch": (_EVIDENCE, "posterior.prior_from=0.9"),
+        "amortized, after it": (_EVIDENCE, "posterior.prior_from=0.0"),
         "refined, 2 steps": ("posterior.kind=refined", "posterior.prior_from=0.0"),
         "weighted_bound, k = 5": ("posterior.kind=weighted_bound", "posterior.prior_from=0.0"),
         "importance, N = 100": ("posterior.kind=importance", *_NO_ENCODER),

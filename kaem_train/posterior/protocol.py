@@ -72,7 +72,7 @@ def build_posterior(config: Config, latent_shape: tuple[int, ...]) -> Posterior:
         return TemperingPosterior(settings, gradient, updates=updates)
     encoder = AmortizedPosterior(settings, config.data.image_shape, latent_shape, updates=updates)
     if settings.kind == "weighted_bound":
-        return WeightedBoundPosterior(encoder, settings.bound_samples)
+        return WeightedBoundPosterior(encoder, settings, updates=updates)
     if settings.kind == "refined":
         return RefinedPosterior(encoder, settings)
     return encoder

@@ -2,7 +2,8 @@
 
     log p(x) >= E log (1/k) sum_i p(x|z_i) p(z_i) / q(z_i|x)
 
-At k = 1 this is the evidence bound; with k it closes. Training costs about k times the generator's passes.
+At k = 1 this is the evidence bound; with k it closes. Training costs about k times the generator's passes, so the
+k draws may be kept for the last part of a run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from kaem_train.objective import effective_sample_size, log_likelihood
 from kaem_train.posterior.amortized import AmortizedPosterior
 from kaem_train.posterior.power import squared_error_of
 from kaem_train.posterior.terms import Terms
+from kaem_train.sections import PosteriorConfig
 
 
 class WeightedBoundPosterior:
@@ -26,16 +28,18 @@ class WeightedBoundPosterior:
 
     Args:
         encoder: Provides q(z|x), the start of the prior, and the held-out bound.
-        num_samples: k.
+        config: k, and when its draws begin.
+        updates: Length of the run.
     """
 
     infers = True
 
-    def __init__(self, encoder: AmortizedPosterior, num_samples: int) -> None:
+    def __init__(self, encoder: AmortizedPosterior, config: PosteriorConfig, *, updates: int) -> None:
         self.encoder = encoder
         self.network: nn.Module = encoder.network
         self.num_bound_samples = encoder.num_bound_samples
-        self.num_samples = num_samples
+        self.num_samples = config.bound_samples
+        self.bound_start = round(config.bound_from * updates)
 
     def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
         """Start the prior from encoded training images when its turn comes."""
@@ -43,6 +47,8 @@ class WeightedBoundPosterior:
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the negative bound of one batch."""
+        if step < self.bound_start:
+            return self.encoder.terms(model, images, step, rng)
         mean, log_std = self.network(images)
         shape = (self.num_samples, *mean.shape)
         noise = normal(shape, rng, mean)

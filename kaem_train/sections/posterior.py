@@ -27,6 +27,8 @@ class PosteriorConfig:
         resample_below: Importance: gamma, resample where the effective sample size is below gamma N; 0 never.
         resampling: Importance: `residual`, `systematic` or `stratified`.
         bound_samples: Weighted bound: k, draws of the encoder per image.
+        bound_from: Weighted bound: fraction of the updates after which k draws are taken; until then one, as
+            `amortized` does, which costs less and trains the encoder's variance faster.
         kernel: Chains: `ula` (unadjusted Langevin) or `mala` (with a Metropolis-Hastings test).
         num_steps: Langevin and tempering: T, steps per update from fresh prior samples.
         cuda_graphs: Langevin and refined, on a GPU only: record a step once per run of chains and replay it. It pays
@@ -54,6 +56,7 @@ class PosteriorConfig:
     resample_below: float = 0.0
     resampling: Literal["residual", "systematic", "stratified"] = "residual"
     bound_samples: int = 5
+    bound_from: float = 0.0
     kernel: Literal["ula", "mala"] = "ula"
     num_steps: int = 40
     cuda_graphs: bool = False
@@ -80,7 +83,7 @@ class PosteriorConfig:
             require_at_most(name, getattr(self, name), 1_000_000)
         require_at_least("num_temperatures", self.num_temperatures, 2)
         require_at_least("power_cycles", self.power_cycles, 0)
-        for name in ("prior_from", "resample_below"):
+        for name in ("prior_from", "bound_from", "resample_below"):
             fraction = getattr(self, name)
             if not 0.0 <= fraction <= 1.0:
                 raise ConfigError(f"{name} = {fraction} is outside [0, 1]")

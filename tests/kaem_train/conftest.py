@@ -23,6 +23,12 @@ TINY = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _same_draws():
+    # What a test draws does not depend on which tests ran before it in the same process.
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     # These models are tiny: threads only wait for each other, and wait long where other work runs beside.

@@ -47,6 +47,11 @@ def _encoder(share=1.0, **settings):
     return encoder, config
 
 
+def _weighted(encoder, num, start=0.0):
+    config = PosteriorConfig(kind="weighted_bound", bound_samples=num, bound_from=start)
+    return WeightedBoundPosterior(encoder, config, updates=10)
+
+
 def _rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -55,16 +60,28 @@ def _rng(seed=0):
 def test_with_the_exact_posterior_the_weighted_bound_is_the_evidence_without_noise(num):
     encoder, _ = _encoder()
     images = observe(50)
-    terms = WeightedBoundPosterior(encoder, num).terms(linear_model(), images, 5, _rng())
+    terms = _weighted(encoder, num).terms(linear_model(), images, 5, _rng())
     assert float(terms.loss.detach()) == pytest.approx(-float(exact_evidence(images).mean()), abs=1e-6)
     assert float(terms.metrics["ess"]) == pytest.approx(num)
+
+
+def test_the_weighted_bound_begins_when_it_is_told_to():
+    encoder, _ = _encoder(share=0.7)
+    images, model = observe(50), linear_model()
+    late, whole = _weighted(encoder, 8, start=0.6), _weighted(encoder, 8)
+    before = late.terms(model, images, 5, _rng())
+    assert float(before.loss.detach()) == float(encoder.terms(model, images, 5, _rng()).loss.detach())
+    assert "ess" not in before.metrics
+    assert float(late.terms(model, images, 6, _rng()).loss.detach()) == float(
+        whole.terms(model, images, 6, _rng()).loss.detach()
+    )
 
 
 def test_the_weighted_bound_tightens_with_its_samples():
     encoder, _ = _encoder(share=0.7)
     images = observe(2000)
     evidence = float(exact_evidence(images).mean())
-    posteriors = [WeightedBoundPosterior(encoder, num) for num in (1, 8)]
+    posteriors = [_weighted(encoder, num) for num in (1, 8)]
     bounds = [float(each.terms(linear_model(), images, 5, _rng()).metrics["bound"]) for each in posteriors]
     # The gap at one sample is the divergence of the shifted posterior, (0.3 m)^2 / 2 s^2 per latent.
     mean = PHI * images.flatten(1) / SIGMA**2 / precision(1.0)

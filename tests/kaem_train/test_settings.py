@@ -30,7 +30,9 @@ def test_a_strict_preset_has_one_energy_per_latent_and_is_otherwise_its_parent()
     strict, parent = load_config("fashion-mnist-strict"), load_config("fashion-mnist")
     assert (strict.prior.variant, strict.prior.num_components, strict.prior.frame) == ("mixture", 1, "global")
     assert strict.refit.kind == "none"
-    assert replace(strict, name=parent.name, prior=parent.prior, refit=parent.refit) == parent
+    assert strict.posterior == replace(parent.posterior, kind="amortized")
+    same = {name: getattr(parent, name) for name in ("name", "prior", "refit", "posterior")}
+    assert replace(strict, **same) == parent
 
 
 @pytest.mark.parametrize(
