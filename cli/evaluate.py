@@ -75,12 +75,10 @@ def evaluate(
     """
     from rich.console import Console
 
+    import kaem
     from cli.output import check_outputs
-    from kaem_train.evaluation.evaluate import check_shapes, numbers
-    from kaem_train.evaluation.evaluate import evaluate as measure
-    from kaem_train.evaluation.models import data_for, open_model
     from kaem_train.evaluation.options import EvaluationOptions
-    from kaem_train.evaluation.reals import prepare_reals
+    from kaem_train.inputs import require_checkpoint
 
     options = EvaluationOptions(
         features=str(Path(features).expanduser()) if features.endswith(".onnx") else features,
@@ -93,6 +91,17 @@ def evaluate(
     )
     check_outputs([grid] if grid else [])
     _check_folders(json, grid)
+    if model.suffix == ".onnx":
+        kaem.load(model, workers=1).close()
+    else:
+        require_checkpoint(model)
+
+    # With torch, which takes seconds to load: only now that the options make sense.
+    from kaem_train.evaluation.evaluate import check_shapes, numbers
+    from kaem_train.evaluation.evaluate import evaluate as measure
+    from kaem_train.evaluation.models import data_for, open_model
+    from kaem_train.evaluation.reals import prepare_reals
+
     words = Console(stderr=True)
     opened = open_model(model, allow_modules=allow_modules or ())
     with _progress(words) as progress:

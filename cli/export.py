@@ -108,8 +108,10 @@ def export(
 
     from cli.tables import certificate_table, rewrites_table
     from kaem.errors import ConfigError
+    from kaem.files import require_place
     from kaem_export.options import Options, parse_batch
     from kaem_export.targets import TargetOptions, build_target, needs_engine
+    from kaem_train.inputs import require_checkpoint
 
     console = Console(stderr=True)
     options = Options(
@@ -170,8 +172,11 @@ def export(
             )
     wanted = TargetOptions(profiles=tuple(profile or ()), tf32=tf32, triton_backend=triton_backend, device=device)
     needs_engine(target, wanted)
+    if target == "onnx" or checkpoint.suffix != ".onnx":
+        require_checkpoint(checkpoint)
     if target == "onnx":
         path = out or checkpoint.with_name("model.onnx")
+        require_place(path)
         compile_to(path)
     else:
         path = build_target(checkpoint, target, out, compile_to, wanted)

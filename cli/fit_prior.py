@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli.modules import AllowModule
+from kaem.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,39 +81,29 @@ def fit_prior(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    from kaem.errors import ArtifactError, ConfigError
+    low, high = pixel_range or (0.0, 1.0)
+    if not -1e6 < low < high < 1e6:
+        raise ConfigError(f"pixel range {low:g} {high:g} does not ascend", hint="for tanh write --pixel-range -1 1")
+    if updates < 0 or not 0 <= seed < 2**32:
+        raise ConfigError(f"updates = {updates} and seed = {seed}: neither is negative, and a seed is below 2^32")
+    _require_inputs(checkpoint, data, latents, decoder, pixel_range)
+    _require_free(out, force=force)
+
+    # With torch, which takes seconds to load: only now that what was given can be there.
     from kaem_train.decoder import read_decoder
     from kaem_train.fit_checkpoint import read_source, source_config, write_source
     from kaem_train.fit_prior import decoder_config, prior_configs, write_fitted
     from kaem_train.fit_prior import fit_prior as fit
     from kaem_train.latents import read_latents
 
-    low, high = pixel_range or (0.0, 1.0)
-    if not -1e6 < low < high < 1e6:
-        raise ConfigError(f"pixel range {low:g} {high:g} does not ascend", hint="for tanh write --pixel-range -1 1")
-    if updates < 0 or not 0 <= seed < 2**32:
-        raise ConfigError(f"updates = {updates} and seed = {seed}: neither is negative, and a seed is below 2^32")
-    if checkpoint is not None and (latents, decoder, pixel_range) != (None, None, None):
-        raise ConfigError(
-            "--checkpoint already holds a decoder with its range and gives its latents",
-            hint="leave out --latents, --decoder and --pixel-range",
-        )
-    if checkpoint is None and data is not None:
-        raise ConfigError("--data is for --checkpoint; latents need no images", hint="leave it out")
-    if not out.parent.is_dir():
-        raise ArtifactError(f"no folder {out.parent} for {out.name}", hint="make it, or choose another --out")
-    if out.exists() and not force:
-        raise ArtifactError(f"{out} exists already", hint="replace it with --force, or choose another --out")
     begin, console = time.perf_counter(), Console(stderr=True)
     if checkpoint is not None:
         source = read_source(checkpoint, data, holdout=holdout, seed=seed, allow_modules=allow_modules or ())
         rows = source.latents
-    elif latents is not None and decoder is not None:
+    elif latents is not None and decoder is not None:  # the only other case that _require_inputs lets through
         rows = read_latents(latents, holdout=holdout, seed=seed)
         finished = read_decoder(decoder, rows.fitted.numpy(), pixel_range=(low, high))
         name = re.sub(r"^\W+|[^\w.-]", "", decoder.stem)[:100] or "decoder"
-    else:
-        raise ConfigError("nothing to fit a prior to", hint="give --latents with --decoder, or --checkpoint")
     num_fitted, num_latents = rows.fitted.shape
     candidates = prior_configs(prior, num_latents, num_fitted, assignments or [])
 
@@ -144,6 +135,39 @@ def fit_prior(
         write_fitted(out, found, finished, configuration(found.config), fingerprint=rows.fingerprint)
     _print_scores(console, found, time.perf_counter() - begin)
     typer.echo(out)
+
+
+def _require_inputs(
+    checkpoint: Path | None,
+    data: str | None,
+    latents: Path | None,
+    decoder: Path | None,
+    pixel_range: tuple[float, float] | None,
+) -> None:
+    """Refuse options that contradict each other, and files that are not there."""
+    from kaem_train.inputs import require_checkpoint, require_decoder, require_latents
+
+    if checkpoint is not None:
+        if (latents, decoder, pixel_range) != (None, None, None):
+            raise ConfigError(
+                "--checkpoint already holds a decoder with its range and gives its latents",
+                hint="leave out --latents, --decoder and --pixel-range",
+            )
+        require_checkpoint(checkpoint)
+        return
+    if data is not None:
+        raise ConfigError("--data is for --checkpoint; latents need no images", hint="leave it out")
+    if latents is None or decoder is None:
+        raise ConfigError("nothing to fit a prior to", hint="give --latents with --decoder, or --checkpoint")
+    require_latents(latents)
+    require_decoder(decoder)
+
+
+def _require_free(out: Path, *, force: bool) -> None:
+    if not out.parent.is_dir():
+        raise ArtifactError(f"no folder {out.parent} for {out.name}", hint="make it, or choose another --out")
+    if out.exists() and not force:
+        raise ArtifactError(f"{out} exists already", hint="replace it with --force, or choose another --out")
 
 
 def _print_scores(console: Console, found: FittedPrior, seconds: float) -> None:

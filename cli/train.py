@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kaem.errors import ArtifactError, ConfigError
+
 if TYPE_CHECKING:
     from kaem_train.data import Dataset
     from kaem_train.settings import Config
@@ -67,30 +69,26 @@ def train(
 
     `kaem train digits --dry-run > digits.toml`
     """
+    if resume and force:
+        raise ConfigError("--resume and --force contradict each other", hint="give one of them")
+    words = _overrides(assignments, data, family, updates, seed)
+    settings, path = _start(config, words, out, resume=resume, replaces=force or dry_run)
+    folder = path.parent
+
     import shutil
 
     from rich.console import Console
 
-    from kaem.errors import ArtifactError, ConfigError
+    # With torch, which takes seconds to load: only now that what was given can be there.
     from kaem_train.baselines.prescription import prescription_note
-    from kaem_train.checkpoint import FILE_NAME, read_checkpoint
+    from kaem_train.checkpoint import read_checkpoint
     from kaem_train.data import load_dataset
     from kaem_train.progress import ProgressReport, decoding_progress
     from kaem_train.requirements import check_trainable
     from kaem_train.set_aside import divide
-    from kaem_train.settings import load_config
     from kaem_train.tensorboard import TensorBoardLog
     from kaem_train.trainer import train as run_training
 
-    if resume and force:
-        raise ConfigError("--resume and --force contradict each other", hint="give one of them")
-    settings = load_config(config, _overrides(assignments, data, family, updates, seed))
-    folder = out if out is not None else Path("runs") / settings.name
-    path = folder / FILE_NAME
-    if path.exists() and not (resume or force or dry_run):
-        raise ArtifactError(
-            f"{path} exists already", hint="continue it with --resume, replace it with --force, or choose --out"
-        )
     done = read_checkpoint(path).step if resume else 0
     console = Console(stderr=True)
     with decoding_progress(console) as progress:
@@ -131,12 +129,29 @@ def train(
         raise typer.Exit(130)
 
 
+def _start(
+    config: str, overrides: Iterable[str], out: Path | None, *, resume: bool, replaces: bool
+) -> tuple[Config, Path]:
+    """Return the settings of a run and the path of its checkpoint, once all that needs no torch is checked."""
+    from kaem_train.inputs import CHECKPOINT_NAME, require_checkpoint, require_data
+    from kaem_train.settings import load_config
+
+    settings = load_config(config, overrides)
+    path = (Path("runs") / settings.name if out is None else out) / CHECKPOINT_NAME
+    if resume:
+        require_checkpoint(path)
+    elif path.exists() and not replaces:
+        raise ArtifactError(
+            f"{path} exists already", hint="continue it with --resume, replace it with --force, or choose --out"
+        )
+    require_data(settings.data)
+    return settings, path
+
+
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        from kaem.errors import ArtifactError
-
         raise ArtifactError(
             f"cannot write to {folder}: {error.strerror}", hint="choose another folder with --out"
         ) from None

@@ -27,8 +27,14 @@ def verify(
     from rich.console import Console
     from rich.markup import escape
 
+    import kaem
     from cli.tables import certificate_table
-    from kaem_export.certificate import verify as verify_artifact
+    from kaem_train.inputs import require_checkpoint
+
+    kaem.load(artifact, workers=1).close()
+    require_checkpoint(checkpoint)
+
+    from kaem_export.certificate import verify as verify_artifact  # with torch, which takes seconds to load
 
     words = Console(stderr=True)
     with words.status(f"measuring {escape(str(artifact))}"):

@@ -21,6 +21,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaem"
 
 
+def require_place(path: Path) -> None:
+    """Refuse a path where no file can go.
+
+    Raises:
+        RequestError: The folder does not exist, or `path` is a folder.
+    """
+    if not path.parent.is_dir():
+        raise RequestError(f"no folder {path.parent} to write {path.name} into", hint="create it first")
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder", hint="give a file name")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give an empty file beside `path`; rename it there when the block succeeds, remove it when it does not.
@@ -30,10 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         RequestError: The folder does not exist, `path` is a folder, or writing fails.
     """
-    if not path.parent.is_dir():
-        raise RequestError(f"no folder {path.parent} to write {path.name} into", hint="create it first")
-    if path.is_dir():
-        raise RequestError(f"{path} is a folder", hint="give a file name")
+    require_place(path)
     # Named before it exists: a signal at any moment then finds a name to remove.
     draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:

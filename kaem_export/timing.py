@@ -15,7 +15,6 @@ from functools import partial
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from scipy import stats
 
 from kaem.backend import open_session
 from kaem.noise import uniforms
@@ -41,6 +40,8 @@ def estimate(samples: NDArray[np.float64]) -> Estimate:
 
     With fewer than six samples no such interval exists; it is then the whole line.
     """
+    from scipy import stats  # slow to load, and few exports measure anything
+
     ordered = np.sort(samples)
     rank = int(stats.binom.ppf(0.025, len(ordered), 0.5))
     if rank < 1:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import pickle
 import shlex
-import zipfile
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,12 +27,12 @@ from kaem.errors import ArtifactError, ConfigError
 from kaem.files import replacing
 from kaem_train.build import Model, build_model
 from kaem_train.devices import on_cpu
+from kaem_train.inputs import damaged_checkpoint, require_checkpoint
 from kaem_train.model.kaem import Kaem
 from kaem_train.sections import PriorConfig
 from kaem_train.settings import Config
 
 FORMAT_VERSION = 3
-FILE_NAME = "ckpt.pt"
 _VERSION_KEY = "format_version"
 _FIELDS = (
     "config",
@@ -119,18 +118,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ArtifactError: The file is missing, damaged, not a kaem checkpoint, or of a newer format.
     """
-    if not path.is_file():
-        raise ArtifactError(f"no checkpoint at {path}", hint="train one with: kaem train digits")
+    require_checkpoint(path)  # a zip archive: anything else would enter torch's reader of old pickles
     try:
-        # torch.save writes zip archives; anything else would enter torch's reader of old pickles.
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError, OSError, KeyError):
-        raise ArtifactError(
-            f"{path} is not a kaem checkpoint, or it is damaged",
-            hint="give the ckpt.pt that kaem train wrote",
-        ) from None
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError):
+        raise damaged_checkpoint(path) from None
     if not isinstance(content, dict) or not isinstance(content.get(_VERSION_KEY), int):
         raise ArtifactError(
             f"{path} is a torch file but not a kaem checkpoint", hint="give the ckpt.pt that kaem train wrote"

@@ -17,6 +17,7 @@ from onnx import TensorProto, compose, helper, inliner, numpy_helper, version_co
 from onnx.external_data_helper import uses_external_data
 
 from kaem.errors import ArtifactError
+from kaem_train.inputs import require_decoder
 
 OPSET = 21
 """Newest opset for which ONNX Runtime's CUDA provider has a kernel for every node used here."""
@@ -176,8 +177,7 @@ def normal_form(
 
 
 def _parse(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise ArtifactError(f"no decoder at {path}", hint="give an ONNX file")
+    require_decoder(path)
     size = path.stat().st_size
     if size > _MOST_BYTES:
         raise ArtifactError(

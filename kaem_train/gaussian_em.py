@@ -10,8 +10,6 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
@@ -54,6 +52,9 @@ def fit_full_mixture(
         draws: Latents of the same image among them: they are not as many images as they are points.
         iterations: Of expectation maximisation, at most.
     """
+    from sklearn.exceptions import ConvergenceWarning  # a second to load, which no other use of this module needs
+    from sklearn.mixture import GaussianMixture
+
     points = latents.double().cpu()
     spread = float(points.var(0).mean())
     model = GaussianMixture(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kaem.errors import ConfigError, DataError
+from kaem_train.inputs import require_latents
 
 MOST_FITTED = 50_000
 """Rows that a fit looks at; more would take longer and tell little more about a few thousand parameters."""
@@ -86,8 +87,7 @@ def read_latents(path: Path, *, holdout: float, seed: int) -> Latents:
 
 def _open(path: Path) -> NDArray[np.floating]:
     """Map the file into memory as (S, Q)."""
-    if not path.is_file():
-        raise DataError(f"no latents at {path}", hint="save them with numpy.save('z.npy', latents)")
+    require_latents(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError) as error:

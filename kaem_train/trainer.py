@@ -19,12 +19,13 @@ from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
 from kaem_train.acceleration import accelerate, networks, plain
 from kaem_train.averaging import WeightAverage
 from kaem_train.build import Model, build_model, build_objective
-from kaem_train.checkpoint import FILE_NAME, Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
+from kaem_train.checkpoint import Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
 from kaem_train.data import Dataset, training_batch
 from kaem_train.devices import choose_device
 from kaem_train.evaluation.likelihood import held_out_bound
 from kaem_train.events import Event, Listener, Progress, Refitted, Samples, Saved
 from kaem_train.grid_refits import GridRefits
+from kaem_train.inputs import CHECKPOINT_NAME
 from kaem_train.interrupt import stop_request
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import weight_penalty
@@ -86,7 +87,7 @@ def train(
         KaemError: The loss or its gradient is not finite; the last checkpoint is kept.
     """
     check_trainable(config, dataset)
-    path = folder / FILE_NAME
+    path = folder / CHECKPOINT_NAME
     trainer = Trainer(config, dataset, listeners=tuple(listeners))
     if resume:
         trainer.restore(read_checkpoint(path))

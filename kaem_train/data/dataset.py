@@ -14,6 +14,7 @@ from kaem_train.data.cache import DecodedImages, Progress, decoded_images
 from kaem_train.data.files import RawImages
 from kaem_train.data.pixels import Images, pixel_digest
 from kaem_train.data.source import open_source
+from kaem_train.inputs import require_data
 from kaem_train.sections import DataConfig
 
 
@@ -46,19 +47,10 @@ def load_dataset(config: DataConfig, *, progress: Progress = lambda _done, _tota
     Raises:
         DataError: Files are not given, missing, corrupt, empty, or of another type or shape than configured.
     """
-    if config.source == "latents":
-        raise DataError(
-            "data.source = 'latents' stands for a prior that was fitted to latents; it has no images",
-            hint="give images with --data PATH",
-        )
+    require_data(config)
     if config.source == "digits":
         origin, found = _checked(_embedded_digits(), config)
     else:
-        if not config.path:
-            raise DataError(
-                "this configuration trains on files and none are given",
-                hint="pass --data PATH: a file, folder or archive of images; kaem train --help lists the kinds",
-            )
         source = open_source(config.path)
         if isinstance(source, RawImages):
             origin, found = _checked(source, config)

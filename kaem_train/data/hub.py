@@ -11,8 +11,8 @@ from typing import Any
 
 from kaem.errors import DataError
 from kaem_train.data.encoded import require_images
+from kaem_train.inputs import HUB_PREFIX
 
-PREFIX = "hf:"
 _SAVED = ("dataset_dict.json", "state.json")
 _PARQUET = ".parquet"
 
@@ -102,8 +102,8 @@ def open_hub(reference: str) -> HubImages:
 
 
 def _load(datasets: Any, reference: str) -> Any:
-    if reference.startswith(PREFIX):
-        owner, _, rest = reference[len(PREFIX) :].partition("/")
+    if reference.startswith(HUB_PREFIX):
+        owner, _, rest = reference[len(HUB_PREFIX) :].partition("/")
         name, _, configuration = rest.partition("/")
         return datasets.load_dataset(f"{owner}/{name}" if name else owner, configuration or None)
     path = Path(reference)

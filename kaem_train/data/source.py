@@ -14,29 +14,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kaem.errors import DataError
 from kaem_train.data.archives import is_archive, open_archive
 from kaem_train.data.encoded import EncodedImages
 from kaem_train.data.files import RawImages, is_idx_folder, read_idx, read_idx_folder, read_npz
 from kaem_train.data.folder import open_folder
-from kaem_train.data.hub import PREFIX, is_hub_file, is_hub_folder, open_hub
+from kaem_train.data.hub import is_hub_file, is_hub_folder, open_hub
 from kaem_train.data.mat import is_mat_folder, read_mat, read_mat_folder
+from kaem_train.inputs import HUB_PREFIX
 
 
 def open_source(path: str) -> RawImages | EncodedImages:
-    """Read arrays, or open image files, whatever `path` is.
+    """Read arrays, or open image files, whatever `path` is; that there is something, `require_data` has found.
 
     Raises:
-        DataError: There is nothing at `path`, or it is damaged, of an unknown kind, or without images.
+        DataError: It is damaged, of an unknown kind, or without images.
     """
-    if path.startswith(PREFIX):
+    if path.startswith(HUB_PREFIX):
         return open_hub(path)
     place = Path(path)
-    if not place.exists():
-        raise DataError(
-            f"no file or folder at {place}",
-            hint=f"check the path given with --data; a data set of the Hugging Face hub is {PREFIX}OWNER/NAME",
-        )
     return _open_folder(place) if place.is_dir() else _open_file(place)
 
 

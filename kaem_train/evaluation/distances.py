@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from kaem.errors import RequestError
 from kaem_train.evaluation.features import Features
@@ -41,6 +39,8 @@ class FrechetDistance:
     """
 
     def __init__(self, real: Features) -> None:
+        from torchmetrics.image.fid import FrechetInceptionDistance  # seconds to load: mistakes are answered sooner
+
         _require_two(real)
         self._metric = FrechetInceptionDistance(_Identity(real.shape[1]), reset_real_features=False)
         self._metric.update(_float64(real), real=True)
@@ -77,6 +77,8 @@ def kernel_distance(real: Features, generated: Features, *, num_subsets: int, se
         num_subsets: Random subsets to average over.
         seed: Of their choice.
     """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     for features in (real, generated):
         _require_two(features)
     size = min(SUBSET, len(real), len(generated))

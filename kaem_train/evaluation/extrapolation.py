@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import linregress
 
 from kaem.errors import RequestError
 
@@ -45,6 +44,8 @@ def extrapolated(sizes: Sequence[int], distances: Sequence[float]) -> Extrapolat
     Raises:
         RequestError: Fewer than three different sizes, with which a line says nothing about its own error.
     """
+    from scipy.stats import linregress  # slow to load, and options are checked with this module
+
     require_sizes(sizes)
     fit = linregress(1.0 / np.asarray(sizes, np.float64), np.asarray(distances, np.float64))
     return Extrapolation(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -27,6 +26,8 @@ def start_experts(prior: ExpertsPrior, mean: Tensor, std: Tensor, rng: torch.Gen
         std: The same shape.
         rng: Decides where k-means starts.
     """
+    from sklearn.cluster import KMeans  # a second to load, which a model that is only read does not need
+
     num_experts = prior.num_components
     points = mean.double()
     seed = int(torch.randint(2**31, (), generator=rng))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from command import run_here
 from live_server import free_port, server_process
 from models import write_random_checkpoint
 from PIL import Image
@@ -25,9 +26,8 @@ def _run(*words, cwd=None):
     return done
 
 
-def _mistake(*words, cwd=None):
-    """Run what must be refused; return the one line that says why."""
-    done = _run(*words, cwd=cwd)
+def _mistake(done):
+    """Check that a command was refused; return the one line that says why."""
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -53,7 +53,8 @@ def server(folder):
 
 
 def test_export_shows_the_certificate_in_words_and_the_path_in_data(folder, tmp_path):
-    done = _run("export", folder / "ckpt.pt", "-o", tmp_path / "m.onnx", "--image-type", "uint8", "--explain")
+    done = run_here("export", folder / "ckpt.pt", "-o", tmp_path / "m.onnx", "--image-type", "uint8", "--explain")
+    assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'm.onnx'}\n"
     assert "u_error" in done.stderr
     assert "uint8" in done.stderr
@@ -69,7 +70,7 @@ def test_verify_prints_a_table_and_exits_0(folder):
 
 def test_verify_exits_1_for_another_models_checkpoint(folder, tmp_path):
     other = write_random_checkpoint(tmp_path / "other.pt", seed=5)
-    done = _run("verify", folder / "model.onnx", "--checkpoint", other)
+    done = run_here("verify", folder / "model.onnx", "--checkpoint", other)
     assert done.returncode == 1
     assert "was not exported from" in done.stderr
 
@@ -80,7 +81,7 @@ def test_verify_exits_1_and_names_a_changed_graph(folder, tmp_path):
     raw = next(tensor.raw_data for tensor in graph.initializer if tensor.name == "leaves")
     content[content.index(raw)] ^= 1
     (tmp_path / "bent.onnx").write_bytes(content)
-    done = _run("verify", tmp_path / "bent.onnx", "--checkpoint", folder / "ckpt.pt")
+    done = run_here("verify", tmp_path / "bent.onnx", "--checkpoint", folder / "ckpt.pt")
     assert done.returncode == 1
     assert "changed after its export" in done.stderr
 
@@ -166,23 +167,65 @@ def test_a_mistake_gives_one_line_exit_2_and_leaves_nothing(folder, tmp_path, wo
     (tmp_path / "ckpt.pt").write_bytes((folder / "ckpt.pt").read_bytes())
     _write_foreign(tmp_path / "foreign.onnx")
     before = sorted(path.name for path in tmp_path.iterdir())
-    line = _mistake(*[folder / "model.onnx" if word == "MODEL" else word for word in words], cwd=tmp_path)
-    assert said in line
+    words = [folder / "model.onnx" if word == "MODEL" else word for word in words]
+    assert said in _mistake(run_here(*words, cwd=tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+REFUSED_WITHOUT_TORCH = (
+    ["train", "absent.npz"],
+    ["train", "mnist", "--data", "absent.npz"],
+    ["train", "digits", "--resume"],
+    ["export", "absent.pt"],
+    ["export", "rubbish.pt"],
+    ["export", "CKPT", "-o", "absent/model.onnx"],
+    ["verify", "MODEL", "--checkpoint", "absent.pt"],
+    ["verify", "rubbish.onnx", "--checkpoint", "CKPT"],
+    ["fit-prior", "--latents", "absent.npy", "--decoder", "absent.onnx"],
+    ["eval", "absent.pt"],
+    ["eval", "absent.onnx"],
+    ["eval", "CKPT", "--sizes", "1,2"],
+)
+
+
+def test_what_is_not_there_is_answered_before_torch_is_loaded(folder, tmp_path):
+    for name in ("rubbish.pt", "rubbish.onnx"):
+        (tmp_path / name).write_bytes(b"rubbish")
+    files = {"CKPT": str(folder / "ckpt.pt"), "MODEL": str(folder / "model.onnx")}
+    commands = [[files.get(word, word) for word in words] for words in REFUSED_WITHOUT_TORCH]
+    code = f"""
+import sys
+from command import run_here
+for words in {commands!r}:
+    done = run_here(*words)
+    assert done.returncode == 2, (words, done)
+    assert done.stderr.startswith("error: "), (words, done)
+    assert "torch" not in sys.modules, words
+"""
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
     ("module", "words", "extra"),
     [
         ("torch", ["train", "digits"], "train"),
-        ("onnx", ["export", "ckpt.pt"], "export"),
-        ("scipy", ["verify"], "export"),
+        ("onnx", ["export", "CKPT"], "export"),
+        ("scipy", ["verify", "MODEL", "--checkpoint", "CKPT"], "export"),
     ],
 )
 def test_a_missing_extra_is_named(folder, tmp_path, module, words, extra):
     (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('gone', name={module!r})")
-    if words == ["verify"]:
-        words = ["verify", folder / "model.onnx", "--checkpoint", folder / "ckpt.pt"]
+    files = {"CKPT": folder / "ckpt.pt", "MODEL": folder / "model.onnx"}
+    words = [files.get(word, word) for word in words]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([KAEM, *words], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -194,7 +237,7 @@ def test_a_missing_extra_is_named(folder, tmp_path, module, words, extra):
 
 def test_a_port_in_use_is_named(folder, server):
     port = server.rpartition(":")[2]
-    assert port in _mistake("serve", folder / "model.onnx", "--port", port)
+    assert port in _mistake(_run("serve", folder / "model.onnx", "--port", port))
 
 
 def test_a_server_that_is_not_there_is_a_failure_with_a_hint():
@@ -209,7 +252,7 @@ def test_brackets_in_a_path_are_no_markup(folder, tmp_path):
     odd.mkdir(parents=True)
     for name in ("ckpt.pt", "model.onnx"):
         (odd / name).write_bytes((folder / name).read_bytes())
-    assert _run("verify", odd / "model.onnx", "--checkpoint", odd / "ckpt.pt").returncode == 0
+    assert run_here("verify", odd / "model.onnx", "--checkpoint", odd / "ckpt.pt").returncode == 0
 
 
 def test_a_full_disk_is_one_line(folder):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from baselines import write_baseline_checkpoint
+from command import run_here
 from live_server import server_process
 
 KAEM = str(Path(sys.executable).with_name("kaem"))
@@ -24,7 +25,7 @@ def _run(*words):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     write_baseline_checkpoint(folder / "ckpt.pt", "latent_ebm")
-    done = _run("export", folder / "ckpt.pt", "--steps", 7)
+    done = run_here("export", folder / "ckpt.pt", "--steps", 7)
     assert done.returncode == 0, done.stderr
     assert "24 uniforms" in done.stderr
     return folder
@@ -38,13 +39,14 @@ def test_a_latent_ebm_is_shown_measured_and_gives_byte_equal_samples_from_a_file
         for name, source in (("local", model), ("remote", server.target)):
             done = _run("sample", source, "-n", 30, "--seed", 7, "--start", 5, "-o", tmp_path / f"{name}.npy")
             assert done.returncode == 0, done.stderr
-        bench = _run("bench", model, server.target, "--batch", "1,5", "--seconds", "0.05")
+        quick = ("--seconds", "0.05", "--launches", "1", "--threads", "1")
+        bench = _run("bench", model, server.target, "--batch", "1,5", *quick)
     assert bench.returncode == 0, bench.stderr
     assert (tmp_path / "local.npy").read_bytes() == (tmp_path / "remote.npy").read_bytes()
 
 
 def test_an_option_of_another_family_gives_one_line_and_no_file(folder, tmp_path):
-    done = _run("export", folder / "ckpt.pt", "-o", tmp_path / "model.onnx", "--sampler", "ddim")
+    done = run_here("export", folder / "ckpt.pt", "-o", tmp_path / "model.onnx", "--sampler", "ddim")
     assert done.returncode == 2
     assert done.stderr == "error: --sampler ddim: a latent EBM has Langevin chains only\nhint: leave --sampler out\n"
     assert list(tmp_path.iterdir()) == []
