@@ -61,11 +61,12 @@ def main() -> None:
 
 @dataclass
 class Served:
-    """A server process, its address, and the costs it has measured."""
+    """A server process, its addresses, and the costs it has measured."""
 
     process: psutil.Process
     address: str
     table: dict[int, float]
+    http_address: str = ""
 
     def processor_s(self) -> float:
         times = self.process.cpu_times()
@@ -73,15 +74,18 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(path: Path) -> Iterator[Served]:
-    command = [sys.executable, "-m", "cli.main", "serve", str(path), "--port", "0"]
+def served(path: Path, *options: str) -> Iterator[Served]:
+    command = [sys.executable, "-m", "cli.main", "serve", str(path), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             address = process.stdout.readline().strip().removeprefix("grpc://")
-            line = next(line for line in process.stderr if "milliseconds of a batch" in line)
+            http_address = line = ""
+            while "milliseconds of a batch" not in line:
+                line = next(process.stderr)
+                http_address = line.rpartition(" at ")[2].strip() if "/healthz" in line else http_address
             table = {int(rows): float(ms) for rows, ms in re.findall(r"(\d+): ([\d.]+)", line.partition("rows: ")[2])}
             threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield Served(psutil.Process(process.pid), address, table)
+            yield Served(psutil.Process(process.pid), address, table, http_address)
         finally:
             process.terminate()
 
