@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -197,3 +198,17 @@ def test_a_corrupt_model_is_refused_at_start_in_words(artifact_path, tmp_path, s
         assert "Traceback" not in log, name
         assert [line for line in log.splitlines() if line.startswith("error: ")], (name, log)
     saw(f"{len(contents)} damaged files ({', '.join(contents)}): each start refused with an exit status and one error")
+
+
+def test_a_log_that_cannot_be_written_stops_no_call(artifact_path, saw):
+    command = [*LAUNCH, str(artifact_path), "--port", "0", "--log-calls"]
+    with Path("/dev/full").open("w") as full, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=full) as process:
+        try:
+            target = process.stdout.readline().decode().strip()
+            with kaem.connect(target) as sampler, kaem.load(artifact_path) as local:
+                assert sampler.sample(500, 3).tobytes() == local.sample(500, 3).tobytes()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+    saw("every write to the log failed (no space): started, answered 500 samples, drained with status 0")
