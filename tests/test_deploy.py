@@ -14,6 +14,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
+import kaem
 from cli.main import app
 from serve.settings import ServeSettings
 
@@ -145,6 +146,7 @@ def test_pods_are_told_the_ports_they_listen_on_and_get_their_grace(manifests):
 def test_pods_are_nobody_can_write_nowhere_and_mount_what_their_arguments_name(manifests):
     pod = manifests["Deployment"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
+    assert container["image"].rpartition(":")[2] == kaem.__version__
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
