@@ -209,6 +209,7 @@ def peer_server(peer: str, python: Path, model: Path, folder: Path) -> Iterator[
     ask = _ask_pytriton if peer == "pytriton" else _ask_mosec
     environment = {
         **{key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "OMP_NUM_THREADS")},
+        "ORT_DISABLE_TELEMETRY": "1",
         "PEER_MODEL": str(model),
         "PEER_MAX_BATCH": str(_MAX_BATCH),
         "PATH": f"{python.parent}:{os.environ['PATH']}",
