@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DATA   ?= ../shared/data
 
-.PHONY: help setup demo test test-fast test-gpu lint fix docs protocol bench bench-export bench-serve results-small clean
+.PHONY: help setup demo test test-fast test-gpu lint fix docs protocol bench bench-export bench-serve bench-peers soak check-image results-small clean
 
 help:                ## List the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  *## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20 | sort -u
@@ -62,6 +62,18 @@ bench: setup         ## Measure the model that the demo made on every engine, wi
 
 bench-serve: setup   ## Measure what serving costs, against the same model called in-process: 2 minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/serving.py
+
+bench-peers: setup   ## Measure the server beside PyTriton and Mosec with the same model: 5 minutes; makes their environments first
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/peer_servers.py
+
+SOAK_MINUTES ?= 20
+soak: setup          ## Load a server for SOAK_MINUTES=20 and report the slope of its memory, after the heavy tests of tests/faults
+	$(BIN)/python -m pytest -m soak tests/faults
+	PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES) --out runs/soak
+
+check-image: setup   ## Run the commands of deploy/Dockerfile without Docker and start what they built: MODEL=model.onnx
+	@test -f "$(MODEL)" || { echo "name an artifact: make check-image MODEL=model.onnx" >&2; exit 1; }
+	$(BIN)/python scripts/check_image.py $(MODEL)
 
 bench-export: setup  ## Measure quantile tables, and exported generators against torch: 15 minutes; CHECKPOINTS=folder adds trained ones
 	$(BIN)/python benchmarks/tables.py $(CHECKPOINTS)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import grpc.experimental
 import numpy as np
 import psutil
 
@@ -61,11 +62,12 @@ def main() -> None:
 
 @dataclass
 class Served:
-    """A server process, its address, and the costs it has measured."""
+    """A server process, its addresses, and the costs it has measured."""
 
     process: psutil.Process
     address: str
     table: dict[int, float]
+    http_address: str = ""
 
     def processor_s(self) -> float:
         times = self.process.cpu_times()
@@ -73,15 +75,18 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(path: Path) -> Iterator[Served]:
-    command = [sys.executable, "-m", "cli.main", "serve", str(path), "--port", "0"]
+def served(path: Path, *options: str) -> Iterator[Served]:
+    command = [sys.executable, "-m", "cli.main", "serve", str(path), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             address = process.stdout.readline().strip().removeprefix("grpc://")
-            line = next(line for line in process.stderr if "milliseconds of a batch" in line)
+            http_address = line = ""
+            while "milliseconds of a batch" not in line:
+                line = next(process.stderr)
+                http_address = line.rpartition(" at ")[2].strip() if "/healthz" in line else http_address
             table = {int(rows): float(ms) for rows, ms in re.findall(r"(\d+): ([\d.]+)", line.partition("rows: ")[2])}
             threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield Served(psutil.Process(process.pid), address, table)
+            yield Served(psutil.Process(process.pid), address, table, http_address)
         finally:
             process.terminate()
 
@@ -177,20 +182,69 @@ def throughput(local: kaem.Sampler, server: Served, options: argparse.Namespace)
 
 
 def first_chunk(local: kaem.Sampler, server: Served, rounds: int) -> None:
-    """One sample and one chunk of an idle server, against the same computed here, in turns."""
-    print("| rows | local ms p1, p50 | first chunk ms p1, p50 | difference ms p1, p50 |")
-    print("|---|---|---|---|")
-    with stub_of(server) as stub:
+    """One sample and one chunk of an idle server, the same computed here, and the bare transport, in turns.
+
+    The client reads in the thread that asks (`SingleThreadedUnaryStream`); with its default, gRPC's Python client adds
+    two hops between threads to every first message. The second table shows what that costs.
+    """
+    row_bytes = local.manifest.image_bytes
+    print(
+        "| rows | local ms p1, p50 | bare gRPC ms p1, p50 | first chunk ms p1, p50 | less local p50 | less both p50 |"
+    )
+    print("|---|---|---|---|---|---|")
+    with bare(row_bytes) as address, direct_stub(address) as transport, direct_stub(server.address) as stub:
         for rows in (1, 16):
-            here, there = [], []
+            here, wire, there = [], [], []
             for number in range(20 * rounds):
-                here.append(_timed_ms(lambda rows=rows, at=number: local.sample(rows, 0, at)))
                 request = kaem_pb2.SampleRequest(count=rows, start_index=number)
-                there.append(_timed_ms(lambda request=request: next(stub.StreamSamples(request))))
-            own, served_ms = np.percentile(here, (1, 50)), np.percentile(there, (1, 50))
-            cells = (" ".join(f"{ms:.2f}" for ms in column) for column in (own, served_ms, served_ms - own))
-            print(f"| {rows} | {' | '.join(cells)} |")
+                here.append(_timed_ms(lambda rows=rows, at=number: local.sample(rows, 0, at)))
+                wire.append(_first_ms(transport, request))
+                there.append(_first_ms(stub, request))
+            cells = (f"{np.percentile(seen, 1):.2f} {np.percentile(seen, 50):.2f}" for seen in (here, wire, there))
+            beyond = np.percentile(there, 50) - np.percentile(here, 50)
+            print(f"| {rows} | {' | '.join(cells)} | {beyond:.2f} | {beyond - np.percentile(wire, 50):.2f} |")
+    print("\n| client | first chunk of one row, ms p1, p50 | of the first, median of pairs |")
+    print("|---|---|---|")
+    with direct_stub(server.address) as direct, stub_of(server) as default:
+        seen = {"reads in the asking thread": [], "gRPC's default": []}
+        for number in range(20 * rounds):
+            for ask, taken in zip((direct, default), seen.values(), strict=True):
+                taken.append(_first_ms(ask, kaem_pb2.SampleRequest(count=1, start_index=number)))
+        first = next(iter(seen.values()))
+        for name, taken in seen.items():
+            ratio = statistics.median(a / b for a, b in zip(taken, first, strict=True))
+            print(f"| {name} | {np.percentile(taken, 1):.2f} {np.percentile(taken, 50):.2f} | {ratio:.2f} |")
     print()
+
+
+def _first_ms(stub: kaem_pb2_grpc.SamplerStub, request: kaem_pb2.SampleRequest) -> float:
+    began = time.perf_counter()
+    call = stub.StreamSamples(request)
+    next(call)
+    taken = 1e3 * (time.perf_counter() - began)
+    for _ in call:  # to its end, so that nothing is cancelled while the next one is timed
+        pass
+    return taken
+
+
+@contextlib.contextmanager
+def direct_stub(address: str) -> Iterator[kaem_pb2_grpc.SamplerStub]:
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
+    ]
+    with grpc.insecure_channel(address, options=options) as channel:
+        yield kaem_pb2_grpc.SamplerStub(channel)
+
+
+@contextlib.contextmanager
+def bare(row_bytes: int) -> Iterator[str]:
+    script = Path(__file__).parent / "peers" / "bare_server.py"
+    with subprocess.Popen([sys.executable, str(script), str(row_bytes)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
 
 
 def beside_bulk(server: Served, requests: int) -> None:

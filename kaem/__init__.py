@@ -8,6 +8,7 @@ Sample `i` of seed `s` is one fixed image: requests may be split, repeated and s
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["KaemError", "__version__", "connect", "connect_async", "load"]
 __version__ = "0.1.0"
+
+# From 1.29 on ONNX Runtime tells its maker about models and machines, and keeps a file for that, unless this is set
+# before it is imported. Who wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def load(path: str | Path, *, provider: str = "cpu", workers: int | None = None) -> LocalSampler:

@@ -133,16 +133,21 @@ class Reception:
     def admitted(
         self, method: str, handler: Callable[[Request, Context], Awaitable[Answer]]
     ) -> Callable[[Request | Malformed, Context], Awaitable[Answer | None]]:
-        """Return `identified(handler)` for well-formed requests that are let in by the gate."""
+        """Return `answered(handler)` for well-formed requests that are let in by the gate, then by the guard.
+
+        In this order: a server that drains answers everybody the same, and one whose token is out of samples goes
+        elsewhere instead of waiting here.
+        """
 
         async def call(request: Request | Malformed, context: Context) -> Answer:
             self._gate.enter()
             try:
-                return await handler(well_formed(request), context)
+                with self._guard.visit(_current()):
+                    return await handler(well_formed(request), context)
             finally:
                 self._gate.leave()
 
-        return self.identified(method, call)
+        return self.answered(method, call)
 
     def identified(
         self, method: str, handler: Callable[[Question, Context], Awaitable[Answer]]

@@ -14,6 +14,29 @@ sys.path.insert(0, str(Path(__file__).parent))
 from artifacts import write_small_artifact
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes minutes unless -m names it, whatever else -m says."""
+    if "soak" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests say they saw (`tests/faults`)."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    seen = [
+        f"{report.nodeid.rpartition('::')[2]}: {text}"
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for key, text in report.user_properties
+        if key == "saw"
+    ]
+    if seen:
+        terminalreporter.section("what was seen")
+        terminalreporter.write("\n".join(sorted(seen)) + "\n")
+
+
 @pytest.fixture(scope="session")
 def artifact_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small grey model: D = 5, images (1, 8, 8)."""

@@ -183,19 +183,3 @@ def test_a_second_signal_stops_at_once(artifact_path):
         server.terminate()
         assert server.process.wait(timeout=10) == 0
         stream.cancel()
-
-
-def test_the_client_survives_kill_9_and_a_restart_with_equal_bytes(artifact_path):
-    num, seed = 100_000, 11
-    with kaem.load(artifact_path) as local:
-        expected = [chunk.images.tobytes() for chunk in local.stream(num, seed)]
-    with server_process(artifact_path, "--port", "0") as first, kaem.connect(first.target) as sampler:
-        stream = sampler.stream(num, seed)
-        parts = [next(stream)]
-        first.kill()
-        port = first.target.rpartition(":")[2]
-        with server_process(artifact_path, "--port", port) as second:
-            assert second.target == first.target
-            parts.extend(stream)
-    assert [part.start for part in parts] == [sum(len(p.images) for p in parts[:i]) for i in range(len(parts))]
-    assert b"".join(part.images.tobytes() for part in parts) == b"".join(expected)

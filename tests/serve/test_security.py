@@ -242,6 +242,23 @@ async def _until(is_true):
             await asyncio.sleep(0.005)
 
 
+def test_a_server_that_drains_sends_everybody_elsewhere_whatever_their_token_has_left(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(f"alice {ALICE}\n")
+    ask = kaem_pb2.SampleRequest
+    with LiveServer(Backend(), token_file=str(path), token_concurrency=1) as live, stub_of(live.address) as stub:
+        held = stub.StreamSamples(ask(count=1 << 60), timeout=60, metadata=(*bearer(ALICE), *PARTIAL))
+        next(held)
+        draining = live.start(live.server.drain())
+        live.run(_until(lambda: live.server.gate.closed_because))
+        for metadata in (bearer(ALICE), bearer(ALICE + "b"), ()):
+            error, trailing = refusal(lambda m=metadata: stub.Sample(ask(count=1), timeout=20, metadata=m))
+            assert error.code() is Code.UNAVAILABLE
+            assert retry_s(trailing) == 0.5
+        held.cancel()
+        draining.result(timeout=30)
+
+
 def test_tokens_are_renewed_and_revoked_without_a_restart(tmp_path, caplog):
     path = tmp_path / "tokens"
     path.write_text(f"alice {ALICE}\n")

@@ -4,7 +4,6 @@ import asyncio
 import io
 import subprocess
 import sys
-import threading
 
 import grpc
 import numpy as np
@@ -337,25 +336,6 @@ def test_a_reader_that_stops_holds_bounded_memory_and_slows_nobody():
         held_bytes = (backend.rows - warm - others) * 4 * 64 * 64
         assert held_bytes < 64 << 20  # window, and what gRPC and the sockets hold; without a bound: gigabytes
         stalled.cancel()
-
-
-def test_many_streams_at_once_equal_the_serial_run(artifact_path):
-    with kaem.load(artifact_path) as local, LiveServer(local) as live, stub_of(live.address) as stub:
-        requests = [SampleRequest(seed=i, start_index=i * i, count=1 + i % 7, max_chunk_rows=2) for i in range(240)]
-        calls = [stub.StreamSamples(request, timeout=60) for request in requests]
-        results = [b""] * len(calls)
-
-        def read(part):
-            for i in part:
-                results[i] = b"".join(chunk.data for chunk in calls[i])
-
-        threads = [threading.Thread(target=read, args=(range(k, len(calls), 8),)) for k in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for request, result in zip(requests, results, strict=True):
-            assert result == local.sample(request.count, request.seed, request.start_index).tobytes()
 
 
 def test_requests_of_different_callers_share_batches():

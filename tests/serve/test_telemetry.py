@@ -24,7 +24,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from prometheus_client.parser import text_string_to_metric_families
+from scraping import Scrape, get
 
 from kaem.errors import ConfigError
 from kaem.protocol import kaem_pb2
@@ -45,32 +45,6 @@ nv_inference_pending_request_count nv_inference_request_duration_us nv_inference
 nv_inference_compute_infer_duration_us
 """  # what dashboards and alerts are written against
 SAMPLER = "/kaem.v1.Sampler"
-
-
-def get(url, context=None):
-    """Status and text of a URL."""
-    try:
-        with urllib.request.urlopen(url, timeout=10, context=context) as answer:  # noqa: S310
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-class Scrape:
-    """The figures of one look at /metrics."""
-
-    def __init__(self, live):
-        status, text = get(f"{live.server.http_address}/metrics")
-        assert status == 200
-        self.samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-        self.names = {sample.name for sample in self.samples}
-
-    def __call__(self, name, **labels):
-        """The sum over all series with these labels."""
-        return sum(
-            sample.value for sample in self.samples if sample.name == name and labels.items() <= sample.labels.items()
-        )
 
 
 @contextmanager
@@ -104,10 +78,10 @@ def after_load():
         received_of_endless = next(endless).count
         ended = live.server.observer.ended  # which is told before the metrics are, in the same breath
         live.run(_until(lambda: len(ended) == 11))
-        during = Scrape(live)
+        during = Scrape(live.server.http_address)
         endless.cancel()
         live.run(_until(lambda: len(ended) == 12 and not live.scheduler.num_jobs))
-        yield live, received, received_of_endless, during, Scrape(live)
+        yield live, received, received_of_endless, during, Scrape(live.server.http_address)
 
 
 def test_samples_counted_are_the_samples_received(after_load):
@@ -127,7 +101,7 @@ def test_a_server_whose_calls_all_completed_has_counted_each_sample_exactly_once
                 chunk.count for chunk in stub.StreamSamples(kaem_pb2.SampleRequest(count=count), timeout=30)
             )
         live.run(_until(lambda: not live.server.gate.num_inside))
-        scrape = Scrape(live)
+        scrape = Scrape(live.server.http_address)
         assert scrape("kaem_samples_total") == received == 5011
         assert scrape("kaem_batch_rows_sum") == scrape("nv_inference_count") == received
         assert scrape("kaem_padding_rows_total") == live.backend.rows - received - _rows_of_warm_up(live)
@@ -136,7 +110,7 @@ def test_a_server_whose_calls_all_completed_has_counted_each_sample_exactly_once
 
 
 def _rows_of_warm_up(live):
-    scraped = Scrape(live)
+    scraped = Scrape(live.server.http_address)
     computed = sum(
         int(sample.labels["bucket"]) * sample.value for sample in scraped.samples if sample.name == "kaem_batches_total"
     )
