@@ -53,7 +53,7 @@ fix: setup           ## Repair style where a tool can
 docs: setup          ## Write the command reference, docs/cli.md, from the commands themselves
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/generate_cli_reference.sh
 
-protocol: setup      ## Regenerate the gRPC stubs from kaem/protocol/kaem.proto
+protocol: setup      ## Regenerate the gRPC code from kaem/protocol/*.proto
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/generate_protocol.sh
 
 bench: setup         ## Measure the model that the demo made on every engine, with a page of plots

@@ -114,6 +114,15 @@ def serve(
             rich_help_panel=_ADDRESSES,
         ),
     ] = None,
+    http_samples: Annotated[
+        bool | None,
+        typer.Option(
+            "--http-samples",
+            help="Answer /v1/sample.png?seed=7 on the HTTP port too.",
+            show_default=False,
+            rich_help_panel=_ADDRESSES,
+        ),
+    ] = None,
     log_format: Annotated[
         str | None, typer.Option(help="text or json.", show_default="text", rich_help_panel=_TELEMETRY)
     ] = None,
@@ -146,6 +155,8 @@ def serve(
 
     `kaem serve model.onnx --config serve.toml --http-port 9090`
 
+    `kaem serve model.onnx --http-port 9090 --http-samples`
+
     `kaem sample grpc://127.0.0.1:50051 --num 64 --seed 7`
     """
     from serve.configuration import load_settings
@@ -173,6 +184,7 @@ def serve(
         "token_concurrency": token_concurrency,
         "http_host": http_host,
         "http_port": http_port,
+        "http_samples": http_samples,
         "log_format": log_format,
         "log_calls": log_calls,
         "traces": traces,

@@ -27,6 +27,7 @@ class Call:
         metadata: What came with it.
         peer: Address it came from.
         caller: Whose token it carries; None where no tokens are asked for, and until it was checked.
+        model: Name of the model whose scheduler it has met; "" before.
         rows_admitted: Samples let in.
         rows_sent: Samples handed to the transport.
         queued_s: From being let in until the first sample went into a batch; None before.
@@ -38,6 +39,7 @@ class Call:
     metadata: Mapping[str, str | bytes] = field(default_factory=dict)
     peer: str = ""
     caller: Caller | None = None
+    model: str = ""
     rows_admitted: int = 0
     rows_sent: int = 0
     queued_s: float | None = None

@@ -59,7 +59,8 @@ class Health:
         """Answer the state of a name; NOT_FOUND for an unknown one."""
         name = well_formed(request).service
         if name not in self._names:
-            raise RefusedError(grpc.StatusCode.NOT_FOUND, RequestError(f"no service or model named {name!r}"))
+            error = RequestError(f"no service or model named {name!r}")
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="service")
         return _Response(status=self._status(name))
 
     async def watch(self, request: health_pb2.HealthCheckRequest | Malformed, context: Context) -> None:

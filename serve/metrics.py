@@ -25,7 +25,7 @@ _TYPES = {
     "ServerReflectionInfo": "bidi_stream",
 }
 _STREAMS = ("StreamSamples", "ModelStreamInfer")  # of samples
-_SAMPLING = (*_STREAMS, "Sample", "Decode", "ModelInfer")
+_SAMPLING = (*_STREAMS, "Sample", "Decode", "ModelInfer", "sample.png")
 _CODES = {"OK": "OK", "CANCELLED": "Canceled"}  # as Go spells them; the others follow their words
 _TRITON_REASONS = {"CANCELLED": "CANCELED", "RESOURCE_EXHAUSTED": "REJECTED", "INTERNAL": "BACKEND"}
 

@@ -17,6 +17,7 @@ from serve.buckets import power_sizes
 from serve.current import check_allowed
 from serve.engine import Engine, Warmth, warm_up
 from serve.lanes import Lanes
+from serve.latents import decoder_of
 from serve.observer import Observer
 from serve.scheduler import Bounds, Scheduler
 from serve.statuses import RefusedError
@@ -35,11 +36,13 @@ class ServedModel:
         info: What clients are told.
         scheduler: Takes jobs for it.
         lanes: Compute them.
+        makes_latents: Whether jobs may ask for latent vectors.
     """
 
     info: Model
     scheduler: Scheduler
     lanes: Lanes
+    makes_latents: bool = False
 
     @property
     def manifest(self) -> Manifest:
@@ -134,7 +137,9 @@ async def open_model(
     )
     table = ", ".join(f"{size}: {1e3 * costs.batch_seconds(size):.3g}" for size in costs.sizes)
     _log.info("model %r on %s, milliseconds of a batch by its rows: %s", name, first.provider, table)
-    return ServedModel(info, scheduler, Lanes(scheduler, [engine.decode for engine in engines]))
+    both = [decoder_of(engine) for engine in engines]
+    lanes = Lanes(scheduler, [engine.decode for engine in engines], both)
+    return ServedModel(info, scheduler, lanes, makes_latents=None not in both)
 
 
 def _sizes(engine: Engine, max_batch: int | None) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from serve.admission import Estimate, Refusal, refuse_for_bytes, refuse_for_dead
 from serve.backlog import Backlog
 from serve.buckets import CostTable
 from serve.job import Convert, Job
+from serve.latents import DecodeBoth, joined
 from serve.observer import Observer
 from serve.rotation import Rotation, Span, Ticket
 from serve.sources import Source, draw
@@ -74,6 +75,7 @@ class Demand:
         may_shrink: Whether chunks may become smaller when much is held; otherwise they have `chunk_rows` rows.
         timeout_s: Seconds until the deadline, None for no deadline.
         due_rows: Rows that must be ready by then for the request to make sense; None for all.
+        with_latents: Whether each image is to come beside its latent vector, see `serve.latents`.
     """
 
     rows: int
@@ -84,6 +86,7 @@ class Demand:
     may_shrink: bool = False
     timeout_s: float | None = None
     due_rows: int | None = None
+    with_latents: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -192,7 +195,15 @@ class Scheduler:
                 is_bulk=demand.is_bulk,
                 deadline=math.inf if demand.timeout_s is None else now + demand.timeout_s,
             )
-            job = Job(self, source, ticket, chunk_rows=chunk_rows, convert=convert, submitted_at=now)
+            job = Job(
+                self,
+                source,
+                ticket,
+                chunk_rows=chunk_rows,
+                convert=convert,
+                submitted_at=now,
+                with_latents=demand.with_latents,
+            )
             refusal = self._refusal(ticket, demand, now)
             if refusal is None:
                 self._admit(job, now)
@@ -224,11 +235,12 @@ class Scheduler:
         """Note that a job's reader has got its first chunk."""
         self._observer.on_first_chunk(self._clock() - job.submitted_at)
 
-    def run_next(self, decode: Decode, *, wait: bool = False) -> bool:
+    def run_next(self, decode: Decode, both: DecodeBoth | None = None, *, wait: bool = False) -> bool:
         """Compute one batch and hand its rows over.
 
         Args:
             decode: Of the engine whose turn it is.
+            both: The same with latent vectors; only needed where jobs ask for them.
             wait: Whether to wait until something may be computed.
 
         Returns:
@@ -238,7 +250,7 @@ class Scheduler:
         if batch is None:
             return False
         try:
-            self._compute(batch, decode)
+            self._compute(batch, decode, both)
         except Exception:  # whatever the engine raises, the jobs beside these must go on
             _log.exception("a batch of %d rows failed", batch.rows)
             self._observer.on_batch_failed(size=batch.size, rows=batch.rows)
@@ -387,19 +399,25 @@ class Scheduler:
         self._went_alone = bool(interactive) and alone < full and is_quick and not self._went_alone
         return alone if self._went_alone else full
 
-    def _compute(self, batch: Batch, decode: Decode) -> None:
+    def _compute(self, batch: Batch, decode: Decode, both: DecodeBoth | None) -> None:
         """Decode one batch and copy each job's rows into its chunks."""
         began = self._clock()
         parts = [(job.source, span.first, span.rows) for job, span in batch.parts]
         uniform = draw(parts, batch.size, self._noise_dim)
         decoding = self._clock()
-        images = decode(uniform)
+        latents = None
+        if both is not None and any(job.with_latents for job, _ in batch.parts):
+            images, latents = both(uniform)
+        else:
+            images = decode(uniform)
         decoded = self._clock()
         if len(images) != batch.size:
             raise BackendError(f"the model made {len(images)} images of {batch.size} rows")
         start = 0
         for job, span in batch.parts:
-            job.fill(span.first, images[start : start + span.rows])
+            place = slice(start, start + span.rows)
+            rows = images[place]
+            job.fill(span.first, joined(rows, latents[place]) if job.with_latents and latents is not None else rows)
             start += span.rows
         with self._changed:
             self.costs.observe(batch.size, self._clock() - began)

@@ -27,6 +27,8 @@ from serve.calls import Gate, Reception
 from serve.current import Tally
 from serve.engine import Engine
 from serve.guard import Guard
+from serve.inference_protocol import service as inference_protocol
+from serve.inference_protocol.statistics import Statistics
 from serve.logs import CallLog
 from serve.models import Models, open_model
 from serve.observer import Observer, Observers
@@ -62,15 +64,16 @@ class Server:
         check_name(self._name)
         self.models = Models()
         self.http_address = ""  # once it has been started, and if it has one
-        self._health = health.Health(("", services.SERVICE, f"kaem.model/{self._name}"))
+        self._health = health.Health(("", services.SERVICE, inference_protocol.SERVICE, f"kaem.model/{self._name}"))
         self._running = AsyncExitStack()  # what has been started, and how to stop it
         self.gate = Gate()
         self._tls = Tls(settings) if settings.is_encrypted else None
-        self._watchers = Observers((Tally(), self.observer))
+        self._statistics = Statistics()
+        self._watchers = Observers((Tally(), self._statistics, self.observer))
         guard = Guard(settings, self._watchers)
         self._watchers.add(guard)
-        self._add_telemetry()
         self._reception = Reception(self.gate, self._watchers, guard)
+        self._add_telemetry()
 
     async def start(self) -> str:
         """Bind, warm up and serve; health says NOT_SERVING until this returns.
@@ -142,8 +145,13 @@ class Server:
 
             metrics = Metrics(self.models, lambda: self.gate.closed_because is None)
             self._watchers.add(metrics)
+            routes = monitoring_routes(metrics.registry, lambda: self.gate.closed_because or "")
+            if settings.http_samples:
+                from serve.picture import Pictures
+
+                routes += Pictures(self.models, settings, self._watchers, self._reception).routes()
             self._http = HttpServer(
-                monitoring_routes(metrics.registry, lambda: self.gate.closed_because or ""),
+                routes,
                 host=settings.http_host,
                 port=settings.http_port,
                 insecure=settings.insecure,
@@ -157,13 +165,23 @@ class Server:
             _log.info("metrics, /healthz and /readyz at %s", self.http_address)
 
     def _add_services(self) -> None:
-        service = SamplerService(self.models, self._settings, self._watchers)
-        names = (services.SERVICE, health.SERVICE, reflection.SERVICE)
+        sampling = SamplerService(self.models, self._settings, self._watchers)
+        inference = inference_protocol.InferenceService(
+            self.models, self._settings, self._watchers, self._statistics, lambda: self.gate.closed_because is None
+        )
+        names = (
+            services.SERVICE,
+            inference_protocol.SERVICE,
+            health.SERVICE,
+            reflection.SERVICE,
+            reflection.ALPHA_SERVICE,
+        )
         self._grpc.add_generic_rpc_handlers(
             (
-                service.handler(self._reception),
+                sampling.handler(self._reception),
+                inference.handler(self._reception),
                 self._health.handler(self._reception),
-                reflection.handler(names, self._reception),
+                *reflection.handlers(names, self._reception),
             )
         )
 
@@ -183,7 +201,7 @@ class Server:
             limits=limits,
             bounds=self._settings.bounds,
             max_batch=self._settings.max_batch,
-            observer=self._watchers,
+            observer=Observers((self._watchers, self._statistics.of(self._name))),
         )
         self._running.push_async_callback(model.close)
         self.models.put(model)

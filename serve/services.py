@@ -11,7 +11,6 @@ import grpc
 
 from kaem.artifact import Manifest
 from kaem.errors import ArtifactError, RemoteError, RequestError
-from kaem.images import to_uint8
 from kaem.protocol import kaem_pb2
 from kaem.protocol.messages import (
     MAX_MESSAGE_BYTES,
@@ -31,14 +30,12 @@ from serve.job import Convert
 from serve.manners import manners_of
 from serve.models import Models, ServedModel
 from serve.observer import Observer
-from serve.scheduler import Demand
+from serve.orders import Orders, converting
 from serve.settings import ServeSettings
 from serve.sources import Given, Seeded, Source
-from serve.statuses import RefusedError
+from serve.statuses import RefusedError, blaming
 
 SERVICE = kaem_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name
-
-_WINDOW_CHUNKS = 4  # computed ahead of a reader: enough to hide a batch's time behind the sending
 
 
 def limits_of(manifest: Manifest, max_chunk_bytes: int) -> Limits:
@@ -73,7 +70,7 @@ class SamplerService:
 
     def __init__(self, models: Models, settings: ServeSettings, observer: Observer) -> None:
         self._models = models
-        self._settings = settings
+        self._orders = Orders(settings)
         self._observer = observer
 
     def handler(self, reception: Reception) -> grpc.GenericRpcHandler[object, object]:
@@ -105,20 +102,16 @@ class SamplerService:
         if request.max_chunk_rows:
             rows = min(rows, request.max_chunk_rows)
         start = request.start_index
-        manners = manners_of(context)
-        row_bytes = _row_bytes(model, encoding)
-        demand = Demand(
-            rows=request.count,
-            row_bytes=row_bytes,
+        submitted = self._orders.stream(
+            model,
+            Seeded(request.seed, start),
+            request.count,
             chunk_rows=rows,
-            window=_WINDOW_CHUNKS * model.info.limits.max_chunk_bytes // row_bytes,
-            is_bulk=manners.is_bulk(request.count, self._settings.interactive_samples),
-            may_shrink=True,
-            timeout_s=manners.timeout_s,
-            due_rows=rows if manners.is_partial_welcome else None,
+            row_bytes=_row_bytes(model, encoding),
+            convert=_convert(encoding),
+            manners=manners_of(context),
         )
-        source = Seeded(request.seed, start)
-        async with model.scheduler.submit(source, demand, convert=_convert(encoding)) as job:
+        async with submitted as job:
             async for images in job:
                 message = await _chunk(model, images, start, encoding)
                 began = time.monotonic()
@@ -131,7 +124,8 @@ class SamplerService:
         """Answer the images of given uniforms."""
         model, encoding = self._check_model(request)
         dim = model.manifest.noise_dim
-        uniform = check_uniforms(uniforms_from_request(request, dim), dim)
+        with blaming("uniform" if request.count else "count"):
+            uniform = check_uniforms(uniforms_from_request(request, dim), dim)
         _check_fits(model, len(uniform), encoding, hint="send fewer rows at a time")
         return await self._one_chunk(model, Given(uniform), len(uniform), encoding, context)
 
@@ -148,37 +142,33 @@ class SamplerService:
             try:
                 check_numerics(model.info.numerics_id, request.expected_numerics_id)
             except RemoteError as error:
-                raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, error) from None
-        return model, resolve_encoding(request.encoding, model.manifest)
+                raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, error, field="expected_numerics_id") from None
+        with blaming("encoding"):
+            return model, resolve_encoding(request.encoding, model.manifest)
 
     def _check_samples(self, request: kaem_pb2.SampleRequest) -> tuple[ServedModel, kaem_pb2.Encoding]:
         checked = self._check_model(request)
         try:
             check_range(request.count, request.seed, request.start_index)
         except RequestError as error:
-            if request.start_index + request.count > NUM_INDICES:
-                raise RefusedError(grpc.StatusCode.OUT_OF_RANGE, error) from None
-            raise
+            is_past = request.start_index + request.count > NUM_INDICES
+            code = grpc.StatusCode.OUT_OF_RANGE if is_past else grpc.StatusCode[error.grpc_status]
+            raise RefusedError(code, error, field="count") from None
         return checked
 
     async def _one_chunk(
         self, model: ServedModel, source: Source, rows: int, encoding: kaem_pb2.Encoding, context: Context
     ) -> kaem_pb2.Chunk:
-        manners = manners_of(context)
-        start, row_bytes = 0, _row_bytes(model, encoding)
-        if isinstance(source, Seeded):
-            start = source.start
-        else:
-            row_bytes += 4 * model.manifest.noise_dim
-        demand = Demand(
-            rows=rows,
-            row_bytes=row_bytes,
-            chunk_rows=rows,
-            window=rows,
-            is_bulk=manners.is_bulk(rows, self._settings.interactive_samples),
-            timeout_s=manners.timeout_s,
+        start = source.start if isinstance(source, Seeded) else 0
+        submitted = self._orders.whole(
+            model,
+            source,
+            rows,
+            row_bytes=_row_bytes(model, encoding),
+            convert=_convert(encoding),
+            manners=manners_of(context),
         )
-        async with model.scheduler.submit(source, demand, convert=_convert(encoding)) as job:
+        async with submitted as job:
             message = await _chunk(model, await anext(job), start, encoding)
         self._observer.on_sent(model=model.info.name, rows=rows, seconds=0.0)
         return message
@@ -196,17 +186,13 @@ def _row_bytes(model: ServedModel, encoding: kaem_pb2.Encoding) -> int:
 
 
 def _convert(encoding: kaem_pb2.Encoding) -> Convert:
-    return _unchanged if encoding == kaem_pb2.ENCODING_FLOAT32 else to_uint8
+    return converting(to_bytes=encoding != kaem_pb2.ENCODING_FLOAT32)
 
 
 async def _chunk(model: ServedModel, images: Images, start: int, encoding: kaem_pb2.Encoding) -> kaem_pb2.Chunk:
     """Write a message, in a thread where that is slow."""
     make = partial(chunk_from_images, images, start=start, encoding=encoding, numerics_id=model.info.numerics_id)
     return await asyncio.to_thread(make) if encoding == kaem_pb2.ENCODING_PNG else make()
-
-
-def _unchanged(images: Images) -> Images:
-    return images
 
 
 def _write(message: kaem_pb2.Chunk | kaem_pb2.Model) -> bytes:

@@ -43,6 +43,7 @@ class ServeSettings:
         token_concurrency: Requests that each token may have running; None for any number.
         http_host: Name or address to listen on for HTTP.
         http_port: TCP port of `/metrics`, `/healthz` and `/readyz`, 0 for a free one; None for no HTTP at all.
+        http_samples: Answer `/v1/sample.png` on that port too, to whoever may call the gRPC port.
         log_format: "text", or "json" for one object a line.
         log_calls: Write a line to the log for every call that ends.
         traces: Send OpenTelemetry traces to where the OTEL_* environment variables say.
@@ -69,6 +70,7 @@ class ServeSettings:
     token_concurrency: int | None = None
     http_host: str = "127.0.0.1"
     http_port: int | None = None
+    http_samples: bool = False
     log_format: str = "text"
     log_calls: bool = False
     traces: bool = False
@@ -111,6 +113,13 @@ class ServeSettings:
             raise ConfigError("http_host is empty", hint="use 127.0.0.1")
         if self.http_port is not None and not 0 <= self.http_port <= 65535:
             raise ConfigError(f"http_port is {self.http_port}, outside 0 .. 65535", hint="0 takes a free port")
+        if self.http_samples and self.http_port is None:
+            raise ConfigError("http_samples is set without http_port; it needs that port")
+        if self.http_samples and self.client_ca_file and not self.token_file:
+            raise ConfigError(
+                "http_samples is set with client_ca_file, but the HTTP port asks for no certificates",
+                hint="give a token_file too",
+            )
         if self.log_format not in LOG_FORMATS:
             raise ConfigError(f"log_format is {self.log_format!r}", hint=f"choose one of: {', '.join(LOG_FORMATS)}")
 

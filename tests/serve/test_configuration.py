@@ -67,6 +67,7 @@ def test_every_setting_can_come_from_each_source(toml):
             "token_concurrency": 4,
             "http_host": "::1",
             "http_port": 6,
+            "http_samples": True,
             "log_format": "json",
             "log_calls": True,
             "traces": True,
