@@ -82,13 +82,17 @@ def check_expected_numerics(parameters: Parameters, numerics_id: str) -> None:
     """Check the numerics id that a request demands, if it does.
 
     Raises:
-        RefusedError: FAILED_PRECONDITION, the model has another.
+        RefusedError: FAILED_PRECONDITION, the model has another; INVALID_ARGUMENT, it is no id.
     """
-    if "expected_numerics_id" in parameters:
+    name = "expected_numerics_id"
+    if name in parameters:
+        field, expected = field_of(name), parameters[name].string_param
+        with blaming(field):
+            if not expected:
+                raise RequestError(f"{name} is not a text", hint="give the id that an answer carried")
         try:
-            check_numerics(numerics_id, parameters["expected_numerics_id"].string_param)
+            check_numerics(numerics_id, expected)
         except RemoteError as error:
-            field = field_of("expected_numerics_id")
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, error, field=field) from None
 
 
