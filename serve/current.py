@@ -75,7 +75,7 @@ class Tally(Observer):
         if call is not None:
             call.queued_s = seconds
 
-    def on_sent(self, *, model: str, rows: int, seconds: float) -> None:
+    def on_sent(self, *, model: str, version: int, rows: int, seconds: float) -> None:
         """Count the samples of a message to its call."""
         call = current.get()
         if call is not None:

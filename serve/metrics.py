@@ -111,9 +111,9 @@ class Metrics(Observer):
         """Time it."""
         self._first_chunk.observe(seconds)
 
-    def on_sent(self, *, model: str, rows: int, seconds: float) -> None:
+    def on_sent(self, *, model: str, version: int, rows: int, seconds: float) -> None:
         """Count the samples and time the sending."""
-        self._samples.labels(model, self._version(model)).inc(rows)
+        self._samples.labels(model, version).inc(rows)
         self._send_wait.observe(seconds)
 
     def on_cancelled(self, stage: str) -> None:
@@ -134,19 +134,13 @@ class Metrics(Observer):
         yield GaugeMetricFamily("kaem_queue_samples", "Samples that could go into a batch now.", samples)
         yield GaugeMetricFamily("kaem_queue_bytes", "Bytes set aside for running requests.", held)
         yield GaugeMetricFamily("nv_inference_pending_request_count", "Requests of samples that are running.", jobs)
-        info = GaugeMetricFamily(
-            "kaem_model_info", "What is served; always 1.", labels=("model", "digest", "provider", "numerics_id")
-        )
+        labels = ("model", "version", "digest", "provider", "numerics_id")
+        info = GaugeMetricFamily("kaem_model_info", "What is served; always 1.", labels=labels)
         for model in self._models:
+            told = model.info
             digest = model.manifest.graph_fingerprint
-            info.add_metric((model.info.name, digest, model.info.provider, model.info.numerics_id), 1.0)
+            info.add_metric((told.name, str(told.version), digest, told.provider, told.numerics_id), 1.0)
         yield info
-
-    def _version(self, name: str) -> str:
-        for model in self._models:
-            if model.info.name == name:
-                return model.manifest.graph_fingerprint.removeprefix("sha256:")[:12]
-        return ""
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(name, meaning, labels, registry=self.registry)

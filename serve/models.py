@@ -52,22 +52,42 @@ class ServedModel:
 
 
 class Models:
-    """The models of a server by name; the one that is looked up is always whole and warm."""
+    """The models of a server by name and version; the one that is looked up is always whole and warm.
+
+    Used in the event loop only. Whoever looks a model up must submit to its scheduler before awaiting anything: once
+    a model is out of this table, it is released as soon as no job is left in its scheduler.
+    """
 
     def __init__(self) -> None:
-        self._models: dict[str, ServedModel] = {}
+        self._models: dict[str, dict[int, ServedModel]] = {}
 
     def put(self, model: ServedModel) -> ServedModel | None:
-        """Offer a model from now on; return the one that had its name, which is for the caller to close."""
-        previous = self._models.get(model.info.name)
-        self._models[model.info.name] = model
+        """Offer a model from now on; return the one that had its name and version, which is for the caller to close."""
+        versions = self._models.setdefault(model.info.name, {})
+        previous = versions.get(model.info.version)
+        versions[model.info.version] = model
         return previous
 
-    def __iter__(self) -> Iterator[ServedModel]:
-        return iter(tuple(self._models.values()))
+    def remove(self, model: ServedModel) -> None:
+        """Offer a model no more; it is for the caller to close."""
+        versions = self._models[model.info.name]
+        del versions[model.info.version]
+        if not versions:
+            del self._models[model.info.name]
 
-    def get(self, name: str) -> ServedModel:
-        """Return a model by name; "" is the only one.
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter([self._models[name][version] for name in sorted(self._models) for version in self.versions(name)])
+
+    def versions(self, name: str) -> tuple[int, ...]:
+        """Return the versions of a model in ascending order; the last is the newest. Empty for an unknown name."""
+        return tuple(sorted(self._models.get(name, ())))
+
+    def get(self, name: str, version: int = 0) -> ServedModel:
+        """Return a model.
+
+        Args:
+            name: Of the model; "" for the only one.
+            version: Of the model; 0 for the newest one.
 
         Raises:
             RefusedError: NOT_FOUND; PERMISSION_DENIED, for the caller whose token does not allow it.
@@ -75,11 +95,16 @@ class Models:
         if not name and len(self._models) == 1:
             name = next(iter(self._models))
         check_allowed(name)
-        model = self._models.get(name)
-        if model is None:
-            offered = ", ".join(repr(known) for known in sorted(self._models))
+        versions = self._models.get(name)
+        if versions is None:
+            offered = ", ".join(repr(known) for known in sorted(self._models)) or "none at present"
             error = RequestError(f"no model named {name!r}", hint=f"this server offers {offered}")
             raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="model")
+        model = versions.get(version or max(versions))
+        if model is None:
+            offered = ", ".join(map(str, self.versions(name)))
+            error = RequestError(f"no version {version} of model {name!r}", hint=f"this server has {offered}")
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="version")
         return model
 
 
@@ -87,6 +112,7 @@ async def open_model(
     engines: Sequence[Engine],
     *,
     name: str,
+    version: int = 1,
     limits: Limits,
     bounds: Bounds,
     max_batch: int | None,
@@ -98,6 +124,7 @@ async def open_model(
     Args:
         engines: One per device, all of the same artifact.
         name: Under which it is offered.
+        version: The same.
         limits: What fits in one message.
         bounds: What may wait and be held.
         max_batch: Rows of the largest batch; None for as many as make batches more efficient.
@@ -131,6 +158,7 @@ async def open_model(
         numerics_id=warmth.numerics_id,
         provider=first.provider,
         limits=limits,
+        version=version,
     )
     table = ", ".join(f"{size}: {1e3 * costs.batch_seconds(size):.3g}" for size in costs.sizes)
     _log.info("model %r on %s, milliseconds of a batch by its rows: %s", name, first.provider, table)

@@ -36,8 +36,8 @@ class Observer:
     def on_first_chunk(self, seconds: float) -> None:
         """The first chunk of a job was handed to its handler, so long after the job was submitted."""
 
-    def on_sent(self, *, model: str, rows: int, seconds: float) -> None:
-        """A message of samples was given to the transport, which took so long to have room for it."""
+    def on_sent(self, *, model: str, version: int, rows: int, seconds: float) -> None:
+        """A message of a model's samples was given to the transport, which took so long to have room for it."""
 
     def on_cancelled(self, stage: str) -> None:
         """A job was left by its reader before its end: "queued" (no row computed), "computing" or "sending"."""
@@ -100,10 +100,10 @@ class Observers(Observer):
         for observer in self._observers:
             observer.on_first_chunk(seconds)
 
-    def on_sent(self, *, model: str, rows: int, seconds: float) -> None:
+    def on_sent(self, *, model: str, version: int, rows: int, seconds: float) -> None:
         """Pass it on."""
         for observer in self._observers:
-            observer.on_sent(model=model, rows=rows, seconds=seconds)
+            observer.on_sent(model=model, version=version, rows=rows, seconds=seconds)
 
     def on_cancelled(self, stage: str) -> None:
         """Pass it on."""

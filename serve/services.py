@@ -124,7 +124,7 @@ class SamplerService:
                 began = time.monotonic()
                 await context.write(message)
                 seconds = time.monotonic() - began
-                self._observer.on_sent(model=model.info.name, rows=len(images), seconds=seconds)
+                self._note_sent(model, len(images), seconds)
                 start += len(images)
 
     async def decode(self, request: kaem_pb2.DecodeRequest, context: Context) -> kaem_pb2.Chunk:
@@ -137,13 +137,13 @@ class SamplerService:
 
     async def get_model(self, request: kaem_pb2.GetModelRequest, context: Context) -> kaem_pb2.Model:
         """Answer what the model is."""
-        return message_from_model(self._models.get(request.model).info)
+        return message_from_model(self._models.get(request.model, request.version).info)
 
     def _check_model(
         self, request: kaem_pb2.SampleRequest | kaem_pb2.DecodeRequest
     ) -> tuple[ServedModel, kaem_pb2.Encoding]:
         """Check what all requests have in common; return the model and the resolved encoding."""
-        model = self._models.get(request.model)
+        model = self._models.get(request.model, request.version)
         if request.expected_numerics_id:
             try:
                 check_numerics(model.info.numerics_id, request.expected_numerics_id)
@@ -180,8 +180,11 @@ class SamplerService:
         )
         async with model.scheduler.submit(source, demand, convert=_convert(encoding)) as job:
             message = await _chunk(model, await anext(job), start, encoding)
-        self._observer.on_sent(model=model.info.name, rows=rows, seconds=0.0)
+        self._note_sent(model, rows, 0.0)
         return message
+
+    def _note_sent(self, model: ServedModel, rows: int, seconds: float) -> None:
+        self._observer.on_sent(model=model.info.name, version=model.info.version, rows=rows, seconds=seconds)
 
 
 def _check_fits(model: ServedModel, rows: int, encoding: kaem_pb2.Encoding, *, hint: str) -> None:

@@ -80,7 +80,7 @@ class Notes(Observer):
     def on_call_ended(self, method, code, seconds):
         self.ended.append((method, code))
 
-    def on_sent(self, *, model, rows, seconds):
+    def on_sent(self, *, model, version, rows, seconds):
         self.sent.append((model, rows))
 
 

@@ -54,6 +54,7 @@ class Samples:
         """Return the request for samples `first .. first + rows - 1`."""
         return kaem_pb2.SampleRequest(
             model=model.name,
+            version=model.version,
             seed=self.seed,
             start_index=first,
             count=rows,
@@ -79,6 +80,7 @@ class Decoding:
         """Return the request for the images of rows `first .. first + rows - 1`."""
         return kaem_pb2.DecodeRequest(
             model=model.name,
+            version=model.version,
             count=rows,
             uniform=bytes_from_uniforms(self.rows[first : first + rows]),
             expected_numerics_id=model.numerics_id,

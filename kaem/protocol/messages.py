@@ -44,13 +44,23 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What a server says it samples from: name, manifest, numerics id, provider (as `kaem.load` has it), limits."""
+    """What a server says it samples from.
+
+    Attributes:
+        name: Under which it is offered.
+        manifest: Of the artifact.
+        numerics_id: Digest of all that fixes the bits of an image.
+        provider: Where images are computed, as `kaem.load` has it.
+        limits: What fits in one message.
+        version: Of the model, at least 1; 0 from a server that has no versions.
+    """
 
     name: str
     manifest: Manifest
     numerics_id: str
     provider: str
     limits: Limits
+    version: int = 0
 
 
 def resolve_encoding(encoding: kaem_pb2.Encoding, manifest: Manifest) -> kaem_pb2.Encoding:
@@ -201,6 +211,7 @@ def message_from_model(model: Model) -> kaem_pb2.Model:
             max_sample_rows=model.limits.max_sample_rows,
             max_decode_rows=model.limits.max_decode_rows,
         ),
+        version=model.version,
     )
 
 
@@ -225,4 +236,5 @@ def model_from_message(message: kaem_pb2.Model, *, source: str) -> Model:
         numerics_id=message.numerics_id,
         provider=message.provider,
         limits=Limits(**limits),
+        version=message.version,
     )
