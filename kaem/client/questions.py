@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from kaem.errors import RequestError
 from kaem.protocol import kaem_pb2
 from kaem.protocol.messages import Model, bytes_from_uniforms, images_from_chunk
+from kaem.requests import NUM_INDICES, whole
 from kaem.sampler import Images, Uniforms
 
 Request = kaem_pb2.SampleRequest | kaem_pb2.DecodeRequest
@@ -36,6 +38,22 @@ class Question(Protocol):
             RemoteError: The answer is not what was asked for.
         """
         ...
+
+
+def model_question(model: str, version: int) -> kaem_pb2.GetModelRequest:
+    """Return the request for what a server says of a model.
+
+    Args:
+        model: Its name; "" for the only one.
+        version: Of it; 0 for the newest one.
+
+    Raises:
+        RequestError: `version` is no whole number below 2^64.
+    """
+    version = whole("version", version)
+    if not 0 <= version < NUM_INDICES:
+        raise RequestError(f"version is {version}", hint="give 1 or more, or 0 for the newest one")
+    return kaem_pb2.GetModelRequest(model=model, version=version)
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,21 +215,27 @@ def message_from_model(model: Model) -> kaem_pb2.Model:
     )
 
 
-def model_from_message(message: kaem_pb2.Model, *, source: str) -> Model:
+def model_from_message(message: kaem_pb2.Model, *, source: str, version: int = 0) -> Model:
     """Read and validate what a server says about itself.
 
     Args:
         message: The answer to GetModel.
         source: The server's address, for messages.
+        version: The one that was asked for; 0 for any.
 
     Raises:
         ArtifactError: The manifest is damaged, or a newer kaem wrote it.
-        RemoteError: The rest is not valid.
+        RemoteError: The rest is not valid, or the server does not know of versions.
     """
     manifest = read_manifest({MANIFEST_KEY: message.manifest}, source=f"the model of {source}")
     limits: dict[str, Any] = {name: getattr(message.limits, name) for name in Limits.__slots__}
     if not message.numerics_id or min(limits.values()) < 1:
         raise RemoteError(f"{source} gave no numerics id or a limit of 0", hint="is it a kaem server?")
+    if version and message.version != version:
+        raise RemoteError(
+            f"{source} was asked for version {version} and gave version {message.version}",
+            hint="upgrade the server: it has no versions",
+        )
     return Model(
         name=message.name,
         manifest=manifest,
