@@ -52,6 +52,7 @@ class Metrics(Observer):
         self._rejected = self._counter("kaem_rejected", "Requests refused at once, by what was missing.", "reason")
         self._cancelled = self._counter("kaem_cancelled", "Requests left by their reader, by stage.", "stage")
         self._expired = self._counter("kaem_expired", "Requests whose deadline passed.")
+        self._loads = self._counter("kaem_model_loads", "Loads of models, by what came of them.", "model", "outcome")
         self._batch_rows = Histogram(
             "kaem_batch_rows", "Rows of a batch that somebody wanted.", buckets=_ROWS, registry=self.registry
         )
@@ -123,6 +124,14 @@ class Metrics(Observer):
     def on_expired(self) -> None:
         """Count it."""
         self._expired.inc()
+
+    def on_loaded(self, *, model: str, version: int, seconds: float) -> None:
+        """Count it."""
+        self._loads.labels(model, "loaded").inc()
+
+    def on_load_failed(self, *, model: str, version: int) -> None:
+        """Count it."""
+        self._loads.labels(model, "failed").inc()
 
     def now(self) -> Iterator[Metric]:
         """Return the gauges."""

@@ -6,13 +6,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
 from kaem.artifact import Manifest
-from kaem.errors import BackendError, RequestError
-from kaem.protocol.messages import Limits, Model
+from kaem.errors import ArtifactError, BackendError, RequestError
+from kaem.protocol import kaem_pb2
+from kaem.protocol.messages import (
+    MAX_MESSAGE_BYTES,
+    MESSAGE_HEADROOM,
+    Limits,
+    Model,
+    resolve_encoding,
+    rows_per_chunk,
+)
 from serve.buckets import power_sizes
 from serve.current import check_allowed
 from serve.engine import Engine, Warmth, warm_up
@@ -45,6 +53,12 @@ class ServedModel:
     def manifest(self) -> Manifest:
         """What the artifact says about itself."""
         return self.info.manifest
+
+    async def wait_idle(self) -> None:
+        """Wait until it has no job left."""
+        idle = asyncio.Event()
+        self.scheduler.call_when_idle(idle.set)
+        await idle.wait()
 
     async def close(self) -> None:
         """End its jobs and stop computing; the engines stay open."""
@@ -108,40 +122,76 @@ class Models:
         return model
 
 
-async def open_model(
-    engines: Sequence[Engine],
-    *,
-    name: str,
-    version: int = 1,
-    limits: Limits,
-    bounds: Bounds,
-    max_batch: int | None,
-    observer: Observer,
-    clock: Callable[[], float] = time.monotonic,
-) -> ServedModel:
-    """Warm a model's engines up and start computing; to be awaited in the loop that answers requests.
+def warm_engines(engines: Sequence[Engine], max_batch: int | None) -> Warmth:
+    """Run the engines of one model at every size; takes seconds, and is for a thread of its own.
 
     Args:
         engines: One per device, all of the same artifact.
-        name: Under which it is offered.
-        version: The same.
-        limits: What fits in one message.
-        bounds: What may wait and be held.
         max_batch: Rows of the largest batch; None for as many as make batches more efficient.
-        observer: Told what happens.
-        clock: In seconds.
+
+    Returns:
+        What holds for all of them: the costs are those of the slowest.
 
     Raises:
         BackendError: An engine does not run, or they do not compute the same bits.
     """
     first = engines[0]
-    warmths = [await asyncio.to_thread(warm_up, engine, _sizes(first, max_batch)) for engine in engines]
+    warmths = [warm_up(engine, _sizes(first, max_batch)) for engine in engines]
     if len({(warmth.numerics_id, warmth.costs.sizes) for warmth in warmths}) > 1:
         raise BackendError(
             "the devices do not compute the same bits", hint="serve each kind of device by its own server"
         )
     warmth = _slowest(warmths)
-    costs = warmth.costs if max_batch else warmth.costs.up_to_the_knee(_LEAST_BATCH_ROWS * first.workers)
+    if max_batch:
+        return warmth
+    return replace(warmth, costs=warmth.costs.up_to_the_knee(_LEAST_BATCH_ROWS * first.workers))
+
+
+def limits_of(manifest: Manifest, max_chunk_bytes: int) -> Limits:
+    """Return what fits in one message for a model.
+
+    Raises:
+        ArtifactError: Not even one image fits.
+    """
+    largest = MAX_MESSAGE_BYTES - MESSAGE_HEADROOM
+    if manifest.image_bytes > largest:
+        raise ArtifactError(
+            f"one image of model {manifest.name!r} takes {manifest.image_bytes} bytes; a message holds {largest}",
+            hint="sample it without a server: kaem sample",
+        )
+    own = resolve_encoding(kaem_pb2.ENCODING_UNSPECIFIED, manifest)
+    rows = rows_per_chunk(manifest, own, max_chunk_bytes)
+    return Limits(
+        max_chunk_bytes=max_chunk_bytes,
+        max_sample_rows=rows,
+        max_decode_rows=max(1, min(rows, max_chunk_bytes // (4 * manifest.noise_dim))),
+    )
+
+
+def start_model(
+    engines: Sequence[Engine],
+    warmth: Warmth,
+    *,
+    name: str,
+    version: int,
+    limits: Limits,
+    bounds: Bounds,
+    observer: Observer,
+    clock: Callable[[], float] = time.monotonic,
+) -> ServedModel:
+    """Start computing with warm engines; to be called in the event loop that answers requests.
+
+    Args:
+        engines: One per device, all of the same artifact.
+        warmth: What `warm_engines` said of them.
+        name: Under which the model is offered.
+        version: The same.
+        limits: What fits in one message.
+        bounds: What may wait and be held.
+        observer: Told what happens.
+        clock: In seconds.
+    """
+    first, costs = engines[0], warmth.costs
     loop = asyncio.get_running_loop()
     scheduler = Scheduler(
         costs,
@@ -161,7 +211,9 @@ async def open_model(
         version=version,
     )
     table = ", ".join(f"{size}: {1e3 * costs.batch_seconds(size):.3g}" for size in costs.sizes)
-    _log.info("model %r on %s, milliseconds of a batch by its rows: %s", name, first.provider, table)
+    _log.info(
+        "model %r version %d on %s, milliseconds of a batch by its rows: %s", name, version, first.provider, table
+    )
     return ServedModel(info, scheduler, Lanes(scheduler, [engine.decode for engine in engines]))
 
 

@@ -45,6 +45,12 @@ class Observer:
     def on_expired(self) -> None:
         """A job's deadline passed before its rows were computed."""
 
+    def on_loaded(self, *, model: str, version: int, seconds: float) -> None:
+        """A model was loaded, warmed and compared, and is offered from now on; how long that took."""
+
+    def on_load_failed(self, *, model: str, version: int) -> None:
+        """A model could not be loaded; what was served under its name and version is so still."""
+
 
 class Observers(Observer):
     """Tells several observers, in their order.
@@ -114,3 +120,13 @@ class Observers(Observer):
         """Pass it on."""
         for observer in self._observers:
             observer.on_expired()
+
+    def on_loaded(self, *, model: str, version: int, seconds: float) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_loaded(model=model, version=version, seconds=seconds)
+
+    def on_load_failed(self, *, model: str, version: int) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_load_failed(model=model, version=version)

@@ -147,6 +147,7 @@ class Scheduler:
         self._waiting_since = -math.inf
         self._went_alone = False
         self._is_closed = False
+        self._when_idle: list[Callable[[], None]] = []
         self._changed = threading.Condition()  # guards all of the above
 
     @property
@@ -217,8 +218,19 @@ class Scheduler:
                 self._rotation.remove(job.ticket)
                 self._reserved -= job.ticket.base * job.ticket.row_bytes
                 self._changed.notify()  # others may have waited for its bytes
+            callbacks = self._take_idle()
+        for callback in callbacks:
+            self._post(callback)
         if was_here and not job.is_complete and not job.has_failed:
             self._note_left(job)
+
+    def call_when_idle(self, callback: Callable[[], None]) -> None:
+        """Call a function once, in the readers' event loop, as soon as no job is left."""
+        with self._changed:
+            self._when_idle.append(callback)
+            idle = self._take_idle()
+        for waiting in idle:
+            self._post(waiting)
 
     def began_reading(self, job: Job) -> None:
         """Note that a job's reader has got its first chunk."""
@@ -258,6 +270,13 @@ class Scheduler:
             jobs = list(self._jobs.values())
             self._changed.notify_all()
         self._post(partial(_fail_all, jobs, _stopping()))
+
+    def _take_idle(self) -> list[Callable[[], None]]:
+        """Return who waits for the last job to leave, if it has left."""
+        if self._jobs:
+            return []
+        callbacks, self._when_idle = self._when_idle, []
+        return callbacks
 
     def _chunk_rows(self, demand: Demand) -> int:
         """Return the rows of a job's chunks: smaller ones when many readers have to share the memory."""

@@ -9,14 +9,10 @@ from functools import partial
 
 import grpc
 
-from kaem.artifact import Manifest
-from kaem.errors import ArtifactError, RemoteError, RequestError
+from kaem.errors import RemoteError, RequestError
 from kaem.images import to_uint8
 from kaem.protocol import kaem_pb2
 from kaem.protocol.messages import (
-    MAX_MESSAGE_BYTES,
-    MESSAGE_HEADROOM,
-    Limits,
     check_numerics,
     chunk_from_images,
     message_from_model,
@@ -39,27 +35,6 @@ from serve.statuses import RefusedError
 SERVICE = kaem_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name
 
 _WINDOW_CHUNKS = 4  # computed ahead of a reader: enough to hide a batch's time behind the sending
-
-
-def limits_of(manifest: Manifest, max_chunk_bytes: int) -> Limits:
-    """Return what fits in one message for a model.
-
-    Raises:
-        ArtifactError: Not even one image fits.
-    """
-    largest = MAX_MESSAGE_BYTES - MESSAGE_HEADROOM
-    if manifest.image_bytes > largest:
-        raise ArtifactError(
-            f"one image of model {manifest.name!r} takes {manifest.image_bytes} bytes; a message holds {largest}",
-            hint="sample it without a server: kaem sample",
-        )
-    own = resolve_encoding(kaem_pb2.ENCODING_UNSPECIFIED, manifest)
-    rows = rows_per_chunk(manifest, own, max_chunk_bytes)
-    return Limits(
-        max_chunk_bytes=max_chunk_bytes,
-        max_sample_rows=rows,
-        max_decode_rows=max(1, min(rows, max_chunk_bytes // (4 * manifest.noise_dim))),
-    )
 
 
 class SamplerService:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from kaem.errors import RequestError
 from kaem.protocol import kaem_pb2
 from kaem.protocol.messages import Model, bytes_from_uniforms, images_from_chunk
-from kaem.requests import NUM_INDICES, whole
+from kaem.requests import check_version
 from kaem.sampler import Images, Uniforms
 
 Request = kaem_pb2.SampleRequest | kaem_pb2.DecodeRequest
@@ -50,10 +49,7 @@ def model_question(model: str, version: int) -> kaem_pb2.GetModelRequest:
     Raises:
         RequestError: `version` is no whole number below 2^64.
     """
-    version = whole("version", version)
-    if not 0 <= version < NUM_INDICES:
-        raise RequestError(f"version is {version}", hint="give 1 or more, or 0 for the newest one")
-    return kaem_pb2.GetModelRequest(model=model, version=version)
+    return kaem_pb2.GetModelRequest(model=model, version=check_version(version))
 
 
 @dataclass(frozen=True, slots=True)
