@@ -10,7 +10,8 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
-from serve.scheduler import Decode, Scheduler
+from serve.batches import Decode
+from serve.scheduler import Scheduler
 
 
 class Lanes:

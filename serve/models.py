@@ -23,10 +23,11 @@ from kaem.protocol.messages import (
 )
 from serve.buckets import power_sizes
 from serve.current import check_allowed
+from serve.demand import Bounds
 from serve.engine import Engine, Warmth, warm_up
 from serve.lanes import Lanes
 from serve.observer import Observer
-from serve.scheduler import Bounds, Scheduler
+from serve.scheduler import Scheduler
 from serve.statuses import RefusedError
 
 _MAX_BATCH_ROWS = 256  # for each worker, where the operator names no batch size

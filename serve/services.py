@@ -23,11 +23,11 @@ from kaem.protocol.messages import (
 from kaem.requests import NUM_INDICES, check_range, check_uniforms
 from kaem.sampler import Images
 from serve.calls import Context, Reception, tolerant
+from serve.demand import Demand
 from serve.job import Convert
 from serve.manners import manners_of
 from serve.models import Models, ServedModel
 from serve.observer import Observer
-from serve.scheduler import Demand
 from serve.settings import ServeSettings
 from serve.sources import Given, Seeded, Source
 from serve.statuses import RefusedError

@@ -9,7 +9,7 @@ from kaem.client.addresses import parse_admin_address
 from kaem.errors import ConfigError
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
 from kaem.providers import PROVIDERS
-from serve.scheduler import Bounds
+from serve.demand import Bounds
 
 _LEAST_HELD_BYTES = 4 * MAX_MESSAGE_BYTES  # half of it is for what every request may always hold: two messages
 LOG_FORMATS = ("text", "json")
