@@ -6,13 +6,13 @@ them, and `nv_inference_*` as Triton has them, in microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serve.models import Models
+from serve.models import Models, ServedModel
 from serve.observer import Observer
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -36,13 +36,17 @@ class Metrics(Observer):
     Args:
         models: What it serves.
         is_ready: Whether it lets calls in.
+        draining: Models that it serves no more and that have requests to complete.
     """
 
-    def __init__(self, models: Models, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, models: Models, is_ready: Callable[[], bool], *, draining: Callable[[], Sequence[ServedModel]]
+    ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a time per series that nobody asked for
         self.registry = CollectorRegistry()
         self._models = models
         self._is_ready = is_ready
+        self._draining = draining
         ProcessCollector(registry=self.registry)
         self._requests = self._counter("kaem_requests", "Calls answered, by method and status.", "method", "code")
         self._samples = self._counter("kaem_samples", "Samples handed to the transport.", "model", "version")
@@ -135,7 +139,8 @@ class Metrics(Observer):
 
     def now(self) -> Iterator[Metric]:
         """Return the gauges."""
-        schedulers = [model.scheduler for model in self._models]
+        draining = self._draining()
+        schedulers = [model.scheduler for model in (*self._models, *draining)]
         ready, samples = float(self._is_ready()), sum(scheduler.queue_samples for scheduler in schedulers)
         held = sum(scheduler.queue_bytes for scheduler in schedulers)
         jobs = sum(scheduler.num_jobs for scheduler in schedulers)
@@ -143,6 +148,7 @@ class Metrics(Observer):
         yield GaugeMetricFamily("kaem_queue_samples", "Samples that could go into a batch now.", samples)
         yield GaugeMetricFamily("kaem_queue_bytes", "Bytes set aside for running requests.", held)
         yield GaugeMetricFamily("nv_inference_pending_request_count", "Requests of samples that are running.", jobs)
+        yield GaugeMetricFamily("kaem_models_draining", "Old models that have requests to complete.", len(draining))
         labels = ("model", "version", "digest", "provider", "numerics_id")
         info = GaugeMetricFamily("kaem_model_info", "What is served; always 1.", labels=labels)
         for model in self._models:

@@ -124,11 +124,11 @@ class Server:
         self._running.push_async_callback(self._grpc.stop, 0)
         try:
             await self._start_http()
-            await self._start_admin()
             self._add_services()
             port = self._bind()
             await self._grpc.start()
             self._running.push_async_callback(self._shelf.close)
+            await self._start_admin()  # stopped before the shelf is closed: nothing is put on it after that
             await self.loader.start()
         except BaseException:
             await self.stop()
@@ -170,7 +170,9 @@ class Server:
             from serve.http import HttpServer, monitoring_routes
             from serve.metrics import Metrics
 
-            metrics = Metrics(self.models, lambda: self.gate.closed_because is None)
+            metrics = Metrics(
+                self.models, lambda: self.gate.closed_because is None, draining=lambda: self._shelf.draining
+            )
             self._watchers.add(metrics)
             self._http = HttpServer(
                 monitoring_routes(metrics.registry, lambda: self.gate.closed_because or ""),
