@@ -10,8 +10,9 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
+from serve.batches import Decode
 from serve.latents import DecodeBoth
-from serve.scheduler import Decode, Scheduler
+from serve.scheduler import Scheduler
 
 
 class Lanes:

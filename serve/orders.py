@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from kaem.images import to_uint8
 from kaem.sampler import Images
+from serve.demand import Demand
 from serve.job import Convert, Job
 from serve.manners import Manners
 from serve.models import ServedModel
-from serve.scheduler import Demand
 from serve.settings import ServeSettings
 from serve.sources import Given, Source
 

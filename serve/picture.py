@@ -142,7 +142,8 @@ class Pictures:
         async with submitted as job:
             images = await anext(job)
             file = await asyncio.to_thread(lambda: encode_png(contact_sheet(images, scale=sheet.scale)))
-        self._observer.on_sent(model=sheet.model.info.name, rows=sheet.num, seconds=0.0)
+        told = sheet.model.info
+        self._observer.on_sent(model=told.name, version=told.version, rows=sheet.num, seconds=0.0)
         return Response(file, media_type="image/png", headers=headers)
 
     def _read(self, request: Request) -> Sheet:

@@ -9,13 +9,9 @@ from functools import partial
 
 import grpc
 
-from kaem.artifact import Manifest
-from kaem.errors import ArtifactError, RemoteError, RequestError
+from kaem.errors import RemoteError, RequestError
 from kaem.protocol import kaem_pb2
 from kaem.protocol.messages import (
-    MAX_MESSAGE_BYTES,
-    MESSAGE_HEADROOM,
-    Limits,
     check_numerics,
     chunk_from_images,
     message_from_model,
@@ -36,27 +32,6 @@ from serve.sources import Given, Seeded, Source
 from serve.statuses import RefusedError, blaming
 
 SERVICE = kaem_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name
-
-
-def limits_of(manifest: Manifest, max_chunk_bytes: int) -> Limits:
-    """Return what fits in one message for a model.
-
-    Raises:
-        ArtifactError: Not even one image fits.
-    """
-    largest = MAX_MESSAGE_BYTES - MESSAGE_HEADROOM
-    if manifest.image_bytes > largest:
-        raise ArtifactError(
-            f"one image of model {manifest.name!r} takes {manifest.image_bytes} bytes; a message holds {largest}",
-            hint="sample it without a server: kaem sample",
-        )
-    own = resolve_encoding(kaem_pb2.ENCODING_UNSPECIFIED, manifest)
-    rows = rows_per_chunk(manifest, own, max_chunk_bytes)
-    return Limits(
-        max_chunk_bytes=max_chunk_bytes,
-        max_sample_rows=rows,
-        max_decode_rows=max(1, min(rows, max_chunk_bytes // (4 * manifest.noise_dim))),
-    )
 
 
 class SamplerService:
@@ -117,7 +92,7 @@ class SamplerService:
                 began = time.monotonic()
                 await context.write(message)
                 seconds = time.monotonic() - began
-                self._observer.on_sent(model=model.info.name, rows=len(images), seconds=seconds)
+                self._note_sent(model, len(images), seconds)
                 start += len(images)
 
     async def decode(self, request: kaem_pb2.DecodeRequest, context: Context) -> kaem_pb2.Chunk:
@@ -131,13 +106,13 @@ class SamplerService:
 
     async def get_model(self, request: kaem_pb2.GetModelRequest, context: Context) -> kaem_pb2.Model:
         """Answer what the model is."""
-        return message_from_model(self._models.get(request.model).info)
+        return message_from_model(self._models.get(request.model, request.version).info)
 
     def _check_model(
         self, request: kaem_pb2.SampleRequest | kaem_pb2.DecodeRequest
     ) -> tuple[ServedModel, kaem_pb2.Encoding]:
         """Check what all requests have in common; return the model and the resolved encoding."""
-        model = self._models.get(request.model)
+        model = self._models.get(request.model, request.version)
         if request.expected_numerics_id:
             try:
                 check_numerics(model.info.numerics_id, request.expected_numerics_id)
@@ -170,8 +145,11 @@ class SamplerService:
         )
         async with submitted as job:
             message = await _chunk(model, await anext(job), start, encoding)
-        self._observer.on_sent(model=model.info.name, rows=rows, seconds=0.0)
+        self._note_sent(model, rows, 0.0)
         return message
+
+    def _note_sent(self, model: ServedModel, rows: int, seconds: float) -> None:
+        self._observer.on_sent(model=model.info.name, version=model.info.version, rows=rows, seconds=seconds)
 
 
 def _check_fits(model: ServedModel, rows: int, encoding: kaem_pb2.Encoding, *, hint: str) -> None:

@@ -36,7 +36,11 @@ def _commands():
 @pytest.mark.parametrize("text", list(_commands()))
 def test_every_command_in_the_documentation_parses(text):
     name, *words = shlex.split(text)
-    given = get_command(app).commands[name].make_context(name, words).params
+    command = get_command(app).commands[name]
+    if hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands[name]
+    given = command.make_context(name, words).params
     if name == "train" and given["config"] in preset_names():
         load_config(given["config"], given["assignments"] or ())
 

@@ -8,7 +8,7 @@ from kaem.errors import RequestError
 from serve.models import Models, ServedModel
 from serve.statuses import RefusedError
 
-_VERSION = "1"  # of every model, until models have others
+_MOST_DIGITS = 18
 
 
 def find_model(models: Models, name: str, version: str, *, fields: tuple[str, str]) -> ServedModel:
@@ -29,15 +29,15 @@ def find_model(models: Models, name: str, version: str, *, fields: tuple[str, st
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, error, field=version_field)
     try:
         model = models.get(name)
+        if len(version) > _MOST_DIGITS:
+            error = RequestError(f"no version {version[:40]}... of model {model.info.name!r}")
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="version")
+        return models.get(name, int(version)) if version else model
     except RefusedError as refused:
-        refused.field = name_field
+        refused.field = version_field if refused.field == "version" else name_field
         raise
-    if version.lstrip("0") not in ("", _VERSION):
-        error = RequestError(f"no version {version[:40]} of model {model.info.name!r}", hint=f"there is {_VERSION}")
-        raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field=version_field)
-    return model
 
 
 def version_of(model: ServedModel) -> str:
     """Return the version under which a model is served."""
-    return _VERSION
+    return str(model.info.version)

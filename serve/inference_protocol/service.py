@@ -14,7 +14,7 @@ from kaem.sampler import Images
 from serve.calls import Context, Malformed, Reception, tolerant, well_formed
 from serve.current import current
 from serve.inference_protocol.answers import images_answer, model_config, model_metadata, server_metadata
-from serve.inference_protocol.lookup import find_model, version_of
+from serve.inference_protocol.lookup import find_model
 from serve.inference_protocol.requests import Inference, check_fits, read_inference
 from serve.inference_protocol.statistics import Statistics
 from serve.inference_protocol.stream import Conversations, Send
@@ -109,7 +109,7 @@ class InferenceService:
     async def model_metadata(self, request: inference_pb2.ModelMetadataRequest, context: Context) -> Message:
         """Answer the tensors of a model."""
         model = find_model(self._models, request.name, request.version, fields=_NAMED)
-        return model_metadata(model, [version_of(model)])
+        return model_metadata(model, map(str, self._models.versions(model.info.name)))
 
     async def model_config(self, request: inference_pb2.ModelConfigRequest, context: Context) -> Message:
         """Answer how a model is run."""
@@ -122,7 +122,7 @@ class InferenceService:
         else:
             models = [model for model in self._models if _may_use(model)]
         return inference_pb2.ModelStatisticsResponse(
-            model_stats=[self._statistics.message(model.info.name, version_of(model)) for model in models]
+            model_stats=[self._statistics.message(model.info.name, model.info.version) for model in models]
         )
 
     async def model_infer(self, request: inference_pb2.ModelInferRequest, context: Context) -> Message:
@@ -169,7 +169,8 @@ class InferenceService:
         return len(images)
 
     def _note_sent(self, inference: Inference, rows: int, seconds: float) -> None:
-        self._observer.on_sent(model=inference.model.info.name, rows=rows, seconds=seconds)
+        told = inference.model.info
+        self._observer.on_sent(model=told.name, version=told.version, rows=rows, seconds=seconds)
 
 
 def _unary(

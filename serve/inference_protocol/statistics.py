@@ -40,35 +40,35 @@ class _Figures:
 
 
 class Statistics(Observer):
-    """The figures of all models by name; to be told of calls, and through `of` of what happens in their schedulers."""
+    """The figures of all models by name and version; told of calls, and through `of` of what their schedulers do."""
 
     def __init__(self) -> None:
-        self._figures: dict[str, _Figures] = defaultdict(_Figures)
+        self._figures: dict[tuple[str, int], _Figures] = defaultdict(_Figures)
         self._counting = threading.Lock()
 
-    def of(self, name: str) -> Observer:
+    def of(self, name: str, version: int) -> Observer:
         """Return what is to be told of the jobs and batches of a model."""
-        return _ModelObserver(name, self._figures[name], self._counting)
+        return _ModelObserver((name, version), self._figures[name, version], self._counting)
 
     def on_call_ended(self, method: str, code: str, seconds: float) -> None:
         """Count and time it to the model that it has asked for samples."""
         call = current.get()
-        if call is not None and call.model:
+        if call is not None and call.model is not None:
             figures = self._figures[call.model]
             with self._counting:
                 (figures.success if code == "OK" else figures.fail).add(seconds)
 
-    def message(self, name: str, version: str) -> inference_pb2.ModelStatistics:
+    def message(self, name: str, version: int) -> inference_pb2.ModelStatistics:
         """Write the figures of a model."""
         with self._counting:
-            figures = self._figures[name]
+            figures = self._figures[name, version]
             batches = dict(sorted(figures.batches.items()))
             compute = _Timed(
                 sum(timed.count for timed in batches.values()), sum(timed.ns for timed in batches.values())
             )
             return inference_pb2.ModelStatistics(
                 name=name,
-                version=version,
+                version=str(version),
                 last_inference=figures.last_ms,
                 inference_count=figures.rows,
                 execution_count=compute.count,
@@ -88,8 +88,8 @@ class Statistics(Observer):
 
 
 class _ModelObserver(Observer):
-    def __init__(self, name: str, figures: _Figures, counting: threading.Lock) -> None:
-        self._name = name
+    def __init__(self, model: tuple[str, int], figures: _Figures, counting: threading.Lock) -> None:
+        self._model = model
         self._figures = figures
         self._counting = counting
 
@@ -112,4 +112,4 @@ class _ModelObserver(Observer):
     def _note_model(self) -> None:
         call = current.get()
         if call is not None:
-            call.model = self._name
+            call.model = self._model

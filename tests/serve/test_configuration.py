@@ -49,6 +49,8 @@ def test_every_setting_can_come_from_each_source(toml):
             "host": "127.0.0.2",
             "port": 5,
             "name": "n",
+            "poll_models_s": 1.5,
+            "admin": "unix:a",
             "provider": "cuda",
             "workers": 2,
             "max_batch": 8,
@@ -137,6 +139,7 @@ def test_the_command_takes_every_setting_but_the_size_of_messages():
         "interactive_samples": "interactive",
         "max_queue_samples": "max_queue",
         "max_held_bytes": "max_memory",
+        "poll_models_s": "poll_models",
         "max_queue_delay_us": "queue_delay",
         "drain_grace_s": "grace",
     }

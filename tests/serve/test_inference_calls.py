@@ -6,13 +6,12 @@ import grpc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live_server import Backend, LiveServer
+from live_server import Backend, LiveServer, server_of
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from kaem.protocol import inference_pb2
-from serve.server import Server
 from serve.tracing import Tracing
 
 SERVICE = "/inference.GRPCInferenceService"
@@ -116,7 +115,7 @@ class TracedServer(LiveServer):
         self.spans = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.spans))
-        return Server([backend], settings, Tracing(provider))
+        return server_of(backend, settings, Tracing(provider))
 
 
 def test_every_request_of_a_stream_has_its_own_span_in_the_trace_of_its_client():

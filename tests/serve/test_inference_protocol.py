@@ -12,7 +12,8 @@ from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status as RichStatus
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live_server import Backend, LiveServer, stub_of
+from live_server import Backend, FolderServer, LiveServer, stub_of
+from model_folder import bytes_of, put
 
 import kaem
 from kaem import noise
@@ -552,3 +553,22 @@ def test_statistics_count_requests_of_every_protocol():
     assert stats.compute_input.count == stats.compute_output.count == stats.compute_infer.count == 4
     assert sum(batch.compute_infer.count for batch in told.batch_stats) == 4
     assert told.last_inference > 1e12
+
+
+def test_versions_are_named_listed_and_counted_apart(tmp_path):
+    folder = tmp_path / "models"
+    old, new = (put(folder / "digits" / str(version) / "model.onnx", version) for version in (3, 10))
+    with FolderServer(folder) as live, connected(live) as client:
+        assert list(client.get_model_metadata("digits").versions) == ["3", "10"]
+        for version, path, found in (("", new, "10"), ("10", new, "10"), ("3", old, "3"), ("03", old, "3")):
+            result = client.infer("digits", [], model_version=version, parameters={"seed": 7, "count": 2})
+            assert result.get_response().model_version == found
+            assert result.as_numpy("image").tobytes() == bytes_of(path, 2, 7)
+        assert client.is_model_ready("digits", "3")
+        for version in ("4", "4" * 5000):
+            assert not client.is_model_ready("digits", version)
+            with pytest.raises(InferenceServerException, match="no version 4") as caught:
+                client.infer("digits", [], model_version=version, parameters={"seed": 7})
+            assert caught.value.status() == "StatusCode.NOT_FOUND"
+        told = client.get_inference_statistics().model_stats
+        assert [(model.version, model.inference_count) for model in told] == [("3", 4), ("10", 4)]
