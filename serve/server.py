@@ -23,8 +23,6 @@ from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
 from kaem.runtime import LocalSampler
 from serve import health, reflection, services
 from serve.address import bare_host, check_address, format_address, why_not_bound
-from serve.admin import AdminService
-from serve.admin_port import AdminPort
 from serve.allocator import keep_large_blocks, release_when_idle
 from serve.calls import Gate, Reception
 from serve.current import Tally
@@ -32,14 +30,13 @@ from serve.engine import Engine
 from serve.guard import Guard
 from serve.inference_protocol import service as inference_protocol
 from serve.inference_protocol.statistics import Statistics
-from serve.loading import Loader
+from serve.library import Library
 from serve.logs import CallLog
 from serve.models import Models, ServedModel
 from serve.observer import Observer, Observers
 from serve.repository import Repository, open_repository
 from serve.services import SamplerService
 from serve.settings import ServeSettings
-from serve.shelf import Shelf
 from serve.tls import Tls
 from serve.workshop import OpenEngines
 
@@ -55,10 +52,9 @@ class Server:
 
     Attributes:
         models: What is offered.
-        loader: Loads and unloads it.
+        library: Loads and unloads it.
         gate: Lets calls in.
         http_address: Of HTTP, once it has been started, and if it has any.
-        admin_address: Of the admin service, likewise.
 
     Args:
         repository: Which artifacts there are.
@@ -84,7 +80,7 @@ class Server:
         self.observer = observer or Observer()
         self._host = bare_host(settings.host)
         self.models = Models()
-        self.http_address = self.admin_address = ""
+        self.http_address = ""  # once it has been started, and if it has one
         self._on_drain = on_drain
         self._health = health.Health(("", services.SERVICE, inference_protocol.SERVICE))
         self._running = AsyncExitStack()  # what has been started, and how to stop it
@@ -94,7 +90,8 @@ class Server:
         self._watchers = Observers((Tally(), self._statistics, self.observer))
         guard = Guard(settings, self._watchers)
         self._watchers.add(guard)
-        self._shelf = Shelf(
+        self.library = Library(
+            repository,
             open_engines or partial(engines_of, settings),
             self.models,
             health=self._health,
@@ -102,7 +99,6 @@ class Server:
             observer=self._watchers,
             statistics=self._statistics,
         )
-        self.loader = Loader(repository, self._shelf)
         self._reception = Reception(self.gate, self._watchers, guard)
         self._add_telemetry()
 
@@ -131,15 +127,13 @@ class Server:
             self._add_services()
             port = self._bind()
             await self._grpc.start()
-            self._running.push_async_callback(self._shelf.close)
-            await self._start_admin()  # stopped before the shelf is closed: nothing is put on it after that
-            await self.loader.start()
+            self._running.push_async_callback(self.library.close)
+            await self.library.start(self._reception, self.gate, self._on_drain)
         except BaseException:
             await self.stop()
             raise
         self._health.set_serving(True)
         self.gate.open()
-        self._start_polling()
         address = f"grpc{'s' if self._tls else ''}://{format_address(self._host, port)}"
         _log.info("serving %s at %s", ", ".join(_told(model) for model in self.models), address)
         return address
@@ -175,7 +169,7 @@ class Server:
             from serve.metrics import Metrics
 
             metrics = Metrics(
-                self.models, lambda: self.gate.closed_because is None, draining=lambda: self._shelf.draining
+                self.models, lambda: self.gate.closed_because is None, draining=lambda: self.library.shelf.draining
             )
             self._watchers.add(metrics)
             routes = monitoring_routes(metrics.registry, lambda: self.gate.closed_because or "")
@@ -226,25 +220,6 @@ class Server:
             return self._grpc.add_secure_port(format_address(host, port), self._tls.grpc_credentials())
         except RuntimeError:  # which does not say why
             raise why_not_bound(host, port) from None
-
-    async def _start_admin(self) -> None:
-        if self._settings.admin is None:
-            return
-        service = AdminService(self.loader, self._shelf, self.models, gate=self.gate, on_drain=self._on_drain)
-        port = AdminPort(self._settings.admin, service.handler(self._reception))
-        self._running.push_async_callback(port.stop)
-        self.admin_address = await port.start()
-        _log.info("admin service at %s", self.admin_address)
-
-    def _start_polling(self) -> None:
-        if self._settings.poll_models_s is not None:
-            polling = asyncio.create_task(self.loader.watch(self._settings.poll_models_s))
-            self._running.push_async_callback(_cancel, polling)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait((task,))
 
 
 def _told(model: ServedModel) -> str:

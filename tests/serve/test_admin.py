@@ -59,8 +59,8 @@ def _no_service():
 
 def test_an_admin_port_of_this_machine_does_as_well(tmp_path):
     path = put(tmp_path / "m.onnx", 1)
-    with FolderServer(path, admin="127.0.0.1:0") as live, Admin(live.server.admin_address) as admin:
-        assert live.server.admin_address.startswith("127.0.0.1:")
+    with FolderServer(path, admin="127.0.0.1:0") as live, Admin(live.server.library.admin_address) as admin:
+        assert live.server.library.admin_address.startswith("127.0.0.1:")
         assert states(admin.list()) == [("small", 1, "STATE_READY", True)]
 
 

@@ -23,6 +23,11 @@ from kaem.protocol import admin_pb2, admin_pb2_grpc, kaem_pb2
 SampleRequest, Status = kaem_pb2.SampleRequest, health_pb2.HealthCheckResponse
 
 
+def metrics_of(live):
+    with urllib.request.urlopen(f"{live.server.http_address}/metrics") as answer:  # noqa: S310  # our own address
+        return answer.read().decode().splitlines()
+
+
 def test_a_request_names_a_model_and_a_version_and_gets_the_newest_otherwise(tmp_path):
     folder = tmp_path / "models"
     paths = {
@@ -55,8 +60,8 @@ def test_a_replaced_model_completes_its_streams_byte_for_byte_and_is_released(tm
     folder = tmp_path / "models"
     path = put(folder / "x.onnx", 1)
     old_id, old_bytes = id_of(path), bytes_of(path, 5000, 3)
-    with served(folder, tmp_path) as (live, stub, admin):
-        [entry] = live.server._shelf
+    with served(folder, tmp_path, http_port=0) as (live, stub, admin):
+        [entry] = live.server.library.shelf
         engine = weakref.ref(entry.running.opened.engines[0])
         scheduler = weakref.ref(live.scheduler)
         del entry
@@ -67,6 +72,7 @@ def test_a_replaced_model_completes_its_streams_byte_for_byte_and_is_released(tm
         after = admin.reload()
         assert states(after) == [("x", 1, "STATE_READY", True), ("x", 1, "STATE_DRAINING", False)]
         assert [m.running_requests for m in after] == [0, 1]
+        assert "kaem_models_draining 1.0" in metrics_of(live)
         new_id = id_of(path)
         assert [m.numerics_id for m in after] == [new_id, old_id]
         chunk = stub.Sample(SampleRequest(seed=3, count=5), timeout=10)
@@ -77,6 +83,7 @@ def test_a_replaced_model_completes_its_streams_byte_for_byte_and_is_released(tm
         assert {chunk.numerics_id for chunk in chunks} == {old_id}
         assert b"".join(chunk.data for chunk in chunks) == old_bytes
         live.drained()
+        assert "kaem_models_draining 0.0" in metrics_of(live)
         assert states(admin.list()) == [("x", 1, "STATE_READY", True)]
         assert not any(thread.is_alive() for thread in lanes)
         gc.collect()
@@ -158,12 +165,10 @@ def test_health_and_metrics_follow_what_is_loaded(tmp_path):
     path = put(folder / "y.onnx", 2)
     with served(folder, tmp_path, http_port=0) as (live, stub, admin):
 
-        def models():
-            with urllib.request.urlopen(f"{live.server.http_address}/metrics") as answer:  # noqa: S310
-                lines = answer.read().decode().splitlines()
-            return [line for line in lines if line.startswith("kaem_model_info{")], lines
+        def infos():
+            return [line for line in metrics_of(live) if line.startswith("kaem_model_info{")]
 
-        assert len(models()[0]) == 2
+        assert len(infos()) == 2
         with watching(live, "kaem.model/y") as watch, watching(live, "") as server:
             assert (next(watch).status, next(server).status) == (Status.SERVING, Status.SERVING)
             path.unlink()
@@ -172,7 +177,7 @@ def test_health_and_metrics_follow_what_is_loaded(tmp_path):
             assert code_of(lambda: stub.Sample(SampleRequest(model="y", count=1), timeout=10)) is (
                 grpc.StatusCode.NOT_FOUND
             )
-            [info], _ = models()
+            [info] = infos()
             assert 'model="x"' in info
             assert 'version="1"' in info
             put(path, 2)
@@ -181,8 +186,8 @@ def test_health_and_metrics_follow_what_is_loaded(tmp_path):
             path.write_bytes(b"damaged")
             with pytest.raises(ArtifactError):
                 admin.reload()
-            infos, lines = models()
-            assert len(infos) == 2
+            assert len(infos()) == 2
+            lines = metrics_of(live)
             assert 'kaem_model_loads_total{model="y",outcome="failed"} 1.0' in lines
             assert 'kaem_model_loads_total{model="y",outcome="loaded"} 2.0' in lines
 
