@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DATA   ?= ../shared/data
 
-.PHONY: help setup demo test test-fast test-gpu lint fix docs protocol bench bench-export bench-serve bench-peers soak check-image results-small clean
+.PHONY: help setup demo test test-fast test-gpu lint fix docs protocol bench bench-export bench-serve bench-servers soak check-image results-small clean
 
 help:                ## List the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  *## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20 | sort -u
@@ -53,7 +53,7 @@ fix: setup           ## Repair style where a tool can
 docs: setup          ## Write the command reference, docs/cli.md, from the commands themselves
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/generate_cli_reference.sh
 
-protocol: setup      ## Regenerate the gRPC stubs from kaem/protocol/kaem.proto
+protocol: setup      ## Regenerate the gRPC code from kaem/protocol/*.proto
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/generate_protocol.sh
 
 bench: setup         ## Measure the model that the demo made on every engine, with a page of plots
@@ -63,7 +63,7 @@ bench: setup         ## Measure the model that the demo made on every engine, wi
 bench-serve: setup   ## Measure what serving costs, against the same model called in-process: 2 minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/serving.py
 
-bench-peers: setup   ## Measure the server beside PyTriton and Mosec with the same model: 5 minutes; makes their environments first
+bench-servers: setup   ## Measure the server beside PyTriton and Mosec with the same model: 5 minutes; makes their environments first
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/peer_servers.py
 
 SOAK_MINUTES ?= 20

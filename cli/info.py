@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.source import ModelName, ModelVersion
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,6 +25,8 @@ def info(
         str | None, typer.Argument(metavar="[MODEL]", help="An exported model.onnx, or a server as grpc://host:port.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the whole manifest as JSON.")] = False,
+    model: ModelName = None,
+    model_version: ModelVersion = None,
 ) -> None:
     """Show a model's shapes, prior, latent densities and certificate; without a model, this installation.
 
@@ -42,7 +46,7 @@ def info(
     if source is None:
         _show_installation()
         return
-    with open_source(source, workers=1) as sampler:
+    with open_source(source, workers=1, model=model, version=model_version) as sampler:
         manifest, numerics_id = sampler.manifest, sampler.numerics_id
     if json:
         typer.echo(json_.dumps({**asdict(manifest), "numerics_id": numerics_id}, indent=2))

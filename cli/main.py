@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import kaem
+from cli.admin import app as admin
 from cli.bench import bench
 from cli.evaluate import evaluate
 from cli.export import export
@@ -71,6 +72,7 @@ _EXTRAS = {
 for command in (train, fit_prior, export, verify, serve, sample, bench, info):
     app.command()(command)
 app.command("eval")(evaluate)
+app.add_typer(admin, name="admin")
 
 
 def main() -> None:

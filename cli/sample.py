@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from cli.source import CaFile, CertificateFile, KeyFile, Provider, ServerName, Source, TokenFile, Workers
+from cli.source import (
+    CaFile,
+    CertificateFile,
+    KeyFile,
+    ModelName,
+    ModelVersion,
+    Provider,
+    ServerName,
+    Source,
+    TokenFile,
+    Workers,
+)
 
 
 def sample(
@@ -22,6 +33,8 @@ def sample(
     tiles: Annotated[int, typer.Option(help="At most this many samples on a contact sheet: the first ones.")] = 256,
     columns: Annotated[int | None, typer.Option(help="Images per row of the sheet; by default about a square.")] = None,
     scale: Annotated[int | None, typer.Option(help="Whole-number magnification on the sheet.")] = None,
+    model: ModelName = None,
+    model_version: ModelVersion = None,
     provider: Provider = "cpu",
     workers: Workers = None,
     ca_file: CaFile = None,
@@ -40,6 +53,8 @@ def sample(
     `kaem sample model.onnx -n 64 --seed 7 -o grid.png`
 
     `kaem sample grpc://127.0.0.1:50051 -n 4096 -o samples.npy -o samples.png`
+
+    `kaem sample grpc://127.0.0.1:50051 --model digits --model-version 2`
 
     `kaem sample grpc://a:50051,grpc://b:50051 -n 1000000 -o samples.npy`
     """
@@ -65,7 +80,10 @@ def sample(
             server_name=server_name,
             token_file=token_file,
         )
-    with open_source(source, provider=provider, workers=workers, credentials=credentials) as sampler:
+    opened = open_source(
+        source, provider=provider, workers=workers, credentials=credentials, model=model, version=model_version
+    )
+    with opened as sampler:
         begin = time.perf_counter()
         files = sample_files(paths, sampler.manifest, num, tiles=tiles, columns=columns, scale=scale)
         with files as add, Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

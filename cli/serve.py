@@ -14,7 +14,12 @@ _TELEMETRY = "Telemetry"
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(help="Model file made by `kaem export`.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="Model file made by `kaem export`, or a folder of them: NAME/VERSION/model.onnx, NAME.onnx."
+        ),
+    ],
     config: Annotated[
         Path | None, typer.Option(help="TOML file of settings; flags and environment variables win over it.")
     ] = None,
@@ -26,7 +31,22 @@ def serve(
         int | None,
         typer.Option(help="TCP port; 0 takes a free one.", show_default="50051", rich_help_panel=_ADDRESSES),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model; by default the one in the file.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model of one file; by default the one in the file.")
+    ] = None,
+    poll_models: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Look for new, changed and removed models so often; by default only when asked."
+        ),
+    ] = None,
+    admin: Annotated[
+        str | None,
+        typer.Option(
+            help="Where `kaem admin` may connect: unix:PATH or 127.0.0.1:PORT; nowhere by default.",
+            rich_help_panel=_ADDRESSES,
+        ),
+    ] = None,
     provider: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +134,15 @@ def serve(
             rich_help_panel=_ADDRESSES,
         ),
     ] = None,
+    http_samples: Annotated[
+        bool | None,
+        typer.Option(
+            "--http-samples",
+            help="Answer /v1/sample.png?seed=7 on the HTTP port too.",
+            show_default=False,
+            rich_help_panel=_ADDRESSES,
+        ),
+    ] = None,
     log_format: Annotated[
         str | None, typer.Option(help="text or json.", show_default="text", rich_help_panel=_TELEMETRY)
     ] = None,
@@ -144,7 +173,11 @@ def serve(
 
     `kaem serve model.onnx --port 0 --grace 5`
 
+    `kaem serve models --admin unix:/run/kaem/admin.sock --poll-models 10`
+
     `kaem serve model.onnx --config serve.toml --http-port 9090`
+
+    `kaem serve model.onnx --http-port 9090 --http-samples`
 
     `kaem sample grpc://127.0.0.1:50051 --num 64 --seed 7`
     """
@@ -156,6 +189,8 @@ def serve(
         "host": host,
         "port": port,
         "name": name,
+        "poll_models_s": poll_models,
+        "admin": admin,
         "provider": provider,
         "workers": workers,
         "max_batch": max_batch,
@@ -173,11 +208,13 @@ def serve(
         "token_concurrency": token_concurrency,
         "http_host": http_host,
         "http_port": http_port,
+        "http_samples": http_samples,
         "log_format": log_format,
         "log_calls": log_calls,
         "traces": traces,
     }
     names = {setting: f"--{setting.replace('_', '-')}" for setting in flags} | {
+        "poll_models_s": "--poll-models",
         "interactive_samples": "--interactive",
         "max_queue_samples": "--max-queue",
         "max_held_bytes": "--max-memory",

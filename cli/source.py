@@ -30,6 +30,12 @@ Provider = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Threads that share each batch of a local model; by default one per core.")
 ]
+ModelName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which model of a server; not needed where it has only one.")
+]
+ModelVersion = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Which version of it; by default the newest.")
+]
 CaFile = Annotated[
     Path | None, typer.Option(envvar="KAEM_CA_FILE", help="PEM file of authorities that may vouch for a server.")
 ]
@@ -55,7 +61,13 @@ def is_remote(source: str) -> bool:
 
 
 def open_source(
-    source: str, *, provider: str = "cpu", workers: int | None = None, credentials: Credentials | None = None
+    source: str,
+    *,
+    provider: str = "cpu",
+    workers: int | None = None,
+    credentials: Credentials | None = None,
+    model: str | None = None,
+    version: int | None = None,
 ) -> Sampler:
     """Open an artifact or connect to servers, by default with the credentials that the environment names.
 
@@ -63,9 +75,11 @@ def open_source(
         KaemError: As `kaem.load` and `kaem.connect`.
     """
     if is_remote(source):
-        return kaem.connect(source, credentials=credentials)
+        return kaem.connect(source, credentials=credentials, model=model or "", version=version or 0)
     if re.fullmatch(r"(\w+://.*|[\w.-]+:\d+(,.*)?)", source):
         raise RequestError(f"{source!r} is neither a file nor a server's address", hint="write grpc://host:port")
+    if model is not None or version is not None:
+        raise RequestError(f"{source} is one file; only servers have models and versions to choose from")
     return kaem.load(source, provider=provider, workers=workers)
 
 

@@ -52,6 +52,8 @@ def connect(
     patience: Patience | None = None,
     hedging: Hedging | None = None,
     credentials: Credentials | None = None,
+    model: str = "",
+    version: int = 0,
 ) -> RemoteSampler:
     """Connect to a server, or to several that share the work; same methods and same results as a local sampler.
 
@@ -63,14 +65,25 @@ def connect(
         hedging: When to ask a second server for what a first one is late with (`kaem.client.Hedging`).
         credentials: Certificates and token (`kaem.client.Credentials`); by default what KAEM_CA_FILE,
             KAEM_TOKEN_FILE, ... say.
+        model: Name of the model, for servers that have several; "" for the only one.
+        version: Of the model; 0 for the newest one. Either way the sampler stays with the version it meets now.
 
     Raises:
         ConfigError: A target is not an address, credentials cannot be used, or numerics ids differ.
+        RequestError: A server has no such model or version.
         RemoteError: No server answered in time.
     """
     from kaem.client import connect as connect_
 
-    return connect_(targets, timeout_s=timeout_s, patience=patience, hedging=hedging, credentials=credentials)
+    return connect_(
+        targets,
+        timeout_s=timeout_s,
+        patience=patience,
+        hedging=hedging,
+        credentials=credentials,
+        model=model,
+        version=version,
+    )
 
 
 def connect_async(
@@ -80,6 +93,8 @@ def connect_async(
     patience: Patience | None = None,
     hedging: Hedging | None = None,
     credentials: Credentials | None = None,
+    model: str = "",
+    version: int = 0,
 ) -> Connecting:
     """Connect as `connect` does, for asyncio: `async with kaem.connect_async(target) as sampler`, or `await` it.
 
@@ -91,10 +106,20 @@ def connect_async(
         patience: As for `connect`.
         hedging: As for `connect`.
         credentials: As for `connect`.
+        model: As for `connect`.
+        version: As for `connect`.
 
     Raises:
         ConfigError: A target is not an address or credentials cannot be used; the rest is raised when awaited.
     """
     from kaem.client import connect_async as connect_
 
-    return connect_(targets, timeout_s=timeout_s, patience=patience, hedging=hedging, credentials=credentials)
+    return connect_(
+        targets,
+        timeout_s=timeout_s,
+        patience=patience,
+        hedging=hedging,
+        credentials=credentials,
+        model=model,
+        version=version,
+    )

@@ -37,6 +37,21 @@ def check_range(num: int, seed: int, start: int) -> tuple[int, int, int]:
     return num, seed, start
 
 
+def check_version(version: int) -> int:
+    """Check that a model can have a version; return it as a plain integer.
+
+    Args:
+        version: 1 or more, or 0 for the newest one.
+
+    Raises:
+        RequestError: It cannot.
+    """
+    version = whole("version", version)
+    if not 0 <= version < NUM_INDICES:
+        raise RequestError(f"version is {version}", hint="give 1 or more, or 0 for the newest one")
+    return version
+
+
 def check_memory(num_bytes: int) -> None:
     """Refuse an allocation larger than this machine's physical memory, before it is made.
 

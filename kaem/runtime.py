@@ -8,7 +8,7 @@ nothing but its own uniforms.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -107,7 +107,7 @@ class LocalSampler:
         for first in range(0, num, MAX_ROWS * self.workers):
             rows = min(MAX_ROWS * self.workers, num - first)
             uniform = noise.uniforms(seed, start + first, rows, self._manifest.noise_dim)
-            images[first : first + rows] = self._run("image", uniform)
+            [images[first : first + rows]] = self._run(uniform, "image")
             if on_progress is not None:
                 on_progress(first + rows, num)
         return images
@@ -134,11 +134,18 @@ class LocalSampler:
         Raises:
             RequestError: Wrong shape or a value out of range.
         """
-        return self._run("image", check_uniforms(uniform, self._manifest.noise_dim))
+        [images] = self._run(check_uniforms(uniform, self._manifest.noise_dim), "image")
+        return images
 
     def latents(self, uniform: Uniforms) -> NDArray[np.float32]:
         """Map rows of uniforms, shape (N, D), to the latent vectors the generator sees, shape (N, Q)."""
-        return self._run("latent", check_uniforms(uniform, self._manifest.noise_dim))
+        [latents] = self._run(check_uniforms(uniform, self._manifest.noise_dim), "latent")
+        return latents
+
+    def decode_with_latents(self, uniform: Uniforms) -> tuple[Images, NDArray[np.float32]]:
+        """Return what `decode` and `latents` return, in the time of one of them."""
+        images, latents = self._run(check_uniforms(uniform, self._manifest.noise_dim), "image", "latent")
+        return images, latents
 
     def close(self) -> None:
         """Stop the worker threads and drop the session."""
@@ -163,8 +170,8 @@ class LocalSampler:
                 on_progress(first + len(images) - start, num)
             yield Chunk(start=first, images=images)
 
-    def _run(self, output: str, uniform: Uniforms) -> NDArray[Any]:
-        """Evaluate one output for any number of rows, split between the workers."""
+    def _run(self, uniform: Uniforms, *outputs: str) -> list[NDArray[Any]]:
+        """Evaluate some outputs for any number of rows, split between the workers."""
         if self._is_closed:
             raise RequestError("this sampler is closed")
         num = len(uniform)
@@ -174,16 +181,18 @@ class LocalSampler:
             rows = next((size for size in sizes if size >= rows), sizes[-1])
         pieces = [uniform[first : first + rows] for first in range(0, num, rows)]
         if len(pieces) == 1:
-            return self._call(output, pieces[0])
-        return np.concatenate(list(self._pool.map(lambda piece: self._call(output, piece), pieces)))
+            return self._call(pieces[0], outputs)
+        results = list(self._pool.map(lambda piece: self._call(piece, outputs), pieces))
+        return [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
-    def _call(self, output: str, uniform: Uniforms) -> NDArray[Any]:
+    def _call(self, uniform: Uniforms, outputs: Sequence[str]) -> list[NDArray[Any]]:
         num = len(uniform)
         uniform = padded(uniform, self._manifest.batch_sizes)
         try:
-            return np.asarray(self._session.run([output], {"uniform": uniform})[0])[:num]
+            results = self._session.run(list(outputs), {"uniform": uniform})
         except Exception as error:  # onnxruntime's own exception classes share no public base
             raise BackendError(f"ONNX Runtime failed on {len(uniform)} rows: {error}") from error
+        return [np.asarray(result)[:num] for result in results]
 
 
 def read_file(path: Path) -> bytes:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -16,7 +17,7 @@ from kaem.errors import RemoteError
 from serve.current import Call, current
 from serve.guard import Guard
 from serve.observer import Observer
-from serve.statuses import RefusedError, status_of
+from serve.statuses import RefusedError, refusal_of, status_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request", bound=Message)
@@ -36,6 +37,8 @@ class Gate:
         self._num_entered = 0
         self._is_empty = asyncio.Event()
         self._is_empty.set()
+        self._is_closed = asyncio.Event()
+        self._is_closed.set()
 
     @property
     def closed_because(self) -> str | None:
@@ -55,10 +58,26 @@ class Gate:
     def open(self) -> None:
         """Let calls in from now on."""
         self._closed_because = None
+        self._is_closed.clear()
 
     def close(self, reason: str) -> None:
         """Refuse calls from now on; `reason` completes the sentence "the server ..."."""
         self._closed_because = reason
+        self._is_closed.set()
+
+    def check_open(self) -> None:
+        """Check that calls are let in.
+
+        Raises:
+            RefusedError: UNAVAILABLE, they are not.
+        """
+        if self._closed_because is not None:
+            error = RemoteError(f"the server {self._closed_because}", hint="try again in a moment")
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, error)
+
+    async def wait_closed(self) -> None:
+        """Wait until calls are not let in."""
+        await self._is_closed.wait()
 
     def enter(self) -> None:
         """Count a call in.
@@ -66,9 +85,7 @@ class Gate:
         Raises:
             RefusedError: UNAVAILABLE, the gate is closed.
         """
-        if self._closed_because is not None:
-            error = RemoteError(f"the server {self._closed_because}", hint="try again in a moment")
-            raise RefusedError(grpc.StatusCode.UNAVAILABLE, error)
+        self.check_open()
         self._num_inside += 1
         self._num_entered += 1
         self._is_empty.clear()
@@ -117,7 +134,7 @@ def well_formed(request: Request | Malformed) -> Request:
 
 
 class Reception:
-    """Lets calls in and sees them off; every method of the server is wrapped by one of its three functions.
+    """Lets calls in and sees them off; every method of the server is wrapped by one of its functions.
 
     Args:
         gate: Lets calls in while the server is ready.
@@ -126,7 +143,7 @@ class Reception:
     """
 
     def __init__(self, gate: Gate, observer: Observer, guard: Guard) -> None:
-        self._gate = gate
+        self.gate = gate
         self._guard = guard
         self._observer = observer
 
@@ -140,12 +157,12 @@ class Reception:
         """
 
         async def call(request: Request | Malformed, context: Context) -> Answer:
-            self._gate.enter()
+            self.gate.enter()
             try:
                 with self._guard.visit(_current()):
                     return await handler(well_formed(request), context)
             finally:
-                self._gate.leave()
+                self.gate.leave()
 
         return self.answered(method, call)
 
@@ -171,33 +188,107 @@ class Reception:
         """
 
         async def call(question: Question, context: Context) -> Answer | None:
-            request_id = secrets.token_hex(8)
-            began, code = time.monotonic(), grpc.StatusCode.OK
-            entry = current.set(_call(method, request_id, context))
-            self._observer.on_call_started(method)
-            try:
-                return await handler(question, context)
-            except asyncio.CancelledError:
-                code = _why_cancelled(context)
-                raise
-            except grpc.aio.InternalError:  # a write failed: the client is gone, often before gRPC says so
-                code = grpc.StatusCode.CANCELLED
-                _log.info("request %s was left by its client", request_id)
-                return None
-            except Exception as error:
-                status = status_of(error, request_id)
-                code = status.code
-                await context.abort(status.code, status.details, status.metadata)
-            finally:
-                self._observer.on_call_ended(method, code.name, time.monotonic() - began)
-                current.reset(entry)
+            told = call_of(method, context)
+            work = partial(handler, question, context)
+            return await _or_abort(self._attend(told, work, partial(why_cancelled, context)), told, context)
 
         return call
 
+    def conversed(
+        self, method: str, handler: Callable[[AsyncIterator[Request | Malformed], Context], Awaitable[None]]
+    ) -> Callable[[AsyncIterator[Request | Malformed], Context], Awaitable[None]]:
+        """Return a handler for streams whose requests are calls of their own, for each of which it uses `serve`.
 
-def _call(method: str, request_id: str, context: Context) -> Call:
+        The stream as a whole needs a token and an open gate, and is not counted unless it is turned away for that.
+        """
+
+        async def call(requests: AsyncIterator[Request | Malformed], context: Context) -> None:
+            told = call_of(method, context)
+            try:
+                self._guard.identify(told)
+                self.gate.check_open()
+            except RefusedError as refused:
+                await self.answered(method, partial(_raise, refused))(requests, context)
+            else:
+                await _or_abort(handler(requests, context), told, context)
+
+        return call
+
+    async def serve(
+        self, call: Call, work: Callable[[], Awaitable[Answer]], why: Callable[[], grpc.StatusCode]
+    ) -> Answer:
+        """Do the work of a call that is let in by guard and gate.
+
+        Args:
+            call: Who asks for what.
+            work: Answers it or raises, see `serve.statuses`.
+            why: Which status the call has if it is cancelled.
+
+        Raises:
+            RefusedError: Whatever went wrong, as the client may know it.
+        """
+
+        async def let_in() -> Answer:
+            with self._guard.visit(call):
+                self.gate.enter()
+                try:
+                    return await work()
+                finally:
+                    self.gate.leave()
+
+        return await self._attend(call, let_in, why)
+
+    async def _attend(
+        self, call: Call, work: Callable[[], Awaitable[Answer]], why: Callable[[], grpc.StatusCode]
+    ) -> Answer:
+        """Do the work of a call between the two events that tell of it."""
+        began, code = time.monotonic(), grpc.StatusCode.OK
+        entry = current.set(call)
+        self._observer.on_call_started(call.method)
+        try:
+            return await work()
+        except asyncio.CancelledError:
+            code = why()
+            raise
+        except grpc.aio.InternalError:  # a write failed: the client is gone, often before gRPC says so
+            code = grpc.StatusCode.CANCELLED
+            _log.info("request %s was left by its client", call.request_id)
+            raise
+        except Exception as error:
+            refused = refusal_of(error, call.request_id)
+            code = refused.code
+            raise refused from None
+        finally:
+            self._observer.on_call_ended(call.method, code.name, time.monotonic() - began)
+            current.reset(entry)
+
+
+def call_of(method: str, context: Context) -> Call:
+    """Return the call that a context of gRPC stands for, with a request id of its own."""
     metadata = {str(key): value for key, value in context.invocation_metadata() or ()}
-    return Call(method, request_id, metadata, context.peer())
+    return Call(method, secrets.token_hex(8), metadata, context.peer())
+
+
+def why_cancelled(context: Context) -> grpc.StatusCode:
+    """Return the status of a call that gRPC itself has ended."""
+    left_s = context.time_remaining()
+    is_late = left_s is not None and left_s <= 0
+    return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
+
+
+async def _or_abort(answer: Awaitable[Answer], call: Call, context: Context) -> Answer | None:
+    """Return the answer, or end the call with a status; nothing is answered to a client that is gone."""
+    try:
+        return await answer
+    except grpc.aio.InternalError:
+        return None
+    except Exception as error:
+        status = status_of(error, call.request_id)
+        await context.abort(status.code, status.details, status.metadata)
+
+
+async def _raise(error: Exception, _question: object, _context: Context) -> None:
+    raise error
 
 
 def _current() -> Call:
@@ -205,10 +296,3 @@ def _current() -> Call:
     if call is None:
         raise RuntimeError("there is no call")
     return call
-
-
-def _why_cancelled(context: Context) -> grpc.StatusCode:
-    """Return the status of a call that gRPC itself has ended."""
-    left_s = context.time_remaining()
-    is_late = left_s is not None and left_s <= 0
-    return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED

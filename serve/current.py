@@ -27,6 +27,7 @@ class Call:
         metadata: What came with it.
         peer: Address it came from.
         caller: Whose token it carries; None where no tokens are asked for, and until it was checked.
+        model: Name and version of the model whose scheduler it has met; None before.
         rows_admitted: Samples let in.
         rows_sent: Samples handed to the transport.
         queued_s: From being let in until the first sample went into a batch; None before.
@@ -38,6 +39,7 @@ class Call:
     metadata: Mapping[str, str | bytes] = field(default_factory=dict)
     peer: str = ""
     caller: Caller | None = None
+    model: tuple[str, int] | None = None
     rows_admitted: int = 0
     rows_sent: int = 0
     queued_s: float | None = None
@@ -75,7 +77,7 @@ class Tally(Observer):
         if call is not None:
             call.queued_s = seconds
 
-    def on_sent(self, *, model: str, rows: int, seconds: float) -> None:
+    def on_sent(self, *, model: str, version: int, rows: int, seconds: float) -> None:
         """Count the samples of a message to its call."""
         call = current.get()
         if call is not None:

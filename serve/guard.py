@@ -53,10 +53,11 @@ class Guard(Observer):
         Raises:
             RefusedError: UNAUTHENTICATED, no token or one that is not known; RESOURCE_EXHAUSTED, a limit is reached.
         """
-        if self._tokens is None:
+        self.identify(call)
+        caller = call.caller
+        if caller is None:
             yield
             return
-        caller = self._identify(self._tokens, call)
         allowance = self._allowance(caller)
         try:
             allowance.enter(
@@ -66,12 +67,20 @@ class Guard(Observer):
         except RefusedError as refused:
             self._observer.on_rejected(refused.quota)
             raise
-        call.caller = caller
         try:
             yield
         finally:
             allowance.charge(min(0, call.rows_sent - call.rows_admitted))
             allowance.leave()
+
+    def identify(self, call: Call) -> None:
+        """Note whose token a call carries.
+
+        Raises:
+            RefusedError: UNAUTHENTICATED, no token or one that is not known.
+        """
+        if self._tokens is not None:
+            call.caller = self._find(self._tokens, call)
 
     def on_admitted(self, *, is_bulk: bool, rows: int) -> None:
         """Charge a job to its caller."""
@@ -79,7 +88,7 @@ class Guard(Observer):
         if call is not None and call.caller is not None:
             self._allowance(call.caller).charge(rows)
 
-    def _identify(self, tokens: Tokens, call: Call) -> Caller:
+    def _find(self, tokens: Tokens, call: Call) -> Caller:
         value = call.metadata.get(_KEY)
         if not isinstance(value, str):
             raise _unknown("this server asks for a token", "name a file with it: --token-file or KAEM_TOKEN_FILE")

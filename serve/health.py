@@ -20,14 +20,14 @@ _Response = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """One state shared by a fixed set of names; NOT_SERVING until told otherwise.
+    """One state shared by a set of names; NOT_SERVING until told otherwise.
 
     Args:
-        names: Every name that has a health: "", services, models.
+        names: Every name that has a health from the start: "", services.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._names = frozenset(names)
+        self._names = set(names)
         self._is_serving = False
         self._is_ended = False
         self._changed = asyncio.Event()
@@ -36,6 +36,18 @@ class Health:
         """Set the state of all names and tell the watchers."""
         self._is_serving = is_serving
         self._notify()
+
+    def add(self, name: str) -> None:
+        """Give a name a health from now on."""
+        if name not in self._names:
+            self._names.add(name)
+            self._notify()
+
+    def remove(self, name: str) -> None:
+        """Know a name no more."""
+        if name in self._names:
+            self._names.remove(name)
+            self._notify()
 
     def end_watches(self) -> None:
         """Complete every open Watch stream, and any opened later, after its current state was sent."""
@@ -59,7 +71,8 @@ class Health:
         """Answer the state of a name; NOT_FOUND for an unknown one."""
         name = well_formed(request).service
         if name not in self._names:
-            raise RefusedError(grpc.StatusCode.NOT_FOUND, RequestError(f"no service or model named {name!r}"))
+            error = RequestError(f"no service or model named {name!r}")
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="service")
         return _Response(status=self._status(name))
 
     async def watch(self, request: health_pb2.HealthCheckRequest | Malformed, context: Context) -> None:

@@ -43,6 +43,7 @@ class Job:
 
     Attributes:
         source: Where its uniforms come from.
+        with_latents: Whether its rows are those of `serve.latents`, images beside latent vectors.
         ticket: Its place in the rotation.
         chunk_rows: Rows of each chunk but the last.
         submitted_at: When it came, on the scheduler's clock.
@@ -57,8 +58,10 @@ class Job:
         chunk_rows: int,
         convert: Convert,
         submitted_at: float,
+        with_latents: bool = False,
     ) -> None:
         self.source = source
+        self.with_latents = with_latents
         self.ticket = ticket
         self.chunk_rows = chunk_rows
         self.submitted_at = submitted_at

@@ -10,7 +10,9 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
-from serve.scheduler import Decode, Scheduler
+from serve.batches import Decode
+from serve.latents import DecodeBoth
+from serve.scheduler import Scheduler
 
 
 class Lanes:
@@ -19,13 +21,17 @@ class Lanes:
     Args:
         scheduler: Whose batches are computed.
         decoders: `decode` of each engine.
+        both: What gives latent vectors too, of each engine that has it.
     """
 
-    def __init__(self, scheduler: Scheduler, decoders: Sequence[Decode]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, decoders: Sequence[Decode], both: Sequence[DecodeBoth | None] | None = None
+    ) -> None:
         self._scheduler = scheduler
+        pairs = zip(decoders, both or [None] * len(decoders), strict=True)
         self._threads = [
-            threading.Thread(target=self._run, args=(decode,), name=f"kaem-batch-{number}")
-            for number, decode in enumerate(decoders)
+            threading.Thread(target=self._run, args=pair, name=f"kaem-batch-{number}")
+            for number, pair in enumerate(pairs)
         ]
         for thread in self._threads:
             thread.start()
@@ -36,6 +42,6 @@ class Lanes:
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
 
-    def _run(self, decode: Decode) -> None:
-        while self._scheduler.run_next(decode, wait=True):
+    def _run(self, decode: Decode, both: DecodeBoth | None) -> None:
+        while self._scheduler.run_next(decode, both, wait=True):
             pass

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from kaem.errors import RequestError
 from kaem.protocol.status import PARTIAL_KEY, PRIORITY_KEY
 from serve.calls import Context
+from serve.statuses import blaming
 
 _PRIORITIES = ("interactive", "bulk")
 _ANSWERS = {"true": True, "false": False}
@@ -40,12 +41,14 @@ def manners_of(context: Context) -> Manners:
     """Read a call's manners.
 
     Raises:
-        RequestError: A value is not one of those known.
+        RefusedError: INVALID_ARGUMENT, a value is not one of those known.
     """
     metadata = {key: value for key, value in context.invocation_metadata() or () if key in (PRIORITY_KEY, PARTIAL_KEY)}
     priority, partial = metadata.get(PRIORITY_KEY, ""), metadata.get(PARTIAL_KEY, "false")
-    if priority and priority not in _PRIORITIES:
-        raise RequestError(f"{PRIORITY_KEY} is {priority!r}", hint=f"choose one of: {', '.join(_PRIORITIES)}")
-    if partial not in _ANSWERS:
-        raise RequestError(f"{PARTIAL_KEY} is {partial!r}", hint=f"choose one of: {', '.join(_ANSWERS)}")
+    with blaming(PRIORITY_KEY):
+        if priority and priority not in _PRIORITIES:
+            raise RequestError(f"{PRIORITY_KEY} is {priority!r}", hint=f"choose one of: {', '.join(_PRIORITIES)}")
+    with blaming(PARTIAL_KEY):
+        if partial not in _ANSWERS:
+            raise RequestError(f"{PARTIAL_KEY} is {partial!r}", hint=f"choose one of: {', '.join(_ANSWERS)}")
     return Manners(str(priority), _ANSWERS[str(partial)], context.time_remaining())

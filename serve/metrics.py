@@ -6,13 +6,13 @@ them, and `nv_inference_*` as Triton has them, in microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serve.models import Models
+from serve.models import Models, ServedModel
 from serve.observer import Observer
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -25,7 +25,7 @@ _TYPES = {
     "ServerReflectionInfo": "bidi_stream",
 }
 _STREAMS = ("StreamSamples", "ModelStreamInfer")  # of samples
-_SAMPLING = (*_STREAMS, "Sample", "Decode", "ModelInfer")
+_SAMPLING = (*_STREAMS, "Sample", "Decode", "ModelInfer", "sample.png")
 _CODES = {"OK": "OK", "CANCELLED": "Canceled"}  # as Go spells them; the others follow their words
 _TRITON_REASONS = {"CANCELLED": "CANCELED", "RESOURCE_EXHAUSTED": "REJECTED", "INTERNAL": "BACKEND"}
 
@@ -36,13 +36,17 @@ class Metrics(Observer):
     Args:
         models: What it serves.
         is_ready: Whether it lets calls in.
+        draining: Models that it serves no more and that have requests to complete.
     """
 
-    def __init__(self, models: Models, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, models: Models, is_ready: Callable[[], bool], *, draining: Callable[[], Sequence[ServedModel]]
+    ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a time per series that nobody asked for
         self.registry = CollectorRegistry()
         self._models = models
         self._is_ready = is_ready
+        self._draining = draining
         ProcessCollector(registry=self.registry)
         self._requests = self._counter("kaem_requests", "Calls answered, by method and status.", "method", "code")
         self._samples = self._counter("kaem_samples", "Samples handed to the transport.", "model", "version")
@@ -52,6 +56,7 @@ class Metrics(Observer):
         self._rejected = self._counter("kaem_rejected", "Requests refused at once, by what was missing.", "reason")
         self._cancelled = self._counter("kaem_cancelled", "Requests left by their reader, by stage.", "stage")
         self._expired = self._counter("kaem_expired", "Requests whose deadline passed.")
+        self._loads = self._counter("kaem_model_loads", "Loads of models, by what came of them.", "model", "outcome")
         self._batch_rows = Histogram(
             "kaem_batch_rows", "Rows of a batch that somebody wanted.", buckets=_ROWS, registry=self.registry
         )
@@ -111,9 +116,9 @@ class Metrics(Observer):
         """Time it."""
         self._first_chunk.observe(seconds)
 
-    def on_sent(self, *, model: str, rows: int, seconds: float) -> None:
+    def on_sent(self, *, model: str, version: int, rows: int, seconds: float) -> None:
         """Count the samples and time the sending."""
-        self._samples.labels(model, self._version(model)).inc(rows)
+        self._samples.labels(model, version).inc(rows)
         self._send_wait.observe(seconds)
 
     def on_cancelled(self, stage: str) -> None:
@@ -124,9 +129,18 @@ class Metrics(Observer):
         """Count it."""
         self._expired.inc()
 
+    def on_loaded(self, *, model: str, version: int, seconds: float) -> None:
+        """Count it."""
+        self._loads.labels(model, "loaded").inc()
+
+    def on_load_failed(self, *, model: str, version: int) -> None:
+        """Count it."""
+        self._loads.labels(model, "failed").inc()
+
     def now(self) -> Iterator[Metric]:
         """Return the gauges."""
-        schedulers = [model.scheduler for model in self._models]
+        draining = self._draining()
+        schedulers = [model.scheduler for model in (*self._models, *draining)]
         ready, samples = float(self._is_ready()), sum(scheduler.queue_samples for scheduler in schedulers)
         held = sum(scheduler.queue_bytes for scheduler in schedulers)
         jobs = sum(scheduler.num_jobs for scheduler in schedulers)
@@ -134,19 +148,14 @@ class Metrics(Observer):
         yield GaugeMetricFamily("kaem_queue_samples", "Samples that could go into a batch now.", samples)
         yield GaugeMetricFamily("kaem_queue_bytes", "Bytes set aside for running requests.", held)
         yield GaugeMetricFamily("nv_inference_pending_request_count", "Requests of samples that are running.", jobs)
-        info = GaugeMetricFamily(
-            "kaem_model_info", "What is served; always 1.", labels=("model", "digest", "provider", "numerics_id")
-        )
+        yield GaugeMetricFamily("kaem_models_draining", "Old models that have requests to complete.", len(draining))
+        labels = ("model", "version", "digest", "provider", "numerics_id")
+        info = GaugeMetricFamily("kaem_model_info", "What is served; always 1.", labels=labels)
         for model in self._models:
+            told = model.info
             digest = model.manifest.graph_fingerprint
-            info.add_metric((model.info.name, digest, model.info.provider, model.info.numerics_id), 1.0)
+            info.add_metric((told.name, str(told.version), digest, told.provider, told.numerics_id), 1.0)
         yield info
-
-    def _version(self, name: str) -> str:
-        for model in self._models:
-            if model.info.name == name:
-                return model.manifest.graph_fingerprint.removeprefix("sha256:")[:12]
-        return ""
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(name, meaning, labels, registry=self.registry)

@@ -6,19 +6,29 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
 from kaem.artifact import Manifest
-from kaem.errors import BackendError, RequestError
-from kaem.protocol.messages import Limits, Model
+from kaem.errors import ArtifactError, BackendError, RequestError
+from kaem.protocol import kaem_pb2
+from kaem.protocol.messages import (
+    MAX_MESSAGE_BYTES,
+    MESSAGE_HEADROOM,
+    Limits,
+    Model,
+    resolve_encoding,
+    rows_per_chunk,
+)
 from serve.buckets import power_sizes
 from serve.current import check_allowed
+from serve.demand import Bounds
 from serve.engine import Engine, Warmth, warm_up
 from serve.lanes import Lanes
+from serve.latents import decoder_of
 from serve.observer import Observer
-from serve.scheduler import Bounds, Scheduler
+from serve.scheduler import Scheduler
 from serve.statuses import RefusedError
 
 _MAX_BATCH_ROWS = 256  # for each worker, where the operator names no batch size
@@ -35,16 +45,24 @@ class ServedModel:
         info: What clients are told.
         scheduler: Takes jobs for it.
         lanes: Compute them.
+        makes_latents: Whether jobs may ask for latent vectors.
     """
 
     info: Model
     scheduler: Scheduler
     lanes: Lanes
+    makes_latents: bool = False
 
     @property
     def manifest(self) -> Manifest:
         """What the artifact says about itself."""
         return self.info.manifest
+
+    async def wait_idle(self) -> None:
+        """Wait until it has no job left."""
+        idle = asyncio.Event()
+        self.scheduler.call_when_idle(idle.set)
+        await idle.wait()
 
     async def close(self) -> None:
         """End its jobs and stop computing; the engines stay open."""
@@ -52,22 +70,42 @@ class ServedModel:
 
 
 class Models:
-    """The models of a server by name; the one that is looked up is always whole and warm."""
+    """The models of a server by name and version; the one that is looked up is always whole and warm.
+
+    Used in the event loop only. Whoever looks a model up must submit to its scheduler before awaiting anything: once
+    a model is out of this table, it is released as soon as no job is left in its scheduler.
+    """
 
     def __init__(self) -> None:
-        self._models: dict[str, ServedModel] = {}
+        self._models: dict[str, dict[int, ServedModel]] = {}
 
     def put(self, model: ServedModel) -> ServedModel | None:
-        """Offer a model from now on; return the one that had its name, which is for the caller to close."""
-        previous = self._models.get(model.info.name)
-        self._models[model.info.name] = model
+        """Offer a model from now on; return the one that had its name and version, which is for the caller to close."""
+        versions = self._models.setdefault(model.info.name, {})
+        previous = versions.get(model.info.version)
+        versions[model.info.version] = model
         return previous
 
-    def __iter__(self) -> Iterator[ServedModel]:
-        return iter(tuple(self._models.values()))
+    def remove(self, model: ServedModel) -> None:
+        """Offer a model no more; it is for the caller to close."""
+        versions = self._models[model.info.name]
+        del versions[model.info.version]
+        if not versions:
+            del self._models[model.info.name]
 
-    def get(self, name: str) -> ServedModel:
-        """Return a model by name; "" is the only one.
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter([self._models[name][version] for name in sorted(self._models) for version in self.versions(name)])
+
+    def versions(self, name: str) -> tuple[int, ...]:
+        """Return the versions of a model in ascending order; the last is the newest. Empty for an unknown name."""
+        return tuple(sorted(self._models.get(name, ())))
+
+    def get(self, name: str, version: int = 0) -> ServedModel:
+        """Return a model.
+
+        Args:
+            name: Of the model; "" for the only one.
+            version: Of the model; 0 for the newest one.
 
         Raises:
             RefusedError: NOT_FOUND; PERMISSION_DENIED, for the caller whose token does not allow it.
@@ -75,46 +113,89 @@ class Models:
         if not name and len(self._models) == 1:
             name = next(iter(self._models))
         check_allowed(name)
-        model = self._models.get(name)
-        if model is None:
-            offered = ", ".join(repr(known) for known in sorted(self._models))
+        versions = self._models.get(name)
+        if versions is None:
+            offered = ", ".join(repr(known) for known in sorted(self._models)) or "none at present"
             error = RequestError(f"no model named {name!r}", hint=f"this server offers {offered}")
             raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="model")
+        model = versions.get(version or max(versions))
+        if model is None:
+            offered = ", ".join(map(str, self.versions(name)))
+            error = RequestError(f"no version {version} of model {name!r}", hint=f"this server has {offered}")
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="version")
         return model
 
 
-async def open_model(
-    engines: Sequence[Engine],
-    *,
-    name: str,
-    limits: Limits,
-    bounds: Bounds,
-    max_batch: int | None,
-    observer: Observer,
-    clock: Callable[[], float] = time.monotonic,
-) -> ServedModel:
-    """Warm a model's engines up and start computing; to be awaited in the loop that answers requests.
+def warm_engines(engines: Sequence[Engine], max_batch: int | None) -> Warmth:
+    """Run the engines of one model at every size; takes seconds, and is for a thread of its own.
 
     Args:
         engines: One per device, all of the same artifact.
-        name: Under which it is offered.
-        limits: What fits in one message.
-        bounds: What may wait and be held.
         max_batch: Rows of the largest batch; None for as many as make batches more efficient.
-        observer: Told what happens.
-        clock: In seconds.
+
+    Returns:
+        What holds for all of them: the costs are those of the slowest.
 
     Raises:
         BackendError: An engine does not run, or they do not compute the same bits.
     """
     first = engines[0]
-    warmths = [await asyncio.to_thread(warm_up, engine, _sizes(first, max_batch)) for engine in engines]
+    warmths = [warm_up(engine, _sizes(first, max_batch)) for engine in engines]
     if len({(warmth.numerics_id, warmth.costs.sizes) for warmth in warmths}) > 1:
         raise BackendError(
             "the devices do not compute the same bits", hint="serve each kind of device by its own server"
         )
     warmth = _slowest(warmths)
-    costs = warmth.costs if max_batch else warmth.costs.up_to_the_knee(_LEAST_BATCH_ROWS * first.workers)
+    if max_batch:
+        return warmth
+    return replace(warmth, costs=warmth.costs.up_to_the_knee(_LEAST_BATCH_ROWS * first.workers))
+
+
+def limits_of(manifest: Manifest, max_chunk_bytes: int) -> Limits:
+    """Return what fits in one message for a model.
+
+    Raises:
+        ArtifactError: Not even one image fits.
+    """
+    largest = MAX_MESSAGE_BYTES - MESSAGE_HEADROOM
+    if manifest.image_bytes > largest:
+        raise ArtifactError(
+            f"one image of model {manifest.name!r} takes {manifest.image_bytes} bytes; a message holds {largest}",
+            hint="sample it without a server: kaem sample",
+        )
+    own = resolve_encoding(kaem_pb2.ENCODING_UNSPECIFIED, manifest)
+    rows = rows_per_chunk(manifest, own, max_chunk_bytes)
+    return Limits(
+        max_chunk_bytes=max_chunk_bytes,
+        max_sample_rows=rows,
+        max_decode_rows=max(1, min(rows, max_chunk_bytes // (4 * manifest.noise_dim))),
+    )
+
+
+def start_model(
+    engines: Sequence[Engine],
+    warmth: Warmth,
+    *,
+    name: str,
+    version: int,
+    limits: Limits,
+    bounds: Bounds,
+    observer: Observer,
+    clock: Callable[[], float] = time.monotonic,
+) -> ServedModel:
+    """Start computing with warm engines; to be called in the event loop that answers requests.
+
+    Args:
+        engines: One per device, all of the same artifact.
+        warmth: What `warm_engines` said of them.
+        name: Under which the model is offered.
+        version: The same.
+        limits: What fits in one message.
+        bounds: What may wait and be held.
+        observer: Told what happens.
+        clock: In seconds.
+    """
+    first, costs = engines[0], warmth.costs
     loop = asyncio.get_running_loop()
     scheduler = Scheduler(
         costs,
@@ -131,10 +212,15 @@ async def open_model(
         numerics_id=warmth.numerics_id,
         provider=first.provider,
         limits=limits,
+        version=version,
     )
     table = ", ".join(f"{size}: {1e3 * costs.batch_seconds(size):.3g}" for size in costs.sizes)
-    _log.info("model %r on %s, milliseconds of a batch by its rows: %s", name, first.provider, table)
-    return ServedModel(info, scheduler, Lanes(scheduler, [engine.decode for engine in engines]))
+    _log.info(
+        "model %r version %d on %s, milliseconds of a batch by its rows: %s", name, version, first.provider, table
+    )
+    both = [decoder_of(engine) for engine in engines]
+    lanes = Lanes(scheduler, [engine.decode for engine in engines], both)
+    return ServedModel(info, scheduler, lanes, makes_latents=None not in both)
 
 
 def _sizes(engine: Engine, max_batch: int | None) -> tuple[int, ...]:

@@ -36,14 +36,20 @@ class Observer:
     def on_first_chunk(self, seconds: float) -> None:
         """The first chunk of a job was handed to its handler, so long after the job was submitted."""
 
-    def on_sent(self, *, model: str, rows: int, seconds: float) -> None:
-        """A message of samples was given to the transport, which took so long to have room for it."""
+    def on_sent(self, *, model: str, version: int, rows: int, seconds: float) -> None:
+        """A message of a model's samples was given to the transport, which took so long to have room for it."""
 
     def on_cancelled(self, stage: str) -> None:
         """A job was left by its reader before its end: "queued" (no row computed), "computing" or "sending"."""
 
     def on_expired(self) -> None:
         """A job's deadline passed before its rows were computed."""
+
+    def on_loaded(self, *, model: str, version: int, seconds: float) -> None:
+        """A model was loaded, warmed and compared, and is offered from now on; how long that took."""
+
+    def on_load_failed(self, *, model: str, version: int) -> None:
+        """A model could not be loaded; what was served under its name and version is so still."""
 
 
 class Observers(Observer):
@@ -100,10 +106,10 @@ class Observers(Observer):
         for observer in self._observers:
             observer.on_first_chunk(seconds)
 
-    def on_sent(self, *, model: str, rows: int, seconds: float) -> None:
+    def on_sent(self, *, model: str, version: int, rows: int, seconds: float) -> None:
         """Pass it on."""
         for observer in self._observers:
-            observer.on_sent(model=model, rows=rows, seconds=seconds)
+            observer.on_sent(model=model, version=version, rows=rows, seconds=seconds)
 
     def on_cancelled(self, stage: str) -> None:
         """Pass it on."""
@@ -114,3 +120,13 @@ class Observers(Observer):
         """Pass it on."""
         for observer in self._observers:
             observer.on_expired()
+
+    def on_loaded(self, *, model: str, version: int, seconds: float) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_loaded(model=model, version=version, seconds=seconds)
+
+    def on_load_failed(self, *, model: str, version: int) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_load_failed(model=model, version=version)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from kaem.cuda import CudaEngine
-from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM, Limits
+from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
 from kaem.runtime import LocalSampler
 from serve import health, reflection, services
 from serve.address import bare_host, check_address, format_address, why_not_bound
@@ -27,12 +28,17 @@ from serve.calls import Gate, Reception
 from serve.current import Tally
 from serve.engine import Engine
 from serve.guard import Guard
+from serve.inference_protocol import service as inference_protocol
+from serve.inference_protocol.statistics import Statistics
+from serve.library import Library
 from serve.logs import CallLog
-from serve.models import Models, open_model
+from serve.models import Models, ServedModel
 from serve.observer import Observer, Observers
-from serve.services import SamplerService, limits_of
-from serve.settings import ServeSettings, check_name
+from serve.repository import Repository, open_repository
+from serve.services import SamplerService
+from serve.settings import ServeSettings
 from serve.tls import Tls
+from serve.workshop import OpenEngines
 
 if TYPE_CHECKING:
     from serve.http import HttpServer
@@ -42,35 +48,59 @@ _log = logging.getLogger(__name__)
 
 
 class Server:
-    """One model on one port.
+    """The models of a repository on one port.
+
+    Attributes:
+        models: What is offered.
+        library: Loads and unloads it.
+        gate: Lets calls in.
+        http_address: Of HTTP, once it has been started, and if it has any.
 
     Args:
-        engines: One per device, all with the same model; the caller closes them after the server has stopped.
+        repository: Which artifacts there are.
         settings: What the operator decided.
         observer: Told what happens.
+        open_engines: Opens an artifact; by default as the settings say.
+        on_drain: Called when the admin service is asked to shut the server down.
 
     Raises:
-        ConfigError: The model cannot be offered under its name, or certificates or tokens cannot be used.
+        ConfigError: Certificates or tokens cannot be used.
     """
 
-    def __init__(self, engines: Sequence[Engine], settings: ServeSettings, observer: Observer | None = None) -> None:
-        self._engines = engines
+    def __init__(
+        self,
+        repository: Repository,
+        settings: ServeSettings,
+        observer: Observer | None = None,
+        *,
+        open_engines: OpenEngines | None = None,
+        on_drain: Callable[[], None] = lambda: None,
+    ) -> None:
         self._settings = settings
         self.observer = observer or Observer()
         self._host = bare_host(settings.host)
-        self._name = settings.name or engines[0].manifest.name
-        check_name(self._name)
         self.models = Models()
         self.http_address = ""  # once it has been started, and if it has one
-        self._health = health.Health(("", services.SERVICE, f"kaem.model/{self._name}"))
+        self._on_drain = on_drain
+        self._health = health.Health(("", services.SERVICE, inference_protocol.SERVICE))
         self._running = AsyncExitStack()  # what has been started, and how to stop it
         self.gate = Gate()
         self._tls = Tls(settings) if settings.is_encrypted else None
-        self._watchers = Observers((Tally(), self.observer))
+        self._statistics = Statistics()
+        self._watchers = Observers((Tally(), self._statistics, self.observer))
         guard = Guard(settings, self._watchers)
         self._watchers.add(guard)
-        self._add_telemetry()
+        self.library = Library(
+            repository,
+            open_engines or partial(engines_of, settings),
+            self.models,
+            health=self._health,
+            settings=settings,
+            observer=self._watchers,
+            statistics=self._statistics,
+        )
         self._reception = Reception(self.gate, self._watchers, guard)
+        self._add_telemetry()
 
     async def start(self) -> str:
         """Bind, warm up and serve; health says NOT_SERVING until this returns.
@@ -79,19 +109,16 @@ class Server:
             The address clients connect to, `grpc://host:port`, or `grpcs://` with TLS.
 
         Raises:
-            ConfigError: The address cannot be used.
-            ArtifactError: An image of the model does not fit in a message.
-            BackendError: The model does not run.
+            ConfigError: The address cannot be used, there is no model, or one cannot be offered under its name.
+            ArtifactError: A model cannot be read, or an image of it does not fit in a message.
+            BackendError: A model does not run.
         """
         settings = self._settings
         check_address(self._host, settings.port, insecure=settings.insecure or settings.is_encrypted)
-        manifest = self._engines[0].manifest
-        limits = limits_of(manifest, settings.max_chunk_bytes)
-        largest_request = 4 * manifest.noise_dim + MESSAGE_HEADROOM
         self._grpc = grpc.aio.server(
             options=(
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a cluster
-                ("grpc.max_receive_message_length", max(MAX_MESSAGE_BYTES, largest_request)),
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + MESSAGE_HEADROOM),  # one row of any model
             )
         )
         self._running.push_async_callback(self._grpc.stop, 0)
@@ -100,14 +127,15 @@ class Server:
             self._add_services()
             port = self._bind()
             await self._grpc.start()
-            await self._open_model(limits)
+            self._running.push_async_callback(self.library.close)
+            await self.library.start(self._reception, self.gate, self._on_drain)
         except BaseException:
             await self.stop()
             raise
         self._health.set_serving(True)
         self.gate.open()
         address = f"grpc{'s' if self._tls else ''}://{format_address(self._host, port)}"
-        _log.info("serving model %r at %s", self._name, address)
+        _log.info("serving %s at %s", ", ".join(_told(model) for model in self.models), address)
         return address
 
     async def drain(self) -> None:
@@ -140,10 +168,17 @@ class Server:
             from serve.http import HttpServer, monitoring_routes
             from serve.metrics import Metrics
 
-            metrics = Metrics(self.models, lambda: self.gate.closed_because is None)
+            metrics = Metrics(
+                self.models, lambda: self.gate.closed_because is None, draining=lambda: self.library.shelf.draining
+            )
             self._watchers.add(metrics)
+            routes = monitoring_routes(metrics.registry, lambda: self.gate.closed_because or "")
+            if settings.http_samples:
+                from serve.picture import Pictures
+
+                routes += Pictures(self.models, settings, self._watchers, self._reception).routes()
             self._http = HttpServer(
-                monitoring_routes(metrics.registry, lambda: self.gate.closed_because or ""),
+                routes,
                 host=settings.http_host,
                 port=settings.http_port,
                 insecure=settings.insecure,
@@ -157,13 +192,23 @@ class Server:
             _log.info("metrics, /healthz and /readyz at %s", self.http_address)
 
     def _add_services(self) -> None:
-        service = SamplerService(self.models, self._settings, self._watchers)
-        names = (services.SERVICE, health.SERVICE, reflection.SERVICE)
+        sampling = SamplerService(self.models, self._settings, self._watchers)
+        inference = inference_protocol.InferenceService(
+            self.models, self._settings, self._watchers, self._statistics, lambda: self.gate.closed_because is None
+        )
+        names = (
+            services.SERVICE,
+            inference_protocol.SERVICE,
+            health.SERVICE,
+            reflection.SERVICE,
+            reflection.ALPHA_SERVICE,
+        )
         self._grpc.add_generic_rpc_handlers(
             (
-                service.handler(self._reception),
+                sampling.handler(self._reception),
+                inference.handler(self._reception),
                 self._health.handler(self._reception),
-                reflection.handler(names, self._reception),
+                *reflection.handlers(names, self._reception),
             )
         )
 
@@ -176,36 +221,40 @@ class Server:
         except RuntimeError:  # which does not say why
             raise why_not_bound(host, port) from None
 
-    async def _open_model(self, limits: Limits) -> None:
-        model = await open_model(
-            self._engines,
-            name=self._name,
-            limits=limits,
-            bounds=self._settings.bounds,
-            max_batch=self._settings.max_batch,
-            observer=self._watchers,
-        )
-        self._running.push_async_callback(model.close)
-        self.models.put(model)
+
+def _told(model: ServedModel) -> str:
+    return f"model {model.info.name!r} version {model.info.version}"
 
 
 def run(path: Path, settings: ServeSettings, *, on_serving: Callable[[str], None]) -> None:
-    """Serve an artifact until SIGTERM, SIGINT or SIGHUP, then drain; a second signal stops at once.
+    """Serve models until SIGTERM, SIGINT or SIGHUP, then drain; a second signal stops at once.
 
     Args:
-        path: The artifact.
+        path: One artifact, or a folder of them.
         settings: What the operator decided.
         on_serving: Called with the address once requests are answered.
 
     Raises:
-        KaemError: The server could not start; see `LocalSampler` and `Server.start`.
+        KaemError: The server could not start; see `open_repository` and `Server.start`.
         SystemExit: 128 + n, signal n came before anything was served.
     """
     keep_large_blocks()
-    with _open_engine(path, settings) as engine:
-        early = asyncio.run(_run_until_signal([engine], settings, on_serving))
+    repository = open_repository(path, name=settings.name)
+    early = asyncio.run(_run_until_signal(repository, settings, on_serving))
     if early is not None:
         raise SystemExit(128 + early)
+
+
+@contextmanager
+def engines_of(settings: ServeSettings, path: Path) -> Iterator[Sequence[Engine]]:
+    """Open an artifact on the devices that the settings name, for the time of the block.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or not a kaem artifact.
+        BackendError: A device or its libraries are unusable.
+    """
+    with _open_engine(path, settings) as engine:
+        yield [engine]
 
 
 def _open_engine(path: Path, settings: ServeSettings) -> LocalSampler | CudaEngine:
@@ -215,7 +264,7 @@ def _open_engine(path: Path, settings: ServeSettings) -> LocalSampler | CudaEngi
 
 
 async def _run_until_signal(
-    engines: Sequence[Engine], settings: ServeSettings, on_serving: Callable[[str], None]
+    repository: Repository, settings: ServeSettings, on_serving: Callable[[str], None]
 ) -> int | None:
     """Return None after a drain, or the signal that came before there was anything to drain."""
     signals: asyncio.Queue[int] = asyncio.Queue()
@@ -223,7 +272,7 @@ async def _run_until_signal(
     # the loop under gRPC, which then never stops.
     for number in _signals():
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    server = Server(engines, settings)
+    server = Server(repository, settings, on_drain=partial(signals.put_nowait, signal.SIGTERM))
     try:
         starting = asyncio.create_task(server.start())
         early = await _signal_during(starting, signals)

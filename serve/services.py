@@ -9,14 +9,9 @@ from functools import partial
 
 import grpc
 
-from kaem.artifact import Manifest
-from kaem.errors import ArtifactError, RemoteError, RequestError
-from kaem.images import to_uint8
+from kaem.errors import RemoteError, RequestError
 from kaem.protocol import kaem_pb2
 from kaem.protocol.messages import (
-    MAX_MESSAGE_BYTES,
-    MESSAGE_HEADROOM,
-    Limits,
     check_numerics,
     chunk_from_images,
     message_from_model,
@@ -31,35 +26,12 @@ from serve.job import Convert
 from serve.manners import manners_of
 from serve.models import Models, ServedModel
 from serve.observer import Observer
-from serve.scheduler import Demand
+from serve.orders import Orders, converting
 from serve.settings import ServeSettings
 from serve.sources import Given, Seeded, Source
-from serve.statuses import RefusedError
+from serve.statuses import RefusedError, blaming
 
 SERVICE = kaem_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name
-
-_WINDOW_CHUNKS = 4  # computed ahead of a reader: enough to hide a batch's time behind the sending
-
-
-def limits_of(manifest: Manifest, max_chunk_bytes: int) -> Limits:
-    """Return what fits in one message for a model.
-
-    Raises:
-        ArtifactError: Not even one image fits.
-    """
-    largest = MAX_MESSAGE_BYTES - MESSAGE_HEADROOM
-    if manifest.image_bytes > largest:
-        raise ArtifactError(
-            f"one image of model {manifest.name!r} takes {manifest.image_bytes} bytes; a message holds {largest}",
-            hint="sample it without a server: kaem sample",
-        )
-    own = resolve_encoding(kaem_pb2.ENCODING_UNSPECIFIED, manifest)
-    rows = rows_per_chunk(manifest, own, max_chunk_bytes)
-    return Limits(
-        max_chunk_bytes=max_chunk_bytes,
-        max_sample_rows=rows,
-        max_decode_rows=max(1, min(rows, max_chunk_bytes // (4 * manifest.noise_dim))),
-    )
 
 
 class SamplerService:
@@ -73,7 +45,7 @@ class SamplerService:
 
     def __init__(self, models: Models, settings: ServeSettings, observer: Observer) -> None:
         self._models = models
-        self._settings = settings
+        self._orders = Orders(settings)
         self._observer = observer
 
     def handler(self, reception: Reception) -> grpc.GenericRpcHandler[object, object]:
@@ -105,83 +77,79 @@ class SamplerService:
         if request.max_chunk_rows:
             rows = min(rows, request.max_chunk_rows)
         start = request.start_index
-        manners = manners_of(context)
-        row_bytes = _row_bytes(model, encoding)
-        demand = Demand(
-            rows=request.count,
-            row_bytes=row_bytes,
+        submitted = self._orders.stream(
+            model,
+            Seeded(request.seed, start),
+            request.count,
             chunk_rows=rows,
-            window=_WINDOW_CHUNKS * model.info.limits.max_chunk_bytes // row_bytes,
-            is_bulk=manners.is_bulk(request.count, self._settings.interactive_samples),
-            may_shrink=True,
-            timeout_s=manners.timeout_s,
-            due_rows=rows if manners.is_partial_welcome else None,
+            row_bytes=_row_bytes(model, encoding),
+            convert=_convert(encoding),
+            manners=manners_of(context),
         )
-        source = Seeded(request.seed, start)
-        async with model.scheduler.submit(source, demand, convert=_convert(encoding)) as job:
+        async with submitted as job:
             async for images in job:
                 message = await _chunk(model, images, start, encoding)
                 began = time.monotonic()
                 await context.write(message)
                 seconds = time.monotonic() - began
-                self._observer.on_sent(model=model.info.name, rows=len(images), seconds=seconds)
+                self._note_sent(model, len(images), seconds)
                 start += len(images)
 
     async def decode(self, request: kaem_pb2.DecodeRequest, context: Context) -> kaem_pb2.Chunk:
         """Answer the images of given uniforms."""
         model, encoding = self._check_model(request)
         dim = model.manifest.noise_dim
-        uniform = check_uniforms(uniforms_from_request(request, dim), dim)
+        with blaming("uniform" if request.count else "count"):
+            uniform = check_uniforms(uniforms_from_request(request, dim), dim)
         _check_fits(model, len(uniform), encoding, hint="send fewer rows at a time")
         return await self._one_chunk(model, Given(uniform), len(uniform), encoding, context)
 
     async def get_model(self, request: kaem_pb2.GetModelRequest, context: Context) -> kaem_pb2.Model:
         """Answer what the model is."""
-        return message_from_model(self._models.get(request.model).info)
+        return message_from_model(self._models.get(request.model, request.version).info)
 
     def _check_model(
         self, request: kaem_pb2.SampleRequest | kaem_pb2.DecodeRequest
     ) -> tuple[ServedModel, kaem_pb2.Encoding]:
         """Check what all requests have in common; return the model and the resolved encoding."""
-        model = self._models.get(request.model)
+        model = self._models.get(request.model, request.version)
         if request.expected_numerics_id:
             try:
                 check_numerics(model.info.numerics_id, request.expected_numerics_id)
             except RemoteError as error:
-                raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, error) from None
-        return model, resolve_encoding(request.encoding, model.manifest)
+                raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, error, field="expected_numerics_id") from None
+        with blaming("encoding"):
+            return model, resolve_encoding(request.encoding, model.manifest)
 
     def _check_samples(self, request: kaem_pb2.SampleRequest) -> tuple[ServedModel, kaem_pb2.Encoding]:
         checked = self._check_model(request)
         try:
             check_range(request.count, request.seed, request.start_index)
         except RequestError as error:
-            if request.start_index + request.count > NUM_INDICES:
-                raise RefusedError(grpc.StatusCode.OUT_OF_RANGE, error) from None
-            raise
+            is_past = request.start_index + request.count > NUM_INDICES
+            code = grpc.StatusCode.OUT_OF_RANGE if is_past else grpc.StatusCode[error.grpc_status]
+            raise RefusedError(code, error, field="count") from None
         return checked
 
     async def _one_chunk(
         self, model: ServedModel, source: Source, rows: int, encoding: kaem_pb2.Encoding, context: Context
     ) -> kaem_pb2.Chunk:
-        manners = manners_of(context)
-        start, row_bytes = 0, _row_bytes(model, encoding)
-        if isinstance(source, Seeded):
-            start = source.start
-        else:
-            row_bytes += 4 * model.manifest.noise_dim
-        demand = Demand(
-            rows=rows,
-            row_bytes=row_bytes,
-            chunk_rows=rows,
-            window=rows,
-            is_bulk=manners.is_bulk(rows, self._settings.interactive_samples),
-            timeout_s=manners.timeout_s,
+        start = source.start if isinstance(source, Seeded) else 0
+        submitted = self._orders.whole(
+            model,
+            source,
+            rows,
+            row_bytes=_row_bytes(model, encoding),
+            convert=_convert(encoding),
+            manners=manners_of(context),
         )
-        async with model.scheduler.submit(source, demand, convert=_convert(encoding)) as job:
+        async with submitted as job:
             message = await _chunk(model, await anext(job), start, encoding)
-        self._observer.on_sent(model=model.info.name, rows=rows, seconds=0.0)
+        self._note_sent(model, rows, 0.0)
         return message
+
+    def _note_sent(self, model: ServedModel, rows: int, seconds: float) -> None:
+        self._observer.on_sent(model=model.info.name, version=model.info.version, rows=rows, seconds=seconds)
 
 
 def _check_fits(model: ServedModel, rows: int, encoding: kaem_pb2.Encoding, *, hint: str) -> None:
@@ -196,17 +164,13 @@ def _row_bytes(model: ServedModel, encoding: kaem_pb2.Encoding) -> int:
 
 
 def _convert(encoding: kaem_pb2.Encoding) -> Convert:
-    return _unchanged if encoding == kaem_pb2.ENCODING_FLOAT32 else to_uint8
+    return converting(to_bytes=encoding != kaem_pb2.ENCODING_FLOAT32)
 
 
 async def _chunk(model: ServedModel, images: Images, start: int, encoding: kaem_pb2.Encoding) -> kaem_pb2.Chunk:
     """Write a message, in a thread where that is slow."""
     make = partial(chunk_from_images, images, start=start, encoding=encoding, numerics_id=model.info.numerics_id)
     return await asyncio.to_thread(make) if encoding == kaem_pb2.ENCODING_PNG else make()
-
-
-def _unchanged(images: Images) -> Images:
-    return images
 
 
 def _write(message: kaem_pb2.Chunk | kaem_pb2.Model) -> bytes:

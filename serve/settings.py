@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from kaem.client.addresses import parse_admin_address
 from kaem.errors import ConfigError
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
 from kaem.providers import PROVIDERS
-from serve.scheduler import Bounds
+from serve.demand import Bounds
 
 _LEAST_HELD_BYTES = 4 * MAX_MESSAGE_BYTES  # half of it is for what every request may always hold: two messages
 LOG_FORMATS = ("text", "json")
@@ -23,7 +24,9 @@ class ServeSettings:
     Attributes:
         host: Name or address to listen on; anything but a loopback address needs `insecure`.
         port: TCP port, 0 for a free one.
-        name: Name under which the model is offered; None for the name in its manifest.
+        name: Name under which the model of one file is offered; None for the name in its manifest.
+        poll_models_s: Seconds between two looks for new, changed and removed models; None for none.
+        admin: Where the admin service listens, `unix:PATH` or a port of this machine; None for nowhere.
         provider: Where images are computed: "cpu", "cuda" or "ort-tensorrt".
         workers: Threads that share each batch by rows; None for one per available core.
         max_batch: Rows computed together; None for as many as make batches more efficient, by measurement.
@@ -43,6 +46,7 @@ class ServeSettings:
         token_concurrency: Requests that each token may have running; None for any number.
         http_host: Name or address to listen on for HTTP.
         http_port: TCP port of `/metrics`, `/healthz` and `/readyz`, 0 for a free one; None for no HTTP at all.
+        http_samples: Answer `/v1/sample.png` on that port too, to whoever may call the gRPC port.
         log_format: "text", or "json" for one object a line.
         log_calls: Write a line to the log for every call that ends.
         traces: Send OpenTelemetry traces to where the OTEL_* environment variables say.
@@ -51,6 +55,8 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 50051
     name: str | None = None
+    poll_models_s: float | None = None
+    admin: str | None = None
     provider: str = "cpu"
     workers: int | None = None
     max_batch: int | None = None
@@ -69,6 +75,7 @@ class ServeSettings:
     token_concurrency: int | None = None
     http_host: str = "127.0.0.1"
     http_port: int | None = None
+    http_samples: bool = False
     log_format: str = "text"
     log_calls: bool = False
     traces: bool = False
@@ -78,8 +85,7 @@ class ServeSettings:
             raise ConfigError("host is empty", hint="use 127.0.0.1")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}, outside 0 .. 65535", hint="0 takes a free port")
-        if self.name is not None:
-            check_name(self.name)
+        self._check_models()
         if self.provider not in PROVIDERS:
             raise ConfigError(f"unknown provider {self.provider!r}", hint=f"choose one of: {', '.join(PROVIDERS)}")
         if self.workers is not None and self.workers < 1:
@@ -106,11 +112,29 @@ class ServeSettings:
         self._check_security()
         self._check_telemetry()
 
+    def _check_models(self) -> None:
+        if self.name is not None:
+            check_name(self.name)
+        if self.poll_models_s is not None and not (math.isfinite(self.poll_models_s) and self.poll_models_s > 0):
+            raise ConfigError(f"poll_models_s is {self.poll_models_s}; give more than 0 seconds")
+        if self.admin is not None:
+            try:
+                parse_admin_address(self.admin)
+            except ConfigError as error:
+                raise ConfigError(f"admin: {error.message}", hint=error.hint) from None
+
     def _check_telemetry(self) -> None:
         if not self.http_host:
             raise ConfigError("http_host is empty", hint="use 127.0.0.1")
         if self.http_port is not None and not 0 <= self.http_port <= 65535:
             raise ConfigError(f"http_port is {self.http_port}, outside 0 .. 65535", hint="0 takes a free port")
+        if self.http_samples and self.http_port is None:
+            raise ConfigError("http_samples is set without http_port; it needs that port")
+        if self.http_samples and self.client_ca_file and not self.token_file:
+            raise ConfigError(
+                "http_samples is set with client_ca_file, but the HTTP port asks for no certificates",
+                hint="give a token_file too",
+            )
         if self.log_format not in LOG_FORMATS:
             raise ConfigError(f"log_format is {self.log_format!r}", hint=f"choose one of: {', '.join(LOG_FORMATS)}")
 

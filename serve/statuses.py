@@ -8,6 +8,8 @@ RetryInfo is in it; `grpc-retry-pushback-ms` says the same to clients with a ret
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -17,7 +19,7 @@ from google.rpc.error_details_pb2 import BadRequest, QuotaFailure, RequestInfo, 
 from google.rpc.status_pb2 import Status as RichStatus
 from grpc_status.rpc_status import to_status
 
-from kaem.errors import KaemError, RemoteError
+from kaem.errors import KaemError, RemoteError, RequestError
 from kaem.protocol.status import REQUEST_KEY, Metadata, details_from_error, metadata_from_error
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -63,27 +65,40 @@ class Status:
     metadata: Metadata
 
 
-def status_of(raised: Exception, request_id: str) -> Status:
-    """Return the status for whatever a handler raised.
+@contextmanager
+def blaming(field: str) -> Iterator[None]:
+    """Say of an error in a request, unless it says so itself, which field is to blame.
+
+    Args:
+        field: Its path in the request, `inputs[0].shape`, or the key of metadata.
+    """
+    try:
+        yield
+    except RequestError as error:
+        raise RefusedError(grpc.StatusCode[error.grpc_status], error, field=field) from None
+
+
+def refusal_of(raised: Exception, request_id: str) -> RefusedError:
+    """Return what a client is told of whatever a handler raised.
 
     KaemErrors travel with their class and hint. Anything else is a bug of ours: the client gets a fixed text and the
     request's id, the log gets the traceback under the same id.
     """
     if isinstance(raised, RefusedError):
-        refused = raised
-    elif isinstance(raised, KaemError):
-        refused = RefusedError(grpc.StatusCode[raised.grpc_status], raised)
-    else:
-        _log.error("request %s failed", request_id, exc_info=raised)
-        bug = RemoteError(f"internal error, request {request_id}", hint="the server's log says more")
-        refused = RefusedError(grpc.StatusCode.INTERNAL, bug)
-    return _status(refused, request_id)
+        if raised.code is grpc.StatusCode.UNAVAILABLE and raised.retry_after_s is None:
+            raised.retry_after_s = _UNAVAILABLE_RETRY_S
+        return raised
+    if isinstance(raised, KaemError):
+        return refusal_of(RefusedError(grpc.StatusCode[raised.grpc_status], raised), request_id)
+    _log.error("request %s failed", request_id, exc_info=raised)
+    bug = RemoteError(f"internal error, request {request_id}", hint="the server's log says more")
+    return RefusedError(grpc.StatusCode.INTERNAL, bug)
 
 
-def _status(refused: RefusedError, request_id: str) -> Status:
+def status_of(raised: Exception, request_id: str) -> Status:
+    """Return the status for whatever a handler raised, see `refusal_of`."""
+    refused = refusal_of(raised, request_id)
     code, error, retry_s = refused.code, refused.error, refused.retry_after_s
-    if code is grpc.StatusCode.UNAVAILABLE and retry_s is None:
-        retry_s = _UNAVAILABLE_RETRY_S
     details = details_from_error(error)
     metadata: Metadata = (*metadata_from_error(error), (REQUEST_KEY, request_id))
     rich = RichStatus(code=code.value[0], message=details)

@@ -56,7 +56,7 @@ class Tracing(Observer):
             context=self._propagator.extract(carrier),
             kind=SpanKind.SERVER,
             attributes={
-                "rpc.system": "grpc",
+                "rpc.system": "http" if service == "http" else "grpc",
                 "rpc.service": service,
                 "rpc.method": name,
                 "kaem.request_id": call.request_id,

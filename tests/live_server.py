@@ -20,6 +20,7 @@ import numpy as np
 from kaem.artifact import Manifest
 from kaem.protocol import kaem_pb2_grpc
 from serve.observer import Observer
+from serve.repository import Found, Key, Signature, open_repository
 from serve.server import Server
 from serve.settings import ServeSettings
 
@@ -69,7 +70,7 @@ class Notes(Observer):
     """What tests ask about calls."""
 
     def __init__(self):
-        self.admitted, self.rejected, self.ended, self.sent = [], [], [], []
+        self.admitted, self.rejected, self.ended, self.sent, self.failed_loads = [], [], [], [], []
 
     def on_admitted(self, *, is_bulk, rows):
         self.admitted.append((is_bulk, rows))
@@ -80,8 +81,31 @@ class Notes(Observer):
     def on_call_ended(self, method, code, seconds):
         self.ended.append((method, code))
 
-    def on_sent(self, *, model, rows, seconds):
+    def on_sent(self, *, model, version, rows, seconds):
         self.sent.append((model, rows))
+
+    def on_load_failed(self, *, model, version):
+        self.failed_loads.append((model, version))
+
+
+class Held:
+    """A repository of one backend that is in memory already; `Server(Held(backend), ..., open_engines=held.open)`."""
+
+    def __init__(self, backend, name=None):
+        self._backend = backend
+        self._key = Key(name or backend.manifest.name, 1)
+
+    def scan(self):
+        return {self._key: Found(self._key, Path("in memory"), Signature(0, 0, 0))}
+
+    @contextlib.contextmanager
+    def open(self, path):
+        yield [self._backend]
+
+
+def server_of(backend, settings, observer):
+    held = Held(backend, settings.name)
+    return Server(held, settings, observer, open_engines=held.open)
 
 
 class LiveServer:
@@ -101,7 +125,7 @@ class LiveServer:
 
     @staticmethod
     async def _make(backend, settings):
-        return Server([backend], settings, Notes())
+        return server_of(backend, settings, Notes())
 
     @property
     def scheduler(self):
@@ -131,6 +155,26 @@ class LiveServer:
             self.backend.may_run.set()
         self.run(self.server.stop())
         self._end()
+
+
+class FolderServer(LiveServer):
+    """A server of a folder of artifacts, or of one, with small batches that are quickly warm."""
+
+    def __init__(self, path, **settings):
+        super().__init__(path, **{"max_batch": 8, "workers": 1, **settings})
+
+    @staticmethod
+    async def _make(path, settings):
+        return Server(open_repository(path, name=settings.name), settings, Notes())
+
+    def drained(self):
+        """Wait until no old model is left."""
+
+        async def wait():
+            while tasks := list(self.server.library.shelf._draining):
+                await asyncio.wait(tasks)
+
+        self.run(wait())
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ import asyncio
 import numpy as np
 
 from serve.buckets import CostTable, power_sizes
+from serve.demand import Bounds, Demand
 from serve.observer import Observer
-from serve.scheduler import Bounds, Demand, Scheduler
+from serve.scheduler import Scheduler
 from serve.sources import Given
 
 

@@ -50,7 +50,20 @@ def test_every_module_of_kaem_and_serve_imports_where_torch_is_blocked():
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["fit-prior"], ["export"], ["verify"], ["serve"], ["sample"], ["bench"], ["info"], ["eval"]],
+    [
+        [],
+        ["train"],
+        ["fit-prior"],
+        ["export"],
+        ["verify"],
+        ["serve"],
+        ["sample"],
+        ["bench"],
+        ["info"],
+        ["eval"],
+        ["admin"],
+        ["admin", "load"],
+    ],
     ids=" ".join,
 )
 def test_help_loads_nothing_heavy(command):

@@ -36,19 +36,23 @@ def _commands():
 @pytest.mark.parametrize("text", list(_commands()))
 def test_every_command_in_the_documentation_parses(text):
     name, *words = shlex.split(text)
-    given = get_command(app).commands[name].make_context(name, words).params
+    command = get_command(app).commands[name]
+    if hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands[name]
+    given = command.make_context(name, words).params
     if name == "train" and given["config"] in preset_names():
         load_config(given["config"], given["assignments"] or ())
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/artifact.md", "docs/client.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/artifact.md", "docs/client.md", "docs/protocols.md"])
 def test_python_in_the_documentation_runs(page, artifact_path, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
     assert blocks
     shutil.copy(artifact_path, tmp_path / "model.onnx")
-    with server_process(artifact_path, "--port", "0") as server:
+    with server_process(artifact_path, "--port", "0", "--name", "digits") as server:
         for block in blocks:
-            code = block.replace("grpc://127.0.0.1:50051", server.target)
+            code = block.replace("127.0.0.1:50051", server.target.removeprefix("grpc://"))
             done = subprocess.run(
                 [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ _TARGET = re.compile(
     r"(?:(?P<scheme>grpcs?)://)?(?P<host>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?|\[[^]]+\]):(?P<port>[0-9]{1,5})/?",
     re.ASCII | re.IGNORECASE,
 )
+
+UNIX_SCHEME = "unix:"
+
+_MAX_PATH_BYTES = 107  # of a Unix socket, on Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,33 @@ def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
     if len({target.is_secure for target in found}) > 1:
         raise ConfigError("some servers are to be reached by TLS and some not", hint="write grpcs:// before each")
     return found
+
+
+def parse_admin_address(text: str) -> str:
+    """Return an address of an admin socket as gRPC has it.
+
+    Args:
+        text: `unix:PATH`, or `HOST:PORT` with a host that only this machine reaches.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if text.startswith(UNIX_SCHEME):
+        path = text.removeprefix(UNIX_SCHEME)
+        if not path or "\0" in path or len(os.fsencode(path)) > _MAX_PATH_BYTES:
+            raise ConfigError(
+                f"{text!r} names no path of 1 to {_MAX_PATH_BYTES} bytes", hint="write unix:/run/kaem.sock"
+            )
+        return text
+    parts = _TARGET.fullmatch(text)
+    if parts is None or parts["scheme"] or not int(parts["port"]) <= 65535 or not _is_host(parts["host"]):
+        raise ConfigError(f"cannot read {text!r} as an admin address", hint="write unix:PATH or 127.0.0.1:PORT")
+    if not Target(text).is_loopback:
+        raise ConfigError(
+            f"other machines could reach {text}, and nothing is encrypted there",
+            hint="write unix:PATH or 127.0.0.1:PORT",
+        )
+    return text
 
 
 def _parse_target(text: object) -> Target:

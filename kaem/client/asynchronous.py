@@ -21,6 +21,7 @@ from kaem.client.greeting import GRACE_S, Greeting, NoAnswerError, Outcome, mode
 from kaem.client.hedging import Hedging
 from kaem.client.patience import Patience
 from kaem.client.plan import Plan, agreed, check_timeout
+from kaem.client.questions import model_question
 from kaem.client.tasks import pieces
 from kaem.errors import KaemError, RequestError
 from kaem.protocol import kaem_pb2, kaem_pb2_grpc
@@ -36,6 +37,8 @@ def connect_async(
     patience: Patience | None = None,
     hedging: Hedging | None = None,
     credentials: Credentials | None = None,
+    model: str = "",
+    version: int = 0,
 ) -> Connecting:
     """Connect to a server or to several; see `kaem.client.remote.connect` for the arguments.
 
@@ -45,6 +48,7 @@ def connect_async(
     Raises:
         ConfigError: A target is not an address, or credentials cannot be used. When awaited: also if servers do not
             compute the same bits.
+        RequestError: `version` is out of range. When awaited: also if a server has no such model or version.
         RemoteError: When awaited: no kaem server answered in time, or one answered that it cannot be used.
         ArtifactError: When awaited: a server's model is of a format this kaem does not read.
     """
@@ -52,7 +56,7 @@ def connect_async(
     credentials = credentials or Credentials.from_environment()
     credentials.check(found)
     timeout_s = check_timeout(timeout_s) or timeout_s
-    return Connecting(found, timeout_s, patience or Patience(), hedging, credentials)
+    return Connecting(found, model_question(model, version), timeout_s, patience or Patience(), hedging, credentials)
 
 
 class Connecting:
@@ -60,6 +64,7 @@ class Connecting:
 
     Args:
         targets: The servers.
+        question: For their model.
         timeout_s: How long to wait for one to be ready.
         patience: With failing and silent ones.
         hedging: When to ask a second one.
@@ -69,12 +74,14 @@ class Connecting:
     def __init__(
         self,
         targets: tuple[Target, ...],
+        question: kaem_pb2.GetModelRequest,
         timeout_s: float,
         patience: Patience,
         hedging: Hedging | None,
         credentials: Credentials,
     ) -> None:
         self._targets = targets
+        self._question = question
         self._timeout_s = timeout_s
         self._patience = patience
         self._hedging = hedging
@@ -99,7 +106,7 @@ class Connecting:
         try:
             channels += [open_async_channel(target, self._credentials) for target in self._targets]
             stubs = [kaem_pb2_grpc.SamplerStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
-            models = await _meet(self._targets, stubs, self._credentials, self._timeout_s)
+            models = await _meet(self._targets, stubs, self._question, self._credentials, self._timeout_s)
             plan = Plan(
                 targets=self._targets,
                 models=agreed(self._targets, models),
@@ -221,18 +228,20 @@ class AsyncRemoteSampler:
             raise RequestError("this sampler is closed")
 
 
-async def _greet(target: Target, stub: Any, credentials: Credentials, timeout_s: float) -> Outcome:
+async def _greet(
+    target: Target, stub: Any, question: kaem_pb2.GetModelRequest, credentials: Credentials, timeout_s: float
+) -> Outcome:
     """Ask one server for its model until it answers or time is up."""
     greeting = Greeting(target, timeout_s, now=time.monotonic())
     try:
         while True:
             try:
                 message = await stub.GetModel(
-                    kaem_pb2.GetModelRequest(),
+                    question,
                     timeout=greeting.left_s(time.monotonic()),
                     metadata=credentials.metadata(),
                 )
-                return model_from_message(message, source=target.address)
+                return model_from_message(message, source=target.address, version=question.version)
             except grpc.aio.AioRpcError as error:
                 await asyncio.sleep(greeting.delay_s(failure_of(error, target), time.monotonic()))
     except (KaemError, NoAnswerError) as error:
@@ -240,7 +249,11 @@ async def _greet(target: Target, stub: Any, credentials: Credentials, timeout_s:
 
 
 async def _meet(
-    targets: Sequence[Target], stubs: Sequence[Any], credentials: Credentials, timeout_s: float
+    targets: Sequence[Target],
+    stubs: Sequence[Any],
+    question: kaem_pb2.GetModelRequest,
+    credentials: Credentials,
+    timeout_s: float,
 ) -> list[Model | None]:
     """Ask all servers for their models; once one has answered, the others are waited for only a little.
 
@@ -248,7 +261,7 @@ async def _meet(
         KaemError: None answered, or one answered that it cannot be used.
     """
     greeters = [
-        asyncio.create_task(_greet(target, stub, credentials, timeout_s))
+        asyncio.create_task(_greet(target, stub, question, credentials, timeout_s))
         for target, stub in zip(targets, stubs, strict=True)
     ]
     limit = time.monotonic() + timeout_s + GRACE_S

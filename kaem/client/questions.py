@@ -7,6 +7,7 @@ from typing import Protocol
 
 from kaem.protocol import kaem_pb2
 from kaem.protocol.messages import Model, bytes_from_uniforms, images_from_chunk
+from kaem.requests import check_version
 from kaem.sampler import Images, Uniforms
 
 Request = kaem_pb2.SampleRequest | kaem_pb2.DecodeRequest
@@ -38,6 +39,19 @@ class Question(Protocol):
         ...
 
 
+def model_question(model: str, version: int) -> kaem_pb2.GetModelRequest:
+    """Return the request for what a server says of a model.
+
+    Args:
+        model: Its name; "" for the only one.
+        version: Of it; 0 for the newest one.
+
+    Raises:
+        RequestError: `version` is no whole number below 2^64.
+    """
+    return kaem_pb2.GetModelRequest(model=model, version=check_version(version))
+
+
 @dataclass(frozen=True, slots=True)
 class Samples:
     """Samples of a seed: rows are sample indices."""
@@ -54,6 +68,7 @@ class Samples:
         """Return the request for samples `first .. first + rows - 1`."""
         return kaem_pb2.SampleRequest(
             model=model.name,
+            version=model.version,
             seed=self.seed,
             start_index=first,
             count=rows,
@@ -79,6 +94,7 @@ class Decoding:
         """Return the request for the images of rows `first .. first + rows - 1`."""
         return kaem_pb2.DecodeRequest(
             model=model.name,
+            version=model.version,
             count=rows,
             uniform=bytes_from_uniforms(self.rows[first : first + rows]),
             expected_numerics_id=model.numerics_id,

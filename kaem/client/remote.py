@@ -27,6 +27,7 @@ from kaem.client.greeting import GRACE_S, Greeting, NoAnswerError, Outcome, mode
 from kaem.client.hedging import Hedging
 from kaem.client.patience import Patience
 from kaem.client.plan import Plan, agreed, check_timeout
+from kaem.client.questions import model_question
 from kaem.client.threads import pieces
 from kaem.errors import KaemError, RequestError
 from kaem.protocol import kaem_pb2, kaem_pb2_grpc
@@ -42,6 +43,8 @@ def connect(
     patience: Patience | None = None,
     hedging: Hedging | None = None,
     credentials: Credentials | None = None,
+    model: str = "",
+    version: int = 0,
 ) -> RemoteSampler:
     """Connect to a server or to several, waiting for one that is still starting.
 
@@ -52,9 +55,12 @@ def connect(
         patience: How long later calls put up with failures and silence.
         hedging: When to ask a second server for what a first one is late with; never by default.
         credentials: Certificates and token; by default what the environment says (`KAEM_CA_FILE`, ...).
+        model: Name of the model, for servers that have several; "" for the only one.
+        version: Of the model; 0 for the newest one. Either way the sampler stays with the version it meets now.
 
     Raises:
         ConfigError: A target is not an address, credentials cannot be used, or servers do not compute the same bits.
+        RequestError: A server has no such model or version.
         RemoteError: No kaem server answered in time, or one answered that it cannot be used.
         ArtifactError: A server's model is of a format this kaem does not read.
     """
@@ -62,10 +68,11 @@ def connect(
     timeout_s = check_timeout(timeout_s) or timeout_s
     credentials = credentials or Credentials.from_environment()
     credentials.check(found)
+    question = model_question(model, version)
     with ExitStack() as stack:
         channels = [stack.enter_context(open_channel(target, credentials)) for target in found]
         stubs = [kaem_pb2_grpc.SamplerStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
-        models = _meet(found, stubs, credentials, timeout_s)
+        models = _meet(found, stubs, question, credentials, timeout_s)
         plan = Plan(
             targets=found,
             models=agreed(found, models),
@@ -236,12 +243,20 @@ class _Greeter(threading.Thread):
     """Asks one server for its model, and reports (number, model or error) to a queue."""
 
     def __init__(
-        self, number: int, target: Target, stub: Any, credentials: Credentials, timeout_s: float, met: SimpleQueue[Any]
+        self,
+        number: int,
+        target: Target,
+        stub: Any,
+        question: kaem_pb2.GetModelRequest,
+        credentials: Credentials,
+        timeout_s: float,
+        met: SimpleQueue[Any],
     ) -> None:
         super().__init__(name="kaem-greet", daemon=True)
         self._number = number
         self._target = target
         self._stub = stub
+        self._question = question
         self._credentials = credentials
         self._greeting = Greeting(target, timeout_s, now=time.monotonic())
         self._met = met
@@ -265,12 +280,14 @@ class _Greeter(threading.Thread):
     def _ask(self) -> Model | None:
         while not self._is_over.is_set():
             self._call = self._stub.GetModel.future(
-                kaem_pb2.GetModelRequest(),
+                self._question,
                 timeout=self._greeting.left_s(time.monotonic()),
                 metadata=self._credentials.metadata(),
             )
             try:
-                return model_from_message(self._call.result(), source=self._target.address)
+                return model_from_message(
+                    self._call.result(), source=self._target.address, version=self._question.version
+                )
             except grpc.FutureCancelledError:
                 break
             except grpc.RpcError as error:
@@ -280,7 +297,11 @@ class _Greeter(threading.Thread):
 
 
 def _meet(
-    targets: Sequence[Target], stubs: Sequence[Any], credentials: Credentials, timeout_s: float
+    targets: Sequence[Target],
+    stubs: Sequence[Any],
+    question: kaem_pb2.GetModelRequest,
+    credentials: Credentials,
+    timeout_s: float,
 ) -> list[Model | None]:
     """Ask all servers for their models; once one has answered, the others are waited for only a little.
 
@@ -289,7 +310,7 @@ def _meet(
     """
     met: SimpleQueue[tuple[int, Outcome]] = SimpleQueue()
     greeters = [
-        _Greeter(number, target, stub, credentials, timeout_s, met)
+        _Greeter(number, target, stub, question, credentials, timeout_s, met)
         for number, (target, stub) in enumerate(zip(targets, stubs, strict=True))
     ]
     outcomes: list[Outcome] = [None] * len(targets)

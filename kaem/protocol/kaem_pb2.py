@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kaem/protocol/kaem.proto\x12\x07kaem.v1\"\xab\x01\n\rSampleRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x13\n\x0bstart_index\x18\x03 \x01(\x04\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\x12#\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x11.kaem.v1.Encoding\x12\x16\n\x0emax_chunk_rows\x18\x06 \x01(\x04\x12\x1c\n\x14\x65xpected_numerics_id\x18\x07 \x01(\t\"\x81\x01\n\rDecodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0f\n\x07uniform\x18\x03 \x01(\x0c\x12#\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x11.kaem.v1.Encoding\x12\x1c\n\x14\x65xpected_numerics_id\x18\x05 \x01(\t\"\x8f\x01\n\x05\x43hunk\x12\x13\n\x0bstart_index\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12#\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x11.kaem.v1.Encoding\x12\r\n\x05shape\x18\x04 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0b\n\x03png\x18\x06 \x03(\x0c\x12\x13\n\x0bnumerics_id\x18\x07 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"o\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\x1f\n\x06limits\x18\x05 \x01(\x0b\x32\x0f.kaem.v1.Limits\"S\n\x06Limits\x12\x17\n\x0fmax_chunk_bytes\x18\x01 \x01(\x04\x12\x17\n\x0fmax_sample_rows\x18\x02 \x01(\x04\x12\x17\n\x0fmax_decode_rows\x18\x03 \x01(\x04*`\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x12\n\x0e\x45NCODING_UINT8\x10\x02\x12\x10\n\x0c\x45NCODING_PNG\x10\x03\x32\xde\x01\n\x07Sampler\x12\x30\n\x06Sample\x12\x16.kaem.v1.SampleRequest\x1a\x0e.kaem.v1.Chunk\x12\x39\n\rStreamSamples\x12\x16.kaem.v1.SampleRequest\x1a\x0e.kaem.v1.Chunk0\x01\x12\x30\n\x06\x44\x65\x63ode\x12\x16.kaem.v1.DecodeRequest\x1a\x0e.kaem.v1.Chunk\x12\x34\n\x08GetModel\x12\x18.kaem.v1.GetModelRequest\x1a\x0e.kaem.v1.Modelb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kaem/protocol/kaem.proto\x12\x07kaem.v1\"\xbc\x01\n\rSampleRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x13\n\x0bstart_index\x18\x03 \x01(\x04\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\x12#\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x11.kaem.v1.Encoding\x12\x16\n\x0emax_chunk_rows\x18\x06 \x01(\x04\x12\x1c\n\x14\x65xpected_numerics_id\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\x04\"\x92\x01\n\rDecodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0f\n\x07uniform\x18\x03 \x01(\x0c\x12#\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x11.kaem.v1.Encoding\x12\x1c\n\x14\x65xpected_numerics_id\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x04\"\x8f\x01\n\x05\x43hunk\x12\x13\n\x0bstart_index\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12#\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x11.kaem.v1.Encoding\x12\r\n\x05shape\x18\x04 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0b\n\x03png\x18\x06 \x03(\x0c\x12\x13\n\x0bnumerics_id\x18\x07 \x01(\t\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x80\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\x1f\n\x06limits\x18\x05 \x01(\x0b\x32\x0f.kaem.v1.Limits\x12\x0f\n\x07version\x18\x06 \x01(\x04\"S\n\x06Limits\x12\x17\n\x0fmax_chunk_bytes\x18\x01 \x01(\x04\x12\x17\n\x0fmax_sample_rows\x18\x02 \x01(\x04\x12\x17\n\x0fmax_decode_rows\x18\x03 \x01(\x04*`\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x12\n\x0e\x45NCODING_UINT8\x10\x02\x12\x10\n\x0c\x45NCODING_PNG\x10\x03\x32\xde\x01\n\x07Sampler\x12\x30\n\x06Sample\x12\x16.kaem.v1.SampleRequest\x1a\x0e.kaem.v1.Chunk\x12\x39\n\rStreamSamples\x12\x16.kaem.v1.SampleRequest\x1a\x0e.kaem.v1.Chunk0\x01\x12\x30\n\x06\x44\x65\x63ode\x12\x16.kaem.v1.DecodeRequest\x1a\x0e.kaem.v1.Chunk\x12\x34\n\x08GetModel\x12\x18.kaem.v1.GetModelRequest\x1a\x0e.kaem.v1.Modelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kaem.protocol.kaem_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODING']._serialized_start=721
-  _globals['_ENCODING']._serialized_end=817
+  _globals['_ENCODING']._serialized_start=790
+  _globals['_ENCODING']._serialized_end=886
   _globals['_SAMPLEREQUEST']._serialized_start=38
-  _globals['_SAMPLEREQUEST']._serialized_end=209
-  _globals['_DECODEREQUEST']._serialized_start=212
-  _globals['_DECODEREQUEST']._serialized_end=341
-  _globals['_CHUNK']._serialized_start=344
-  _globals['_CHUNK']._serialized_end=487
-  _globals['_GETMODELREQUEST']._serialized_start=489
-  _globals['_GETMODELREQUEST']._serialized_end=521
-  _globals['_MODEL']._serialized_start=523
-  _globals['_MODEL']._serialized_end=634
-  _globals['_LIMITS']._serialized_start=636
-  _globals['_LIMITS']._serialized_end=719
-  _globals['_SAMPLER']._serialized_start=820
-  _globals['_SAMPLER']._serialized_end=1042
+  _globals['_SAMPLEREQUEST']._serialized_end=226
+  _globals['_DECODEREQUEST']._serialized_start=229
+  _globals['_DECODEREQUEST']._serialized_end=375
+  _globals['_CHUNK']._serialized_start=378
+  _globals['_CHUNK']._serialized_end=521
+  _globals['_GETMODELREQUEST']._serialized_start=523
+  _globals['_GETMODELREQUEST']._serialized_end=572
+  _globals['_MODEL']._serialized_start=575
+  _globals['_MODEL']._serialized_end=703
+  _globals['_LIMITS']._serialized_start=705
+  _globals['_LIMITS']._serialized_end=788
+  _globals['_SAMPLER']._serialized_start=889
+  _globals['_SAMPLER']._serialized_end=1111
 # @@protoc_insertion_point(module_scope)

@@ -19,7 +19,7 @@ ENCODING_UINT8: Encoding
 ENCODING_PNG: Encoding
 
 class SampleRequest(_message.Message):
-    __slots__ = ("model", "seed", "start_index", "count", "encoding", "max_chunk_rows", "expected_numerics_id")
+    __slots__ = ("model", "seed", "start_index", "count", "encoding", "max_chunk_rows", "expected_numerics_id", "version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     START_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class SampleRequest(_message.Message):
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     MAX_CHUNK_ROWS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_NUMERICS_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     model: str
     seed: int
     start_index: int
@@ -34,21 +35,24 @@ class SampleRequest(_message.Message):
     encoding: Encoding
     max_chunk_rows: int
     expected_numerics_id: str
-    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., start_index: _Optional[int] = ..., count: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., max_chunk_rows: _Optional[int] = ..., expected_numerics_id: _Optional[str] = ...) -> None: ...
+    version: int
+    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., start_index: _Optional[int] = ..., count: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., max_chunk_rows: _Optional[int] = ..., expected_numerics_id: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("model", "count", "uniform", "encoding", "expected_numerics_id")
+    __slots__ = ("model", "count", "uniform", "encoding", "expected_numerics_id", "version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     UNIFORM_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_NUMERICS_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     model: str
     count: int
     uniform: bytes
     encoding: Encoding
     expected_numerics_id: str
-    def __init__(self, model: _Optional[str] = ..., count: _Optional[int] = ..., uniform: _Optional[bytes] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., expected_numerics_id: _Optional[str] = ...) -> None: ...
+    version: int
+    def __init__(self, model: _Optional[str] = ..., count: _Optional[int] = ..., uniform: _Optional[bytes] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., expected_numerics_id: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("start_index", "count", "encoding", "shape", "data", "png", "numerics_id")
@@ -69,24 +73,28 @@ class Chunk(_message.Message):
     def __init__(self, start_index: _Optional[int] = ..., count: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., png: _Optional[_Iterable[bytes]] = ..., numerics_id: _Optional[str] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
-    __slots__ = ("model",)
+    __slots__ = ("model", "version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     model: str
-    def __init__(self, model: _Optional[str] = ...) -> None: ...
+    version: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "manifest", "numerics_id", "provider", "limits")
+    __slots__ = ("name", "manifest", "numerics_id", "provider", "limits", "version")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_ID_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     manifest: str
     numerics_id: str
     provider: str
     limits: Limits
-    def __init__(self, name: _Optional[str] = ..., manifest: _Optional[str] = ..., numerics_id: _Optional[str] = ..., provider: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    version: int
+    def __init__(self, name: _Optional[str] = ..., manifest: _Optional[str] = ..., numerics_id: _Optional[str] = ..., provider: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_chunk_bytes", "max_sample_rows", "max_decode_rows")

@@ -44,13 +44,23 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What a server says it samples from: name, manifest, numerics id, provider (as `kaem.load` has it), limits."""
+    """What a server says it samples from.
+
+    Attributes:
+        name: Under which it is offered.
+        manifest: Of the artifact.
+        numerics_id: Digest of all that fixes the bits of an image.
+        provider: Where images are computed, as `kaem.load` has it.
+        limits: What fits in one message.
+        version: Of the model, at least 1; 0 from a server that has no versions.
+    """
 
     name: str
     manifest: Manifest
     numerics_id: str
     provider: str
     limits: Limits
+    version: int = 0
 
 
 def resolve_encoding(encoding: kaem_pb2.Encoding, manifest: Manifest) -> kaem_pb2.Encoding:
@@ -201,28 +211,36 @@ def message_from_model(model: Model) -> kaem_pb2.Model:
             max_sample_rows=model.limits.max_sample_rows,
             max_decode_rows=model.limits.max_decode_rows,
         ),
+        version=model.version,
     )
 
 
-def model_from_message(message: kaem_pb2.Model, *, source: str) -> Model:
+def model_from_message(message: kaem_pb2.Model, *, source: str, version: int = 0) -> Model:
     """Read and validate what a server says about itself.
 
     Args:
         message: The answer to GetModel.
         source: The server's address, for messages.
+        version: The one that was asked for; 0 for any.
 
     Raises:
         ArtifactError: The manifest is damaged, or a newer kaem wrote it.
-        RemoteError: The rest is not valid.
+        RemoteError: The rest is not valid, or the server does not know of versions.
     """
     manifest = read_manifest({MANIFEST_KEY: message.manifest}, source=f"the model of {source}")
     limits: dict[str, Any] = {name: getattr(message.limits, name) for name in Limits.__slots__}
     if not message.numerics_id or min(limits.values()) < 1:
         raise RemoteError(f"{source} gave no numerics id or a limit of 0", hint="is it a kaem server?")
+    if version and message.version != version:
+        raise RemoteError(
+            f"{source} was asked for version {version} and gave version {message.version}",
+            hint="upgrade the server: it has no versions",
+        )
     return Model(
         name=message.name,
         manifest=manifest,
         numerics_id=message.numerics_id,
         provider=message.provider,
         limits=Limits(**limits),
+        version=message.version,
     )

@@ -42,6 +42,9 @@ def test_latents_are_the_graphs_second_output(artifact_path):
     uniform = uniforms(0, 0, 10, 5)
     with kaem.load(artifact_path) as sampler:
         assert np.array_equal(sampler.latents(uniform), uniform * np.float32(4))
+        images, latents = sampler.decode_with_latents(uniform)
+        assert np.array_equal(images, sampler.decode(uniform))
+        assert np.array_equal(latents, uniform * np.float32(4))
 
 
 def test_another_artifact_has_another_numerics_id(artifact_path, tmp_path):

@@ -5,7 +5,6 @@ import threading
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from live_server import Backend, LiveServer, free_port, stub_of
 
 import kaem
@@ -13,7 +12,7 @@ from kaem.errors import RemoteError
 from kaem.protocol import kaem_pb2
 
 Status = health_pb2.HealthCheckResponse
-NAMES = ["", "kaem.v1.Sampler", "kaem.model/fake"]
+NAMES = ["", "kaem.v1.Sampler", "inference.GRPCInferenceService", "kaem.model/fake"]
 
 
 def health_of(channel):
@@ -70,19 +69,3 @@ def test_nothing_is_served_before_the_largest_batch_has_run():
                 assert sampler.sample(2, 0).shape == (2, 1, 2, 2)
             watch.cancel()
     assert list(dict.fromkeys(backend.batches)) == [1, 2, 4, 5]
-
-
-def test_reflection_lists_every_service_and_describes_ours():
-    with LiveServer(Backend()) as live, grpc.insecure_channel(live.address) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        requests = [
-            reflection_pb2.ServerReflectionRequest(list_services=""),
-            reflection_pb2.ServerReflectionRequest(file_containing_symbol="kaem.v1.Sampler"),
-        ]
-        services, file = stub.ServerReflectionInfo(iter(requests), timeout=10)
-    assert {service.name for service in services.list_services_response.service} == {
-        "kaem.v1.Sampler",
-        "grpc.health.v1.Health",
-        "grpc.reflection.v1alpha.ServerReflection",
-    }
-    assert b"StreamSamples" in file.file_descriptor_response.file_descriptor_proto[0]

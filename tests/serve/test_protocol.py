@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROTO = ROOT / "kaem" / "protocol" / "kaem.proto"
+PROTOS = sorted((ROOT / "kaem" / "protocol").glob("*.proto"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("grpc_tools") is None, reason="grpcio-tools is not installed")
@@ -24,8 +24,9 @@ def test_the_generated_code_is_up_to_date():
     )
 
 
-def test_every_field_and_method_is_documented():
-    lines = PROTO.read_text().splitlines()
+@pytest.mark.parametrize("proto", PROTOS, ids=lambda proto: proto.stem)
+def test_every_field_and_method_is_documented(proto):
+    lines = proto.read_text().splitlines()
     for number, line in enumerate(lines):
-        if re.match(r"\s+(rpc |[\w.]+( \w+)* \w+ = \d+;|ENCODING_)", line):
+        if re.match(r"\s+(rpc |oneof |(map<.*>|[\w.]+)( \w+)* \w+ = \d+;|[A-Z0-9_]+ = \d+;)", line):
             assert lines[number - 1].strip().startswith("//"), line

@@ -12,8 +12,9 @@ from stepped_scheduler import Stepped, next_chunk, rows_of
 from kaem import noise
 from kaem.errors import BackendError
 from serve.buckets import CostTable, power_sizes
+from serve.demand import Bounds, Demand
 from serve.lanes import Lanes
-from serve.scheduler import Bounds, Demand, Scheduler
+from serve.scheduler import Scheduler
 from serve.sources import Given, Seeded, draw
 from serve.statuses import RefusedError
 

@@ -8,6 +8,8 @@ import sys
 import grpc
 import numpy as np
 import pytest
+from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.status_pb2 import Status as RichStatus
 from live_server import PARTIAL, Backend, LiveServer, stub_of
 from PIL import Image
 
@@ -163,6 +165,34 @@ def test_a_wrong_request_gets_its_status_and_names_the_value(stub, method, reque
     assert (cls is None) or len(metadata["kaem-request-id"]) == 16
 
 
+@pytest.mark.parametrize(
+    ("method", "request_", "metadata", "field"),
+    [
+        ("Sample", SampleRequest(), (), "count"),
+        ("StreamSamples", SampleRequest(), (), "count"),
+        ("Sample", SampleRequest(count=1, encoding=9), (), "encoding"),
+        ("Decode", DecodeRequest(count=1, encoding=9), (), "encoding"),
+        ("Decode", DecodeRequest(), (), "count"),
+        ("Decode", DecodeRequest(count=1, uniform=b"123"), (), "uniform"),
+        ("Decode", DecodeRequest(count=1, uniform=np.full(5, 2, "<f4").tobytes()), (), "uniform"),
+        ("Sample", SampleRequest(count=1), (("kaem-priority", "high"),), "kaem-priority"),
+        ("StreamSamples", SampleRequest(count=1), (("kaem-partial", "maybe"),), "kaem-partial"),
+        ("Sample", SampleRequest(count=1, model="other"), (), "model"),
+        ("GetModel", kaem_pb2.GetModelRequest(model="other"), (), "model"),
+        ("Sample", SampleRequest(count=2, start_index=NUM_INDICES - 1), (), "count"),
+        ("Sample", SampleRequest(count=1, expected_numerics_id="sha256:0"), (), "expected_numerics_id"),
+    ],
+)
+def test_a_wrong_request_names_the_field_to_blame(stub, method, request_, metadata, field):
+    error, trailing = refusal(lambda: getattr(stub, method)(request_, timeout=10, metadata=metadata))
+    violations = []
+    for detail in RichStatus.FromString(trailing["grpc-status-details-bin"]).details:
+        told = BadRequest()
+        if detail.Unpack(told):
+            violations += [(violation.field, violation.description) for violation in told.field_violations]
+    assert violations == [(field, error.details())]
+
+
 def test_a_model_with_two_channels_has_no_png():
     with LiveServer(Backend(image_shape=(2, 4, 4))) as live, stub_of(live.address) as stub:
         error, _ = refusal(lambda: stub.Sample(SampleRequest(count=1, encoding=PNG), timeout=10))
@@ -187,6 +217,7 @@ def test_a_uint8_model_answers_uint8_and_refuses_floats():
         ("/kaem.v1.Sampler/GetModel", "unary_unary"),
         ("/grpc.health.v1.Health/Check", "unary_unary"),
         ("/grpc.health.v1.Health/Watch", "unary_stream"),
+        ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "stream_stream"),
         ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "stream_stream"),
     ],
 )

@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 import pytest
 from certificates import Pair
-from live_server import LAUNCH, PARTIAL, Backend, LiveServer, free_port, stub_of
+from live_server import LAUNCH, PARTIAL, Backend, LiveServer, free_port, server_of, stub_of
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -29,7 +29,6 @@ from scraping import Scrape, get
 from kaem.errors import ConfigError
 from kaem.protocol import kaem_pb2
 from serve.logs import JsonLines
-from serve.server import Server
 from serve.settings import ServeSettings
 from serve.tracing import Tracing
 
@@ -314,7 +313,7 @@ class TracedServer(LiveServer):
         self.spans = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.spans))
-        return Server([backend], settings, Tracing(provider))
+        return server_of(backend, settings, Tracing(provider))
 
     def finished(self):
         self.run(_until(lambda: not self.server.gate.num_inside))

@@ -1,0 +1,76 @@
+"""What a request asks of a scheduler, what a scheduler may hold, and the size of chunks that follows from both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from serve.rotation import Ticket
+
+_CHUNKS_AHEAD = 2  # that a reader may always have: one on its way out, one being computed
+_POOL_SHARES = 512  # a stream's chunk is at most this part of the bytes that are free when it comes
+_LEAST_CHUNK_BYTES = 32 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What may wait and be held.
+
+    Attributes:
+        max_queue_samples: Samples that may wait for a batch, of each request at most a full one; further requests are
+            refused.
+        max_held_bytes: Bytes of images that all requests together may hold for their readers.
+        max_delay_s: How long a batch that is not full waits for more rows.
+        interactive_turn: Rows an interactive request may have computed before the next one has its turn.
+    """
+
+    max_queue_samples: int = 1 << 20
+    max_held_bytes: int = 1 << 30
+    max_delay_s: float = 0.0
+    interactive_turn: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What a request asks of the scheduler.
+
+    Attributes:
+        rows: Rows of the job, at least 1.
+        row_bytes: What a row takes while it is held.
+        chunk_rows: Most rows of a chunk.
+        window: Most rows computed ahead of the reader; two chunks are always allowed.
+        is_bulk: Whether it belongs to the second class.
+        may_shrink: Whether chunks may become smaller when much is held; otherwise they have `chunk_rows` rows.
+        timeout_s: Seconds until the deadline, None for no deadline.
+        due_rows: Rows that must be ready by then for the request to make sense; None for all.
+        with_latents: Whether each image is to come beside its latent vector, see `serve.latents`.
+    """
+
+    rows: int
+    row_bytes: int
+    chunk_rows: int
+    window: int
+    is_bulk: bool = False
+    may_shrink: bool = False
+    timeout_s: float | None = None
+    due_rows: int | None = None
+    with_latents: bool = False
+
+    def fitting_chunk_rows(self, free_bytes: int) -> int:
+        """Return the rows of the job's chunks: fewer when many readers have to share the memory that is free."""
+        if not self.may_shrink:
+            return self.chunk_rows
+        chunk_bytes = max(_LEAST_CHUNK_BYTES, free_bytes // _POOL_SHARES)
+        return max(1, min(self.chunk_rows, chunk_bytes // self.row_bytes))
+
+    def ticket(self, chunk_rows: int, now: float) -> Ticket:
+        """Return a place in the rotation for a job with chunks of so many rows that comes now."""
+        ahead = _CHUNKS_AHEAD * chunk_rows
+        return Ticket(
+            rows=self.rows,
+            window=max(self.window * chunk_rows // self.chunk_rows, ahead),
+            base=min(self.rows, ahead),
+            row_bytes=self.row_bytes,
+            is_bulk=self.is_bulk,
+            deadline=math.inf if self.timeout_s is None else now + self.timeout_s,
+        )

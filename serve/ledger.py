@@ -1,0 +1,139 @@
+"""What a scheduler has let in: its place in the rotation, its bytes, what is ahead of a newcomer, whose turn it is.
+
+No clock and no lock: the scheduler says what time it is and lets one thread in at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from serve.admission import Estimate, Refusal, refuse_for_bytes, refuse_for_deadline, refuse_for_samples
+from serve.backlog import Backlog
+from serve.buckets import CostTable
+from serve.demand import Bounds, Demand
+from serve.job import Job
+from serve.rotation import Rotation, Span, Ticket
+
+_TURNS_PER_BATCH = 16
+
+
+class Part(NamedTuple):
+    """Rows of one job in a batch."""
+
+    job: Job
+    span: Span
+
+
+class Ledger:
+    """Jobs, and what they wait for and hold.
+
+    Args:
+        costs: Measured seconds of each batch.
+        bounds: What may wait and be held.
+    """
+
+    def __init__(self, costs: CostTable, bounds: Bounds) -> None:
+        self._costs = costs
+        self._bounds = bounds
+        self._base_bytes = bounds.max_held_bytes // 2  # for what each job may always hold; the rest is spare
+        self._rotation = Rotation(
+            quantum=max(1, bounds.interactive_turn),
+            bulk_quantum=max(1, costs.largest // _TURNS_PER_BATCH),
+            most_counted=costs.largest,
+            spare_bytes=bounds.max_held_bytes - self._base_bytes,
+        )
+        self._backlogs = (Backlog(), Backlog())  # interactive, bulk
+        self._jobs: dict[Ticket, Job] = {}
+        self.reserved = 0  # bytes
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._jobs.values())
+
+    @property
+    def waiting(self) -> int:
+        """Rows that could go into a batch now, of each job at most a full batch."""
+        return self._rotation.waiting
+
+    @property
+    def waiting_interactive(self) -> int:
+        """As many of these are interactive."""
+        return self._rotation.waiting_interactive
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that newcomers may still set aside."""
+        return self._base_bytes - self.reserved
+
+    def estimate(self, *, lanes: int, busy_s: float, next_s: float) -> Estimate:
+        """Return when a newcomer would be done; for the arguments see `Estimate`."""
+        interactive, bulk = self._backlogs
+        return Estimate(
+            self._costs,
+            interactive=interactive,
+            bulk=bulk,
+            quanta=self._rotation.quanta,
+            lanes=lanes,
+            busy_s=busy_s,
+            next_s=next_s,
+        )
+
+    def refusal(self, ticket: Ticket, demand: Demand, estimate: Estimate) -> Refusal | None:
+        """Return why a newcomer is not to be let in, or None if it is."""
+        if demand.timeout_s is not None:
+            due = demand.rows if demand.due_rows is None else min(demand.due_rows, demand.rows)
+            refusal = refuse_for_deadline(estimate, due, is_bulk=demand.is_bulk, timeout_s=demand.timeout_s)
+            if refusal is not None:
+                return refusal
+        newcomer = min(ticket.waiting, self._costs.largest)
+        refusal = refuse_for_samples(
+            estimate, waiting=self.waiting, newcomer=newcomer, most=self._bounds.max_queue_samples
+        )
+        return refusal or refuse_for_bytes(
+            estimate,
+            reserved=self.reserved,
+            newcomer=ticket.base * ticket.row_bytes,
+            most=self._base_bytes,
+            waiting=self.waiting,
+        )
+
+    def admit(self, job: Job) -> None:
+        """Let a job in."""
+        ticket = job.ticket
+        self._jobs[ticket] = job
+        self.reserved += ticket.base * ticket.row_bytes
+        self._backlogs[ticket.is_bulk].move(0, ticket.left)
+        self._rotation.add(ticket)
+
+    def take(self, job: Job, rows: int) -> None:
+        """Note that a job's reader is done with its next `rows` rows."""
+        self._rotation.take(job.ticket, rows)
+
+    def stop(self, job: Job) -> None:
+        """Plan nothing more of a job; what was computed stays accounted for until its reader leaves."""
+        ticket = job.ticket
+        self._backlogs[ticket.is_bulk].move(ticket.left, 0)
+        self._rotation.stop(ticket)
+
+    def remove(self, job: Job) -> bool:
+        """Forget a job; return whether it was here."""
+        if self._jobs.pop(job.ticket, None) is None:
+            return False
+        self.stop(job)
+        self._rotation.remove(job.ticket)
+        self.reserved -= job.ticket.base * job.ticket.row_bytes
+        return True
+
+    def plan(self, size: int, now: float) -> tuple[list[Part], list[Job]]:
+        """Return what goes into a batch of at most `size` rows, and the jobs found too late for one, now stopped."""
+        spans, expired = self._rotation.next_batch(size, now)
+        late = [self._jobs[ticket] for ticket in expired]
+        for job in late:
+            self.stop(job)
+        for span in spans:
+            backlog = self._backlogs[span.ticket.is_bulk]
+            backlog.move(span.ticket.left + span.rows, span.ticket.left)
+        return [Part(self._jobs[span.ticket], span) for span in spans], late

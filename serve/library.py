@@ -1,0 +1,94 @@
+"""The models of a server: the shelf, and all who change what is on it: the start, polls, the admin service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from serve.admin import AdminService
+from serve.admin_port import AdminPort
+from serve.calls import Gate, Reception
+from serve.health import Health
+from serve.inference_protocol.statistics import Statistics
+from serve.loading import Loader
+from serve.models import Models
+from serve.observer import Observer
+from serve.repository import Repository
+from serve.settings import ServeSettings
+from serve.shelf import Shelf
+from serve.workshop import OpenEngines
+
+_log = logging.getLogger(__name__)
+
+
+class Library:
+    """Loads models and keeps them up to date.
+
+    Attributes:
+        shelf: What is served.
+        loader: Changes that.
+        admin_address: Of the admin service, once it has been started, and if there is one.
+
+    Args:
+        repository: Which artifacts there are.
+        open_engines: Opens an artifact.
+        models: Where models are offered.
+        health: Of their names.
+        settings: What the operator decided.
+        observer: Told what happens.
+        statistics: Counts what each version does.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        open_engines: OpenEngines,
+        models: Models,
+        *,
+        health: Health,
+        settings: ServeSettings,
+        observer: Observer,
+        statistics: Statistics,
+    ) -> None:
+        self.shelf = Shelf(
+            open_engines, models, health=health, settings=settings, observer=observer, statistics=statistics
+        )
+        self.loader = Loader(repository, self.shelf)
+        self.admin_address = ""
+        self._models = models
+        self._settings = settings
+        self._running = AsyncExitStack()
+
+    async def start(self, reception: Reception, gate: Gate, on_drain: Callable[[], None]) -> None:
+        """Load everything there is; from before that on, answer the admin service.
+
+        Args:
+            reception: Surrounds its calls.
+            gate: Of the clients' calls.
+            on_drain: Called when it is asked to shut the server down.
+
+        Raises:
+            KaemError: Something cannot be loaded, or the admin service not be offered at its address.
+        """
+        self._running.push_async_callback(self.shelf.close)
+        if self._settings.admin is not None:  # stopped before the shelf is closed: nothing is put on it after that
+            service = AdminService(self.loader, self.shelf, self._models, gate=gate, on_drain=on_drain)
+            port = AdminPort(self._settings.admin, service.handler(reception))
+            self._running.push_async_callback(port.stop)
+            self.admin_address = await port.start()
+            _log.info("admin service at %s", self.admin_address)
+        await self.loader.start()
+        if self._settings.poll_models_s is not None:
+            polling = asyncio.create_task(self.loader.watch(self._settings.poll_models_s))
+            self._running.push_async_callback(_cancel, polling)
+
+    async def close(self) -> None:
+        """Stop everything at once."""
+        await self._running.aclose()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))
