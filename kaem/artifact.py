@@ -4,6 +4,7 @@ The graph maps `uniform` float32 (N, D) to `image` (N, C, H, W) and `latent` flo
 runs ONNX can run it with no kaem code. This module knows the manifest only: it neither loads nor builds graphs.
 
 Format versions, newest first (bump for a change that an older reader would misread):
+    2   `manifest_fingerprint`, a digest of all other fields.
     1   first version.
 """
 
@@ -18,8 +19,10 @@ from typing import Any, Literal, get_args
 
 from kaem.errors import ArtifactError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_KEY = "kaem.manifest"
+
+_DIGEST_KEY = "manifest_fingerprint"
 
 Family = Literal["kaem", "vae", "latent_ebm", "ddpm", "ddim"]
 ImageType = Literal["float32", "uint8"]
@@ -93,7 +96,17 @@ class Manifest:
 
 def write_manifest(manifest: Manifest) -> str:
     """Serialise a manifest to the JSON text stored under `MANIFEST_KEY`; the same manifest gives the same text."""
-    return json.dumps(asdict(manifest), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return seal(asdict(manifest))
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """Return the JSON text of a manifest's fields with their digest among them."""
+    fields = {key: value for key, value in content.items() if key != _DIGEST_KEY}
+    return _json({**fields, _DIGEST_KEY: fingerprint(_json(fields).encode())})
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def read_manifest(metadata: Mapping[str, str], *, source: str) -> Manifest:
@@ -104,7 +117,7 @@ def read_manifest(metadata: Mapping[str, str], *, source: str) -> Manifest:
         source: Name of the file, for messages.
 
     Raises:
-        ArtifactError: There is no manifest, it is not valid, or a newer kaem wrote it.
+        ArtifactError: There is no manifest, it is not valid or was changed, or a newer kaem wrote it.
     """
     text = metadata.get(MANIFEST_KEY)
     if text is None:
@@ -125,14 +138,24 @@ def read_manifest(metadata: Mapping[str, str], *, source: str) -> Manifest:
             hint="upgrade with: pip install --upgrade kaem",
         )
     try:
+        if version > 1 or _DIGEST_KEY in content:
+            _require_digest(content)
         return _manifest(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"the manifest of {source} is damaged: {error}", hint="export it again") from None
 
 
 def fingerprint(content: bytes) -> str:
     """Return `sha256:<hex>` of some bytes."""
     return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def _require_digest(content: dict[str, Any]) -> None:
+    """Take the digest out of the fields; raise `ValueError` unless it is theirs: something in them was changed."""
+    stated = content.pop(_DIGEST_KEY, None)
+    found = fingerprint(_json(content).encode())
+    if stated != found:
+        raise ValueError(f"its fields have the digest {found[:19]}, it states {str(stated)[:19]}")
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:
