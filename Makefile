@@ -63,8 +63,9 @@ bench: setup         ## Measure the model that the demo made on every engine, wi
 bench-serve: setup   ## Measure what serving costs, against the same model called in-process: 2 minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/serving.py
 
-bench-export: setup  ## Measure quantile tables, and exported generators against torch: 15 minutes; CHECKPOINTS=folder adds trained ones
-	$(BIN)/python benchmarks/tables.py $(CHECKPOINTS)
+bench-export: setup  ## Measure quantile tables, and exported generators against torch: 30 minutes
+	PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/table_checkpoints.py runs/tables
+	$(BIN)/python benchmarks/tables.py --checkpoints runs/tables
 	$(BIN)/python benchmarks/export.py
 
 results-small: setup ## Train and measure a shortened table of docs/results.md: 9 minutes; needs DATA=folder with fashion_mnist.npz

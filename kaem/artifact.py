@@ -62,8 +62,9 @@ class Manifest:
         graph_fingerprint: `sha256:` digest of the graph without its metadata.
         tools: Versions of the programs that made the file.
         compilation: How the graph was made: `passes` in order, `precision` of the generator, `batch_sizes` that it is
-            to be called with (none: any), `large_batch_rows` from which another form of it runs (0: none). Empty in
-            artifacts of kaem before it had them.
+            to be called with (none: any), `large_batch_rows` from which another form of it runs (0: none),
+            `rows_per_call` at most, where more are slower (0: no such limit). Empty in artifacts of kaem before it had
+            them.
         format_version: Version of this manifest.
     """
 
@@ -92,6 +93,11 @@ class Manifest:
     def batch_sizes(self) -> tuple[int, ...]:
         """Numbers of rows that the graph is to be called with, ascending; empty for any."""
         return tuple(self.compilation.get("batch_sizes", ()))
+
+    @property
+    def rows_per_call(self) -> int:
+        """Rows of one call beyond which the graph gets slower per row; 0 where that is not so."""
+        return int(self.compilation.get("rows_per_call", 0))
 
 
 def write_manifest(manifest: Manifest) -> str:
@@ -175,6 +181,9 @@ def _manifest(content: dict[str, Any]) -> Manifest:
     sizes = content.get("compilation", {}).get("batch_sizes", [])
     if not (isinstance(sizes, list) and all(map(_is_size, sizes)) and sizes == sorted({*sizes})):
         raise ValueError(f"batch_sizes is {sizes!r}")
+    limit = content.get("compilation", {}).get("rows_per_call", 0)
+    if limit != 0 and not _is_size(limit):
+        raise ValueError(f"rows_per_call is {limit!r}")
     for key in ("name", "checkpoint_fingerprint", "graph_fingerprint"):
         if not isinstance(content[key], str) or not (content[key] + "x").isprintable():
             raise TypeError(f"{key} is {content[key]!r}")

@@ -26,7 +26,7 @@ def ranges(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, Range]:
     """Return for values of a graph the ends of 8-bit numbers that round them with the least mean square error.
 
     Args:
-        model: From `uniform`.
+        model: Of one input, `uniform`, or another whose values are like it.
         names: Of values with rows of channels: (N, C) or (N, C, H, W).
 
     The samples are 256 random ones, and as many with one uniform in a tail, so that what is rare there still fits.
@@ -60,12 +60,13 @@ def _values(model: onnx.ModelProto, names: set[str], rows: NDArray[np.float32]) 
     """Run the graph with these values as its outputs."""
     proto = ir.to_proto(with_shapes(ir.from_proto(model)))
     inner = {value.name: value for value in proto.graph.value_info}
-    outer = {value.name for value in proto.graph.output}
-    proto.graph.output.extend(inner[name] for name in sorted(names - outer))
+    outer, source = {value.name for value in proto.graph.output}, model.graph.input[0].name
+    proto.graph.output.extend(inner[name] for name in sorted(names - outer - {source}))
     session = open_session(proto.SerializeToString(), "cpu", source="the graph")
-    order = sorted(names)
+    order = sorted(names - {source})
     calls = [
-        session.run(order, {"uniform": rows[first : first + _ROWS_PER_CALL]})
+        session.run(order, {source: rows[first : first + _ROWS_PER_CALL]})
         for first in range(0, len(rows), _ROWS_PER_CALL)
     ]
-    return {name: np.concatenate(parts) for name, parts in zip(order, zip(*calls, strict=True), strict=True)}
+    found = {name: np.concatenate(parts) for name, parts in zip(order, zip(*calls, strict=True), strict=True)}
+    return found | ({source: rows} if source in names else {})

@@ -58,9 +58,9 @@ def is_dense(node: ir.Node) -> bool:
     if node.op_type == "MatMul":
         return len(row_shape(node.inputs[0]) or ()) == 1
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    get = node.attributes.get_float
-    is_plain = get("alpha", 1.0) == get("beta", 1.0) == 1.0 and node.attributes.get_int("transA", 0) == 0
-    return is_plain and (bias is None or constant(bias) is not None)
+    factors = (node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0))
+    is_turned = node.attributes.get_int("transA", 0) != 0
+    return factors == (1.0, 1.0) and not is_turned and (bias is None or constant(bias) is not None)
 
 
 def chains(nodes: list[ir.Node]) -> list[Chain]:
@@ -83,7 +83,7 @@ def chains(nodes: list[ir.Node]) -> list[Chain]:
 def dense_to_eight_bit(node: ir.Node, source: Range) -> None:
     """Rewrite a node for which `is_dense` holds."""
     weight = np.asarray(constant(node.inputs[1]), np.float64)
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1:
         weight = weight.T
     bias = constant(node.inputs[2]) if node.op_type == "Gemm" and len(node.inputs) > 2 else None
     patch = Patch(node, f"{node.outputs[0].name}_int8")

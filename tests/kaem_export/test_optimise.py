@@ -166,7 +166,7 @@ def test_what_was_done_stands_in_the_manifest_and_is_verified(checkpoint, branch
 
 def test_an_artifact_for_certain_batch_sizes_gives_the_samples_of_one_for_any(plain, tmp_path):
     loaded = []
-    for batch in ((), (16,), (4, 16)):
+    for batch, limit in (((), 0), ((16,), 0), ((4, 16), 0), ((), 3)):
         graph = optimise(plain, Options(batch=batch)).model
         manifest = Manifest(
             family="kaem",
@@ -174,17 +174,18 @@ def test_an_artifact_for_certain_batch_sizes_gives_the_samples_of_one_for_any(pl
             noise_dim=3,
             latent_dim=3,
             image_shape=(1, 16, 16),
-            compilation={"batch_sizes": list(batch)},
+            compilation={"batch_sizes": list(batch), "rows_per_call": limit},
         )
         path = tmp_path / f"{len(loaded)}.onnx"
         path.write_bytes(attach_manifest(graph, manifest))
         loaded += [kaem.load(path, workers=2)]
-    assert [sampler.manifest.batch_sizes for sampler in loaded] == [(), (16,), (4, 16)]
+    assert [sampler.manifest.batch_sizes for sampler in loaded] == [(), (16,), (4, 16), ()]
     for num in (1, 3, 4, 5, 16, 17, 50):
         images = [sampler.sample(num, seed=3) for sampler in loaded]
         assert len(images[0]) == num
         assert np.array_equal(images[0], images[1])
         assert np.array_equal(images[0], images[2])
+        assert np.array_equal(images[0], images[3])
     for sampler in loaded:
         sampler.close()
 
