@@ -15,8 +15,11 @@ from pathlib import Path
 _ON_UNIT = ("prior.low=0", "prior.high=1", "prior.grid_low=0", "prior.grid_high=1")
 _MIXTURE = (
     *("prior.variant=mixture", "prior.frame=none", "prior.num_components=8"),
-    *("posterior.kind=importance", "refit.kind=none"),
+    "posterior.kind=importance",
 )
+_TRAINED = ("refit.kind=none", "training.prior_learning_rate=0.02")
+"""The energies are to be those that gradients have made, and far from flat."""
+
 SETTINGS: dict[str, tuple[str, ...]] = {
     **{f"basis-{basis}": (f"prior.basis={basis}",) for basis in ("rbf", "rswaf", "bspline")},
     **{f"basis-{basis}": (f"prior.basis={basis}", "prior.grid_size=8") for basis in ("fourier", "chebyshev", "morlet")},
@@ -39,7 +42,7 @@ def main() -> None:
     parser.add_argument("--only", choices=SETTINGS)
     options = parser.parse_args()
     for name in [options.only] if options.only else SETTINGS:
-        train(options.folder / name, SETTINGS[name], options.updates)
+        train(options.folder / name, (*SETTINGS[name], *_TRAINED), options.updates)
 
 
 def train(folder: Path, settings: tuple[str, ...], updates: int) -> Path:
