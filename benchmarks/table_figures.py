@@ -19,8 +19,8 @@ class Figures:
     """Of one family, the worst of its functions.
 
     `score`: |F(z) - u| / (2^-24 + p(z) ulp(z)); `tail` and `far_tail`: |F(z) - u| / u in both tails, one float of z
-    allowed, from 1e-6 and from 1e-8 on; `descent`: in floats of z, of two neighbouring uniforms; `outside`: of the
-    support; `tilt`: integral of (F(T(u))' - 1)^2; `kilobytes`: of one function.
+    allowed, from 1e-6 and from 1e-8 on; `descent`: of two neighbouring uniforms, in the unit of scores; `outside`: of
+    the support; `tilt`: integral of (F(T(u))' - 1)^2; `kilobytes`: of one function.
     """
 
     score: float
@@ -69,7 +69,7 @@ def figures(laws: Laws, tables: QuantileTables) -> Figures:
         u_error=float(u_error.max()),
         tail=float(relative[np.abs(v) >= 1e-6].max()),
         far_tail=float(relative[np.abs(v) >= 1e-8].max()),
-        descent=_descent(own, common),
+        descent=_descent(laws, own, common),
         outside=float(max(low - z.min(), z.max() - high, 0.0)),
         tilt=float(squared_tilt(laws, tables).max()),
         leaves=np.count_nonzero(tables.leaves[:, 3:].any(axis=1)) / count,
@@ -105,15 +105,19 @@ def squared_tilt(laws: Laws, tables: QuantileTables):
     return np.bincount(function, ((density * slope - 1) ** 2 * weights / 2 * width).sum(axis=1))
 
 
-def _descent(own: QuantileTables, common) -> float:
+def _descent(laws: Laws, own: QuantileTables, common) -> float:
+    """Largest p(z) down / (2^-24 + p(z) ulp(z)): near z = 0 floats are finer than what a uniform can tell."""
     starts = own.leaves[:, 0]
     starts = starts[starts != 0][:100_000]
     v = np.unique(np.concatenate([common[:, 0], starts, np.nextafter(starts, np.float32(-1))]))[:, None]
     deepest = 0.0
     for half in (v[v < 0], v[v > 0]):
         z = own.look_up(np.repeat(half[:, None], own.num_functions, axis=1))
-        down = -np.diff(z, axis=0) / np.spacing(np.abs(z[1:]))
-        deepest = max(deepest, float(down.max()))
+        down = -np.diff(z, axis=0).astype(np.float64)
+        for part, run, first in laws.slices(np.arange(own.num_functions)):
+            density = part.evaluate(np.arange(run.start, run.stop) - first, z[1:, run].astype(np.float64))[2]
+            rounding = density * np.spacing(np.abs(z[1:, run])).astype(np.float64)
+            deepest = max(deepest, float((density * down[:, run] / (2.0**-24 + rounding)).max()))
     return deepest
 
 

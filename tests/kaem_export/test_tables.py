@@ -138,7 +138,8 @@ def _squared_tilt(laws, tables):
 
 def test_sizes_are_small():
     for name in ZOO:
-        assert _baked(name)[1].num_bytes / len(_baked(name)[0]) < 12_000, name
+        most = 12_500 if name == "fourier flat" else 8_000  # 100 extremes, each with about three leaves
+        assert _baked(name)[1].num_bytes / len(_baked(name)[0]) < most, name
 
 
 def test_the_lookup_has_35_nodes_two_gathers_and_plain_types():
