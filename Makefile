@@ -75,8 +75,9 @@ check-image: setup   ## Run the commands of deploy/Dockerfile without Docker and
 	@test -f "$(MODEL)" || { echo "name an artifact: make check-image MODEL=model.onnx" >&2; exit 1; }
 	$(BIN)/python scripts/check_image.py $(MODEL)
 
-bench-export: setup  ## Measure quantile tables, and exported generators against torch: 15 minutes; CHECKPOINTS=folder adds trained ones
-	$(BIN)/python benchmarks/tables.py $(CHECKPOINTS)
+bench-export: setup  ## Measure quantile tables, and exported generators against torch: 30 minutes
+	PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/table_checkpoints.py runs/tables
+	$(BIN)/python benchmarks/tables.py --checkpoints runs/tables
 	$(BIN)/python benchmarks/export.py
 
 results-small: setup ## Train and measure a shortened table of docs/results.md: 9 minutes; needs DATA=folder with fashion_mnist.npz

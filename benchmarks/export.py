@@ -5,7 +5,9 @@
 
 One thread: processor time of that thread, so that other processes on the machine do not count; medians of ratios within
 rounds, every variant once a round in random order, with 95 % intervals. All cores: wall time, for waiting for other
-threads is what is compared. Weights are random: time does not depend on them.
+threads is what is compared; rows split over single-threaded calls as kaem does, torch with its own threads. Weights are
+random: time does not depend on them. int8 is timed without its accuracy gate, which random weights need not pass; of a
+trained model both are shown.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 import tempfile
 import time
 import warnings
@@ -27,16 +30,21 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from models import random_model
+
 from kaem.backend import installed_runtime, open_session
 from kaem.errors import VerificationError
 from kaem.noise import uniforms
-from kaem_export.compile import export
-from kaem_export.graph import traced_generator
+from kaem_export.compile import export, frame_of
+from kaem_export.graph import build_graph, traced_generator
 from kaem_export.optimise import optimise
 from kaem_export.options import Options
+from kaem_export.passes import int8
 from kaem_export.passes.cost import graph_cost
-from kaem_export.passes.int8 import psnr
-from kaem_export.timing import estimate, interleaved, speedup
+from kaem_export.prior_tables import tabulate
+from kaem_export.timing import estimate, interleaved
 from kaem_train.model.generator import build_generator
 from kaem_train.sections import GeneratorConfig
 
@@ -47,6 +55,11 @@ WORKLOADS = {
     "kan-nist": (41, (1, 28, 28), GeneratorConfig(kind="kan", hidden=(82,))),
 }
 _LEVELS = {"default": Options(), "large-batch": Options(optimize="large-batch")}
+_PRIORS = {
+    "mixture of 32": ("prior.variant=mixture",),
+    "32 experts": ("prior.variant=experts",),
+    "32 experts in own frames": ("prior.variant=experts", "prior.frame=own"),
+}
 
 
 def main() -> None:
@@ -71,7 +84,8 @@ def main() -> None:
     for name in [options.only] if options.only else WORKLOADS:
         batches = [int(size) for size in options.batches.split(",")]
         _one_thread(name, batches, options.seconds, with_compile=not options.no_compile)
-        _all_cores(name, [size for size in batches if size >= 8], options.seconds)
+        _all_cores(name, batches, options.seconds, with_compile=not options.no_compile)
+        _prior_shares(name, [size for size in batches if size >= 64], options.seconds)
 
 
 def _generator(name: str) -> tuple[torch.nn.Module, int]:
@@ -90,32 +104,31 @@ def _one_thread(name: str, batches: list[int], seconds: float, *, with_compile: 
     graphs = {"plain": plain} | {level: optimise(plain, options).model for level, options in _LEVELS.items()}
     if graphs["large-batch"] == graphs["default"]:
         del graphs["large-batch"]
+    graphs["int8"] = int8.layers_to_int8(graphs["default"])
     print(f"**{name}**, one thread, random weights: times faster than the plain export\n")
-    print(
-        "| rows | plain, us per row | "
-        + " | ".join([*list(graphs)[1:], "torch eager", "torch.compile", "best, of the roof"])
-        + " |"
-    )
-    print("|---" * (len(graphs) + 4) + "|")
+    names = [*list(graphs)[1:], "torch eager", "torch.compile", "float32, times torch", "best float32, of the roof"]
+    print("| rows | plain, us per row | " + " | ".join(names) + " |")
+    print("|---" * (len(names) + 2) + "|")
     roof = _roof()
     for batch in batches:
         latent = uniforms(0, 0, batch, num_latents)
-        calls = {label: partial(_session(graph).run, ["image"], {"latent": latent}) for label, graph in graphs.items()}
-        calls["torch eager"] = partial(_without_gradient, generator, torch.from_numpy(latent))
-        if with_compile:
-            compiled = torch.compile(generator, dynamic=False)
-            calls["torch.compile"] = partial(_without_gradient, compiled, torch.from_numpy(latent))
+        calls = {label: _call(_session(graph), label, {"latent": latent}) for label, graph in graphs.items()}
+        calls |= _torch_calls(generator, latent, with_compile=with_compile)
         times = interleaved(list(calls.values()), time.thread_time, seconds=seconds)
-        first = np.median(times[:, 0]) / batch
-        cells = [_cell(times, index) for index in range(1, len(calls))] + ([] if with_compile else ["not measured"])
-        flops = graph_cost(plain, batch).flops
-        best = min(np.median(times[:, index]) for index in range(len(graphs))) / batch
-        print(f"| {batch} | {1e6 * first:.0f} | " + " | ".join(cells) + f" | {flops / best / roof:.0%} |", flush=True)
+        columns = {label: times[:, index] for index, label in enumerate(calls)}
+        exact = [label for label in graphs if label != "int8"]
+        best = min(exact, key=lambda label: np.median(columns[label]))
+        cells = [_ratio(columns["plain"], columns[label]) for label in list(calls)[1:]]
+        cells += [] if with_compile else ["not measured"]
+        cells.append(_ratio(_fastest_torch(columns), columns[best]))
+        share = graph_cost(plain, batch).flops * batch / np.median(columns[best]) / roof
+        first = 1e6 * np.median(columns["plain"]) / batch
+        print(f"| {batch} | {first:.0f} | " + " | ".join(cells) + f" | {share:.0%} |", flush=True)
     print()
 
 
-def _all_cores(name: str, batches: list[int], seconds: float) -> None:
-    """Rows split over single-threaded calls, against threads inside the operators."""
+def _all_cores(name: str, batches: list[int], seconds: float, *, with_compile: bool) -> None:
+    """Rows split over single-threaded calls, against threads inside the operators, ONNX Runtime's and torch's."""
     generator, num_latents = _generator(name)
     plain = traced_generator(generator, num_latents)
     cores = len(os.sched_getaffinity(0))
@@ -123,23 +136,83 @@ def _all_cores(name: str, batches: list[int], seconds: float) -> None:
     split = {"plain": _session(plain)} | {
         level: _session(optimise(plain, option).model) for level, option in _LEVELS.items()
     }
+    split["int8"] = _session(int8.layers_to_int8(optimise(plain).model))
     print(
         f"**{name}**, {cores} cores, wall time: "
         f"times faster than the plain export with ONNX Runtime's own {cores} threads inside operators\n"
     )
-    print("| rows | " + " | ".join(f"{label}, rows split" for label in split) + " |")
-    print("|---" * (len(split) + 1) + "|")
+    names = [f"{label}, rows split" for label in split] + ["torch eager", "torch.compile", "float32, times torch"]
+    print("| rows | " + " | ".join(names) + " |")
+    print("|---" * (len(names) + 1) + "|")
+    torch.set_num_threads(cores)
     with ThreadPoolExecutor(cores) as pool:
         for batch in batches:
             latent = uniforms(0, 0, batch, num_latents)
-            parts = np.array_split(latent, cores)
-            calls = [partial(threaded.run, ["image"], {"latent": latent})]
-            calls += [partial(_in_parts, pool, session, parts) for session in split.values()]
-            times = interleaved(calls, time.perf_counter, seconds=seconds)
-            print(
-                f"| {batch} | " + " | ".join(_cell(times, index) for index in range(1, len(calls))) + " |", flush=True
-            )
+            parts = np.array_split(latent, min(cores, batch))
+            calls = {"threads": partial(threaded.run, ["image"], {"latent": latent})}
+            calls |= {label: partial(_in_parts, pool, session, label, parts) for label, session in split.items()}
+            calls |= _torch_calls(generator, latent, with_compile=with_compile)
+            times = interleaved(list(calls.values()), time.perf_counter, seconds=seconds)
+            columns = {label: times[:, index] for index, label in enumerate(calls)}
+            best = min(("plain", *_LEVELS), key=lambda label: np.median(columns[label]))
+            cells = [_ratio(columns["threads"], columns[label]) for label in list(calls)[1:]]
+            cells += [] if with_compile else ["not measured"]
+            cells.append(_ratio(_fastest_torch(columns), columns[best]))
+            print(f"| {batch} | " + " | ".join(cells) + " |", flush=True)
+    torch.set_num_threads(1)
     print()
+
+
+def _prior_shares(name: str, batches: list[int], seconds: float) -> None:
+    """What share of the time of the whole graph its prior takes, by kind of prior; random energies, one thread."""
+    generator, num_latents = _generator(name)
+    print(f"**{name}**, one thread: the prior's share of the whole graph in its large-batch form\n")
+    print("| prior | " + " | ".join(f"{batch} rows" for batch in batches) + " |")
+    print("|---" * (len(batches) + 1) + "|")
+    for label, settings in _PRIORS.items():
+        words = (f"prior.num_latents={num_latents}", "prior.num_components=32", "prior.low=-8", "prior.high=8")
+        prior = random_model(*words, *settings)[1].prior
+        whole = build_graph(tabulate(prior).tables, generator, "float32", frame_of(prior))
+        whole = optimise(whole, _LEVELS["large-batch"]).model
+        shares = [_prior_share(whole, batch, seconds) for batch in batches]
+        print(f"| {label} | " + " | ".join(shares) + " |", flush=True)
+    print()
+
+
+def _prior_share(model: onnx.ModelProto, batch: int, seconds: float) -> str:
+    feed = {"uniform": uniforms(0, 0, batch, model.graph.input[0].type.tensor_type.shape.dim[1].dim_value)}
+    calls = [
+        partial(_session(model).run, ["image"], feed),
+        partial(_session(_prior_alone(model)).run, ["latent"], feed),
+    ]
+    times = interleaved(calls, time.thread_time, seconds=seconds)
+    share = estimate(times[:, 1] / times[:, 0])
+    return f"{share.median:.1%} ({share.low:.1%} - {share.high:.1%})"
+
+
+def _prior_alone(model: onnx.ModelProto) -> onnx.ModelProto:
+    whole = ir.from_proto(model)
+    (source,) = (value for value in whole.graph.outputs if value.name == "latent")
+    part = ir.convenience.extract(whole.graph, list(whole.graph.inputs), [source])
+    part.opset_imports.update(whole.opset_imports)
+    return ir.to_proto(ir.Model(part, ir_version=whole.ir_version))
+
+
+def _torch_calls(generator: torch.nn.Module, latent, *, with_compile: bool):
+    calls = {"torch eager": partial(_without_gradient, generator, torch.from_numpy(latent))}
+    if with_compile:
+        compiled = torch.compile(generator, dynamic=False)
+        calls["torch.compile"] = partial(_without_gradient, compiled, torch.from_numpy(latent))
+    return calls
+
+
+def _fastest_torch(columns):
+    return min((column for label, column in columns.items() if label.startswith("torch")), key=np.median)
+
+
+def _ratio(slow, fast) -> str:
+    gain = estimate(slow / fast)
+    return f"{gain.median:.2f} ({gain.low:.2f} - {gain.high:.2f})"
 
 
 def _trained(checkpoint: Path, seconds: float) -> None:
@@ -152,11 +225,7 @@ def _trained(checkpoint: Path, seconds: float) -> None:
         model = onnx.load(target)
     del model.metadata_props[:]
     print(f"export of {checkpoint.parent.name}: {processor:.1f} s of processor time, {wall:.1f} s on the clock\n")
-    whole = ir.from_proto(model)
-    (source,) = (value for value in whole.graph.outputs if value.name == "latent")
-    part = ir.convenience.extract(whole.graph, list(whole.graph.inputs), [source])
-    part.opset_imports.update(whole.opset_imports)
-    prior = ir.to_proto(ir.Model(part, ir_version=whole.ir_version))
+    prior = _prior_alone(model)
     variants = {"float32": model, "float16": None, "int8": None}
     for precision in ("float16", "int8"):
         try:
@@ -165,7 +234,9 @@ def _trained(checkpoint: Path, seconds: float) -> None:
             print(f"{precision}: {error.message}\n")
     graphs = {name: graph for name, graph in variants.items() if graph is not None}
     for name, graph in list(graphs.items())[1:]:
-        print(f"{name}: {psnr(model, graph):.1f} dB against float32, {len(graph.SerializeToString()) / 1e6:.2f} MB")
+        print(
+            f"{name}: {int8.psnr(model, graph):.1f} dB against float32, {len(graph.SerializeToString()) / 1e6:.2f} MB"
+        )
     print(
         "\n| rows | us per row | prior's share | "
         + " | ".join(f"{name}, times faster" for name in list(graphs)[1:])
@@ -174,18 +245,25 @@ def _trained(checkpoint: Path, seconds: float) -> None:
     print("|---" * (len(graphs) + 2) + "|")
     for batch in (1, 8, 64, 256):
         feed = {"uniform": uniforms(0, 0, batch, model.graph.input[0].type.tensor_type.shape.dim[1].dim_value)}
-        calls = [partial(_session(graph).run, ["image"], feed) for graph in graphs.values()]
+        calls = [_call(_session(graph), name, feed) for name, graph in graphs.items()]
         calls.append(partial(_session(prior).run, ["latent"], feed))
         times = interleaved(calls, time.thread_time, seconds=seconds)
         share = estimate(times[:, -1] / times[:, 0])
         cells = [f"{1e6 * np.median(times[:, 0]) / batch:.0f}", f"{share.median:.1%}"]
-        print(
-            f"| {batch} | " + " | ".join([*cells, *(_cell(times, i) for i in range(1, len(graphs)))]) + " |", flush=True
-        )
+        cells += [_ratio(times[:, 0], times[:, index]) for index in range(1, len(graphs))]
+        print(f"| {batch} | " + " | ".join(cells) + " |", flush=True)
 
 
-def _in_parts(pool, session, parts):
-    return list(pool.map(lambda rows: session.run(["image"], {"latent": rows}), parts))
+def _in_parts(pool, session, label, parts):
+    return list(pool.map(lambda rows: _call(session, label, {"latent": rows})(), parts))
+
+
+def _call(session, label, feed):
+    """Run a graph as kaem does: one in int8 on `ROWS_PER_CALL` rows at a time."""
+    ((name, rows),) = feed.items()
+    most = int8.ROWS_PER_CALL if label == "int8" else len(rows)
+    parts = [{name: rows[first : first + most]} for first in range(0, len(rows), most)]
+    return lambda: [session.run(["image"], part) for part in parts]
 
 
 def _without_gradient(module, latent):
@@ -200,11 +278,6 @@ def _session(model: onnx.ModelProto, threads: int = 1):
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _cell(times, index) -> str:
-    gain = speedup(times, index, 0)
-    return f"{gain.median:.2f} ({gain.low:.2f} - {gain.high:.2f})"
 
 
 def _roof() -> float:

@@ -1,13 +1,16 @@
-"""Quantile tables: how exact, how large, how fast to bake and to look up; a Markdown table on stdout.
+"""Quantile tables: how exact, how large, how fast to bake and to look up, and every bar with its verdict; Markdown.
 
-    python benchmarks/tables.py [folder of checkpoints]
+    python benchmarks/tables.py [--checkpoints folder] [--quick]
 
-Speeds are ratios of processor time, alternately measured in one process on one thread. The alternative in a
-graph is the usual one: compare u with 200 values of F, sum, gather, and no interpolation. Outside it is scipy's PINV.
+The synthetic zoo of tests/zoo.py, and every ckpt.pt below a folder (`table_checkpoints.py` trains one of every basis
+and reference). Speeds are ratios of processor time, alternately measured in one process on one thread. The alternative
+in a graph is the usual one: compare u with 200 values of F, sum, gather, and no interpolation. Outside it is scipy's
+PINV.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 import warnings
@@ -21,100 +24,116 @@ from scipy.stats import sampling
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from table_figures import BARS, Figures, figures, worst
 from zoo import ZOO, Family
 
 from kaem.errors import KaemError
 from kaem.noise import uniforms
-from kaem_export.bake import bake, score
+from kaem_export.bake import bake
 from kaem_export.collapse import collapse
 from kaem_export.laws import Laws
 from kaem_export.lookup import quantile_nodes, signed_nodes, wrap
+from kaem_export.noise_certificate import noise_mismatches
 from kaem_export.prior_tables import tabulate
-from kaem_export.tree import QuantileTables
 from kaem_train.checkpoint import load_kaem
 from kaem_train.model.prior import MixturePrior
 from kaem_train.sections import PriorConfig
 
 _GRID = 200
 _ROUNDS = 15
+_COLUMNS = ("leaves", "kilobytes", "score_999", "score", "u_error", "tail", "far_tail", "descent", "outside", "tilt")
+_SMOOTH = ("near flat", "rbf20 f 2", "rbf20 f 8", "gaussian", "lognormal", "relu kink")
+"""Energies within 8 of each other, without a valley."""
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=Path, help="folder of trained models")
+    parser.add_argument("--quick", action="store_true", help="leave out what takes more than a minute")
+    options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     print("### Exactness and size\n")
-    print("| functions | number | leaves each | KB each | score 99.9 % | score max | max u-error | bake s |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name, family in ZOO.items():
-        _row(name, family.laws)
-    for checkpoint in sorted(Path(sys.argv[1]).rglob("ckpt.pt")) if len(sys.argv) > 1 else []:
-        _checkpoint_row(checkpoint)
-    print("\n### Baking\n\n| what | s, one thread |\n|---|---|")
-    print(f"| 3240 functions, RBF | {_seconds(_many_functions):.1f} |")
-    print(f"| 100 marginals of 201 components, RBF | {_seconds(_marginals):.1f} |")
-    print("\n### Looking up 100 columns, one thread\n")
-    print("| batch | ns a value | share of compare-sum-gather at 200 values | times scipy PINV |\n|---|---|---|---|")
-    for batch in (64, 256):
-        _speed_row(batch)
+    print("| functions | number | " + " | ".join(_COLUMNS) + " | bake s |")
+    print("|---" * (len(_COLUMNS) + 3) + "|")
+    found = {name: _row(name, family.laws) for name, family in ZOO.items()}
+    for checkpoint in sorted(options.checkpoints.rglob("ckpt.pt")) if options.checkpoints else []:
+        found |= _checkpoint_row(checkpoint)
+    bars = [(name, worst([*found.values()])[name], bar) for name, bar in BARS.items()]
+    bars.append(("tilt of smooth energies within 8", max(found[name].tilt for name in _SMOOTH), 1e-9))
+    bars += _sizes_and_speeds(quick=options.quick)
+    bars.append(("words of noise unlike Random123's", noise_mismatches().value, 0.0))
+    print("\n### Bars\n\n| figure | worst | bar | |\n|---|---|---|---|")
+    for name, value, bar in bars:
+        print(f"| {name} | {value:.3g} | {bar:.3g} | {'met' if value <= bar else 'missed'} |")
+    print(
+        "\nF against twice the resolution, total mass, equal rows and errors for densities that cannot be integrated:"
+    )
+    print("tests/kaem_export/test_densities.py, test_collapse.py and test_tables.py.")
 
 
-def _row(name: str, laws_of) -> None:
+def _row(name: str, laws_of) -> Figures:
     start = time.process_time()
     laws = laws_of()
     baked = bake(laws)
-    seconds = time.process_time() - start
-    _print_row(name, laws, baked, seconds)
+    return _print_row(name, laws, baked, time.process_time() - start)
 
 
-def _checkpoint_row(path: Path) -> None:
+def _checkpoint_row(path: Path) -> dict[str, Figures]:
     try:
         config, model = load_kaem(path)
         start = time.process_time()
         tabulated = tabulate(model.prior)
     except KaemError as error:
-        print(f"| {path}: {error} | | | | | | | |")
-        return
+        print(f"| {path}: {error} |" + " |" * (len(_COLUMNS) + 2))
+        return {}
     prior = config.prior
-    name = f"{path.parent}: {prior.variant}, {prior.basis}, Q {prior.num_latents}, P {prior.num_components}"
-    _print_row(name, tabulated.laws, tabulated.baked, time.process_time() - start)
+    name = (
+        f"{path.parent.name}: {prior.variant}, {prior.basis}, {prior.reference}, "
+        f"Q {prior.num_latents}, P {prior.num_components}"
+    )
+    return {name: _print_row(name, tabulated.laws, tabulated.baked, time.process_time() - start)}
 
 
-def _print_row(name: str, laws: Laws, baked, seconds: float) -> None:
-    tables, count = baked.tables, baked.tables.num_functions
-    largest, quantile, worst = _scores(laws, tables)
-    leaves = np.count_nonzero(tables.leaves[:, 3:].any(axis=1)) / count
-    size = tables.num_bytes / 1000 / count
+def _print_row(name: str, laws: Laws, baked, seconds: float) -> Figures:
+    count = baked.tables.num_functions
+    found = figures(laws, baked.tables)
     number = f"{len(laws)}" if count == len(laws) else f"{len(laws)} ({count} tables)"
-    figures = (f"{leaves:.0f}", f"{size:.1f}", f"{quantile:.2f}", f"{largest:.2f}", f"{worst:.1e}", f"{seconds:.2f}")
-    print(f"| {name} | {number} | {' | '.join(figures)} |", flush=True)
+    cells = [f"{getattr(found, column):.2g}" for column in _COLUMNS]
+    print(f"| {name} | {number} | {' | '.join(cells)} | {seconds:.2f} |", flush=True)
+    return found
 
 
-def _scores(laws: Laws, tables: QuantileTables) -> tuple[float, float, float]:
-    """Score half a million draws and both tails, in the arithmetic of the graph."""
-    own = tables.reading(np.arange(tables.num_functions))
-    depth = np.geomspace(2.0**-33, 0.5, max(50, 100_000 // own.num_functions), dtype=np.float32)[:, None]
-    count = max(200, 500_000 // own.num_functions)
-    v = np.concatenate([uniforms(3, 0, count, 1), depth, -depth])
-    v = np.repeat(v, own.num_functions, axis=1)
-    z = own.look_up(v)
-    scores, errors = [], []
-    for part, run, first in laws.slices(np.arange(own.num_functions)):
-        cdf, survival, density = part.evaluate(np.arange(run.start, run.stop) - first, z[:, run].astype(np.float64))
-        found, u_error, _ = score(cdf, survival, density, v[:, run], z[:, run])
-        scores.append(found.reshape(-1))
-        errors.append(u_error.max())
-    every = np.concatenate(scores)
-    return float(every.max()), float(np.quantile(every, 0.999)), float(max(errors))
+def _sizes_and_speeds(*, quick: bool) -> list[tuple[str, float, float]]:
+    """Bake the two large sets and race the lookup: figures with their bars."""
+    tables = bake(_rbf_laws(100)).tables
+    nodes = signed_nodes("uniform", "signed")[0] + quantile_nodes(tables, "signed", "quantile")[0]
+    bars = [
+        ("nodes of a lookup", float(len(nodes)), 35.0),
+        ("gathers of a lookup", float(sum(node.op_type == "Gather" for node in nodes)), 2.0),
+    ]
+    for label, laws_of, seconds, megabytes in (
+        ("100 marginals of 201 components", _marginals, 5.0, 1.0),
+        ("3240 functions", lambda: _rbf_laws(3240), 10.0, 16.0),
+    ):
+        if quick:
+            break
+        start = time.process_time()
+        baked = bake(laws_of())
+        bars.append((f"{label}: bake, s", time.process_time() - start, seconds))
+        bars.append((f"{label}: MB", baked.tables.num_bytes / 1e6, megabytes))
+    for batch in (64, 256):
+        per_value, of_gather, of_pinv = _speed(batch)
+        print(f"\nLooking up 100 columns of {batch} rows: {per_value:.0f} ns a value.")
+        bars.append((f"share of compare-sum-gather's time at {batch} rows", of_gather, 0.5))
+        bars.append((f"times scipy's PINV at {batch} rows", of_pinv, 4.0))
+    return bars
 
 
 def _seconds(work) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
-
-
-def _many_functions() -> None:
-    bake(_rbf_laws(3240))
 
 
 def _rbf_laws(count: int) -> Laws:
@@ -126,15 +145,15 @@ def _rbf_laws(count: int) -> Laws:
     return Laws(parts=tuple(parts), law_of=np.arange(count), offset=np.zeros(count), scale=np.ones(count))
 
 
-def _marginals() -> None:
+def _marginals() -> Laws:
     prior = MixturePrior(PriorConfig(num_latents=100, num_components=201))
     with torch.no_grad():
         prior.bank.coefficients.uniform_(-8, 8)
         prior.logits.normal_()
-    bake(collapse(prior))
+    return collapse(prior)
 
 
-def _speed_row(batch: int) -> None:
+def _speed(batch: int) -> tuple[float, float, float]:
     laws = _rbf_laws(100)
     tables = bake(laws).tables
     signed, constants = signed_nodes("uniform", "signed")
@@ -148,8 +167,7 @@ def _speed_row(batch: int) -> None:
     took = _alternately(
         lambda: ours.run(None, {"uniform": v}), lambda: theirs.run(None, {"uniform": plain}), lambda: pinv.ppf(u)
     )
-    per_value = took[0] / v.size * 1e9
-    print(f"| {batch} | {per_value:.0f} | {took[0] / took[1]:.2f} | {took[0] / took[2]:.1f} |")
+    return took[0] / v.size * 1e9, took[0] / took[1], took[0] / took[2]
 
 
 def _session(nodes, constants) -> onnxruntime.InferenceSession:

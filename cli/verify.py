@@ -15,7 +15,10 @@ def verify(
     checkpoint: Annotated[Path, typer.Option("--checkpoint", "-c", help="The checkpoint it was exported from.")],
     allow_module: AllowModule = None,
 ) -> None:
-    """Prove that an artifact is what its manifest says: exit 0 when every figure is kept, 1 when one is not.
+    """Prove that an artifact is what its manifest says: exit 0 when it is, 1 when it is broken.
+
+    Broken is a figure out of its bound, a damaged or changed file, another checkpoint than the one it was exported
+    from, or a manifest that lies. Exit 2 says nothing of the artifact: a file is not there, or the checkpoint is none.
 
     The latents are compared with a float64 quadrature that shares no code with the exporter, the images with
     torch on the same latents, and every sample with itself in other batches.

@@ -4,6 +4,7 @@ The graph maps `uniform` float32 (N, D) to `image` (N, C, H, W) and `latent` flo
 runs ONNX can run it with no kaem code. This module knows the manifest only: it neither loads nor builds graphs.
 
 Format versions, newest first (bump for a change that an older reader would misread):
+    2   `manifest_fingerprint`, a digest of all other fields.
     1   first version.
 """
 
@@ -18,8 +19,10 @@ from typing import Any, Literal, get_args
 
 from kaem.errors import ArtifactError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_KEY = "kaem.manifest"
+
+_DIGEST_KEY = "manifest_fingerprint"
 
 Family = Literal["kaem", "vae", "latent_ebm", "ddpm", "ddim"]
 ImageType = Literal["float32", "uint8"]
@@ -59,8 +62,9 @@ class Manifest:
         graph_fingerprint: `sha256:` digest of the graph without its metadata.
         tools: Versions of the programs that made the file.
         compilation: How the graph was made: `passes` in order, `precision` of the generator, `batch_sizes` that it is
-            to be called with (none: any), `large_batch_rows` from which another form of it runs (0: none). Empty in
-            artifacts of kaem before it had them.
+            to be called with (none: any), `large_batch_rows` from which another form of it runs (0: none),
+            `rows_per_call` at most, where more are slower (0: no such limit). Empty in artifacts of kaem before it had
+            them.
         format_version: Version of this manifest.
     """
 
@@ -90,10 +94,25 @@ class Manifest:
         """Numbers of rows that the graph is to be called with, ascending; empty for any."""
         return tuple(self.compilation.get("batch_sizes", ()))
 
+    @property
+    def rows_per_call(self) -> int:
+        """Rows of one call beyond which the graph gets slower per row; 0 where that is not so."""
+        return int(self.compilation.get("rows_per_call", 0))
+
 
 def write_manifest(manifest: Manifest) -> str:
     """Serialise a manifest to the JSON text stored under `MANIFEST_KEY`; the same manifest gives the same text."""
-    return json.dumps(asdict(manifest), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return seal(asdict(manifest))
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """Return the JSON text of a manifest's fields with their digest among them."""
+    fields = {key: value for key, value in content.items() if key != _DIGEST_KEY}
+    return _json({**fields, _DIGEST_KEY: fingerprint(_json(fields).encode())})
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def read_manifest(metadata: Mapping[str, str], *, source: str) -> Manifest:
@@ -104,7 +123,7 @@ def read_manifest(metadata: Mapping[str, str], *, source: str) -> Manifest:
         source: Name of the file, for messages.
 
     Raises:
-        ArtifactError: There is no manifest, it is not valid, or a newer kaem wrote it.
+        ArtifactError: There is no manifest, it is not valid or was changed, or a newer kaem wrote it.
     """
     text = metadata.get(MANIFEST_KEY)
     if text is None:
@@ -125,14 +144,24 @@ def read_manifest(metadata: Mapping[str, str], *, source: str) -> Manifest:
             hint="upgrade with: pip install --upgrade kaem",
         )
     try:
+        if version > 1 or _DIGEST_KEY in content:
+            _require_digest(content)
         return _manifest(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"the manifest of {source} is damaged: {error}", hint="export it again") from None
 
 
 def fingerprint(content: bytes) -> str:
     """Return `sha256:<hex>` of some bytes."""
     return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def _require_digest(content: dict[str, Any]) -> None:
+    """Take the digest out of the fields; raise `ValueError` unless it is theirs: something in them was changed."""
+    stated = content.pop(_DIGEST_KEY, None)
+    found = fingerprint(_json(content).encode())
+    if stated != found:
+        raise ValueError(f"its fields have the digest {found[:19]}, it states {str(stated)[:19]}")
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:
@@ -152,6 +181,9 @@ def _manifest(content: dict[str, Any]) -> Manifest:
     sizes = content.get("compilation", {}).get("batch_sizes", [])
     if not (isinstance(sizes, list) and all(map(_is_size, sizes)) and sizes == sorted({*sizes})):
         raise ValueError(f"batch_sizes is {sizes!r}")
+    limit = content.get("compilation", {}).get("rows_per_call", 0)
+    if limit != 0 and not _is_size(limit):
+        raise ValueError(f"rows_per_call is {limit!r}")
     for key in ("name", "checkpoint_fingerprint", "graph_fingerprint"):
         if not isinstance(content[key], str) or not (content[key] + "x").isprintable():
             raise TypeError(f"{key} is {content[key]!r}")

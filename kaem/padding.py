@@ -35,6 +35,11 @@ def calls(uniform: Uniforms, sizes: Sequence[int], most: int) -> list[Uniforms]:
     return [padded(uniform[first : first + rows], sizes) for first in range(0, len(uniform), rows)]
 
 
+def whole_calls(rows: int, sizes: Sequence[int]) -> int:
+    """Return about so many rows that need no filling up: a multiple of the largest of `sizes`."""
+    return max(1, rows // sizes[-1]) * sizes[-1] if sizes else rows
+
+
 def joined(images: Sequence[NDArray[Any]], num: int) -> NDArray[Any]:
     """Return the first `num` rows of what the calls have given."""
     return (images[0] if len(images) == 1 else np.concatenate(images))[:num]

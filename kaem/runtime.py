@@ -176,7 +176,7 @@ class LocalSampler:
             raise RequestError("this sampler is closed")
         num = len(uniform)
         parts = max(1, min(self.workers, num // _MIN_ROWS_PER_WORKER))
-        rows = min(MAX_ROWS, -(-num // parts))
+        rows = min(self._manifest.rows_per_call or MAX_ROWS, MAX_ROWS, -(-num // parts))
         if sizes := self._manifest.batch_sizes:  # full batches, for every call is padded to one of these
             rows = next((size for size in sizes if size >= rows), sizes[-1])
         pieces = [uniform[first : first + rows] for first in range(0, num, rows)]

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from kaem_export.chebyshev_cdf import Float64, Integers
 from kaem_export.laws import Laws
+from kaem_export.leaf_choice import choose_leaves
 from kaem_export.leaves import (
     LEAST_V,
     TOLERANCE,
     Leaves,
     Pieces,
     bisected,
-    choose_leaves,
     concatenated,
     fit,
     in_order,

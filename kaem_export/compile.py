@@ -31,6 +31,7 @@ from kaem_export.leaves import TOLERANCE
 from kaem_export.one_thread import one_thread
 from kaem_export.optimise import Optimised, Step, optimise
 from kaem_export.options import Options
+from kaem_export.passes.int8 import ROWS_PER_CALL
 from kaem_export.prior_tables import noise_dim, tabulate
 from kaem_export.promise import densities, promise, refuse_tables, require_tolerance
 from kaem_train.baselines.diffusion import Diffusion
@@ -107,6 +108,7 @@ def export(
                 "precision": options.precision,
                 "batch_sizes": list(options.batch),
                 "large_batch_rows": optimised.large_batch_rows,
+                "rows_per_call": ROWS_PER_CALL if options.precision == "int8" else 0,
             },
         )
         draft.write_bytes(attach_manifest(compiled.graph, manifest))
@@ -152,7 +154,7 @@ def _compile(
 def _kaem(config: Config, model: Kaem, image_type: ImageType, tolerance: float, keep_components: bool) -> Compiled:
     tabulated = tabulate(model.prior, tolerance=tolerance, keep_components=keep_components)
     return Compiled(
-        graph=build_graph(tabulated.tables, model.generator, image_type, _frame(model.prior)),
+        graph=build_graph(tabulated.tables, model.generator, image_type, frame_of(model.prior)),
         family="kaem",
         name=config.name,
         noise_dim=noise_dim(model.prior, keep_components=keep_components),
@@ -162,7 +164,8 @@ def _kaem(config: Config, model: Kaem, image_type: ImageType, tolerance: float, 
     )
 
 
-def _frame(prior: Prior) -> Frame | None:
+def frame_of(prior: Prior) -> Frame | None:
+    """Return the linear map behind a prior's quantiles, of every expert its own where they have some; None without."""
     frame = prior.frames if isinstance(prior, OwnFramesPrior) else prior.frame
     if frame is None:
         return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from kaem import noise
 from kaem.bench.engines import MAX_ROWS, Engine, Job
 from kaem.bench.engines import open_engine as open_own
 from kaem.errors import ArtifactError, BackendError
+from kaem.padding import calls, joined, whole_calls
 from kaem.sampler import Images
 from kaem_export.torch_twin import TorchTwin
 from kaem_train.checkpoint import load_model
@@ -59,14 +59,17 @@ class TwinEngine:
     def __init__(self, path: Path, *, device: str, is_compiled: bool) -> None:
         try:
             model = onnx.load(str(path))
-            self._noise_dim = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+            rows, width = model.graph.input[0].type.tensor_type.shape.dim
+            self._noise_dim = width.dim_value
+            # A fixed number of rows is part of the graph's own sizes.
+            self._sizes = (rows.dim_value,) if rows.dim_value else ()
         except Exception as error:  # protobuf's own classes
             raise ArtifactError(f"{path} is not a usable ONNX model: {' '.join(str(error).split())[:200]}") from None
         twin = TorchTwin(model).to(device).eval()
         self._device = device
         self._words = _settings(device, is_compiled)
         self._run: Callable[[Tensor], tuple[Tensor, Tensor]] = _compiled(twin) if is_compiled else twin
-        self._rows = MAX_ROWS * torch.get_num_threads() if device == "cpu" else 1 << 16
+        self._rows = whole_calls(MAX_ROWS * torch.get_num_threads() if device == "cpu" else 1 << 16, self._sizes)
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -79,9 +82,10 @@ class TwinEngine:
         pieces = []
         for first in range(0, num, self._rows):
             uniform = noise.uniforms(seed, start + first, min(self._rows, num - first), self._noise_dim)
-            image, _ = self._run(torch.from_numpy(uniform).to(self._device))
-            pieces.append(image.cpu().numpy())
-        return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+            for piece in calls(uniform, self._sizes, self._rows):
+                image, _ = self._run(torch.from_numpy(piece).to(self._device))
+                pieces.append(image.cpu().numpy())
+        return joined(pieces, num)
 
     def close(self) -> None:
         """Nothing is held that the process does not give back."""

@@ -25,6 +25,8 @@ _DTYPES = {
     onnx.TensorProto.BOOL: torch.bool,
 }
 
+_ELSEWHERE = "let ONNX Runtime run it: --target onnx for an export, --engine onnxruntime for a benchmark"
+
 Values = Sequence[Any]
 """A node's inputs: tensors, sizes, or None where one is left out."""
 
@@ -46,9 +48,7 @@ class TorchTwin(nn.Module):
         super().__init__()
         unknown = sorted({node.op_type for node in model.graph.node} - OPERATORS.keys() - {"Shape"})
         if unknown:
-            raise ArtifactError(
-                f"no torch twin: it does not know the operators {', '.join(unknown)}", hint="use --target onnx"
-            )
+            raise ArtifactError(f"no torch twin: it does not know the operators {', '.join(unknown)}", hint=_ELSEWHERE)
         self._nodes = [
             (
                 node.op_type,
@@ -143,9 +143,9 @@ def _conv_transpose(values: Values, attributes: dict[str, Any]) -> Any:
     rank = source.dim() - 2
     pads = attributes.get("pads", [0] * 2 * rank)
     if pads[:rank] != pads[rank:] or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise ArtifactError("no torch twin: a transposed convolution has uneven padding", hint="use --target onnx")
+        raise ArtifactError("no torch twin: a transposed convolution has uneven padding", hint=_ELSEWHERE)
     if rank != 2:
-        raise ArtifactError(f"no torch twin: a transposed convolution has {rank} dimensions", hint="use --target onnx")
+        raise ArtifactError(f"no torch twin: a transposed convolution has {rank} dimensions", hint=_ELSEWHERE)
     return nn.functional.conv_transpose2d(
         source,
         weight,

@@ -122,7 +122,7 @@ def pack(leaves: Leaves, pieces: Pieces, *, low: float, high: float) -> PackedLe
 
     num_functions = int(leaves.row[-1]) + 1
     count = np.bincount(row, minlength=num_functions)
-    fan_out = max(2, math.ceil(math.sqrt(count.max())))
+    fan_out = _fan_out(count)
     num_blocks = -(-count // fan_out)
     block = np.cumsum(num_blocks) - num_blocks
     place = np.arange(len(row)) - np.searchsorted(row, row)
@@ -152,6 +152,18 @@ def pack(leaves: Leaves, pieces: Pieces, *, low: float, high: float) -> PackedLe
         columns=np.arange(num_functions),
     )
     return PackedLeaves(tables=tables, leaf_of_row=leaf_of_row, start=starts, end=ends)
+
+
+def _fan_out(count: Integers) -> int:
+    """Return the leaves of a block that make the tables of functions of so many leaves smallest: about their root."""
+    root = math.sqrt(int(count.max()))
+    tried = range(max(2, math.floor(0.75 * root)), max(2, math.ceil(1.25 * root)) + 1)
+
+    def size(fan_out: int) -> int:
+        blocks = -(-count // fan_out)
+        return int(blocks.sum() * (fan_out * (ROW + 1) - 1) + (max(2, int(blocks.max())) - 1) * len(count))
+
+    return min(tried, key=size)
 
 
 def _meet(rows: Float32, start: Float32, end: Float32, is_seam: NDArray[np.bool_]) -> None:

@@ -36,6 +36,10 @@ def model_config(manifest: Manifest, name: str, *, batch: int | None, engine: En
     """
     rows = () if batch is None else (batch,)
     most = MOST_ROWS if engine is None else max(profile[2] for profile in engine.profiles)
+    sizes: tuple[int, ...] = (8, 64, most)
+    if manifest.batch_sizes:  # Triton fills up no batch, but it prefers these, and makes none larger
+        most = min(most, manifest.batch_sizes[-1])
+        sizes = manifest.batch_sizes
     tensors = {
         "input": [("uniform", "TYPE_FP32", (*rows, manifest.noise_dim))],
         "output": [
@@ -51,7 +55,7 @@ def model_config(manifest: Manifest, name: str, *, batch: int | None, engine: En
         *(_tensor(kind, *tensor) for kind, several in tensors.items() for tensor in several),
     ]
     if batch is None:
-        preferred = ", ".join(str(size) for size in sorted({8, 64, most}) if size <= most)
+        preferred = ", ".join(str(size) for size in sorted({*sizes}) if size <= most)
         lines.append(
             f"dynamic_batching {{\n  preferred_batch_size: [ {preferred} ]\n"
             f"  max_queue_delay_microseconds: {_QUEUE_DELAY_US}\n}}"

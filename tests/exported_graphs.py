@@ -29,7 +29,7 @@ def _of_variant(name: str, own_generator: bool = True) -> onnx.ModelProto:
     tables = tabulate(model.prior).tables
     generator = model.float().generator if own_generator else _small_generator()
     with patch.object(graph, "traced_generator", _traced_once):
-        return build_graph(tables, generator, "float32", compilation._frame(model.prior))
+        return build_graph(tables, generator, "float32", compilation.frame_of(model.prior))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from kaem import noise
 from kaem.errors import ArtifactError, BackendError, ConfigError
-from kaem.padding import calls, joined
+from kaem.padding import calls, joined, whole_calls
 from kaem.providers import PROVIDERS
 from kaem.sampler import Images
 
@@ -202,7 +202,7 @@ class OpenVinoEngine:
             reason = " ".join(str(error).split())[:300]
             raise ArtifactError(f"openvino cannot run {path}: {reason}", hint="leave this engine out") from None
         self._request: Any = self._model.create_infer_request()
-        self._rows = MAX_ROWS * threads
+        self._rows = whole_calls(MAX_ROWS * threads, self._sizes)
         self._threads = threads
         self._version: str = openvino.__version__
 

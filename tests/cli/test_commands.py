@@ -86,6 +86,21 @@ def test_verify_exits_1_and_names_a_changed_graph(folder, tmp_path):
     assert "changed after its export" in done.stderr
 
 
+@pytest.mark.parametrize("what", ["cut", "tools", "rubbish"])
+def test_verify_exits_1_for_a_file_that_is_damaged(folder, tmp_path, what):
+    content = (folder / "model.onnx").read_bytes()
+    damaged = {
+        "cut": content[:-500],
+        "tools": content.replace(b'"tools":{"kaem":"0', b'"tools":{"kaem":"9'),
+        "rubbish": b"rubbish",
+    }
+    (tmp_path / "damaged.onnx").write_bytes(damaged[what])
+    done = _run("verify", tmp_path / "damaged.onnx", "--checkpoint", folder / "ckpt.pt")
+    assert done.returncode == 1
+    assert "damaged.onnx" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_file_and_a_server_give_byte_equal_outputs(folder, server, tmp_path):
     for name, source in (("local", folder / "model.onnx"), ("remote", server)):
         outputs = [word for suffix in ("png", "npy") for word in ("-o", tmp_path / f"{name}.{suffix}")]
@@ -150,7 +165,8 @@ def test_version():
         (["export", "ckpt.pt", "--batch", "8,4"], "not ascending"),
         (["export", "ckpt.pt", "--batch", "many"], "not a list of whole numbers"),
         (["export", "ckpt.pt", "--precision", "int8", "--optimize", "none"], "needs the exact rewrites"),
-        (["verify", "rubbish.onnx", "--checkpoint", "ckpt.pt"], "rubbish.onnx"),
+        (["verify", "none.onnx", "--checkpoint", "ckpt.pt"], "no model file at none.onnx"),
+        (["verify", "MODEL", "--checkpoint", "rubbish.onnx"], "rubbish.onnx is not a kaem checkpoint"),
         (["verify", "MODEL", "--checkpoint", "none.pt"], "no checkpoint at none.pt"),
         (["serve", "none.onnx"], "no model file at none.onnx"),
         (["serve", "MODEL", "--port", "70000"], "70000"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kaem.artifact import MANIFEST_KEY, Figure, Manifest, read_manifest, write_manifest
+from kaem.artifact import MANIFEST_KEY, Figure, Manifest, read_manifest, seal, write_manifest
 from kaem.errors import ArtifactError
 
 MANIFEST = Manifest(family="kaem", name="a", noise_dim=3, latent_dim=3, image_shape=(1, 4, 4))
@@ -46,7 +46,7 @@ def test_a_file_without_a_manifest_is_not_ours():
 
 def test_a_newer_format_names_the_version_this_kaem_reads():
     text = json.dumps({**json.loads(write_manifest(MANIFEST)), "format_version": 99, "new_field": 1})
-    with pytest.raises(ArtifactError, match="format 99; this kaem reads up to 1"):
+    with pytest.raises(ArtifactError, match="format 99; this kaem reads up to 2"):
         read_manifest({MANIFEST_KEY: text}, source="x")
 
 
@@ -73,9 +73,27 @@ def test_a_newer_format_names_the_version_this_kaem_reads():
     ],
 )
 def test_a_damaged_manifest_is_refused(change):
-    text = json.dumps({**json.loads(write_manifest(MANIFEST)), **change})
+    text = seal({**json.loads(write_manifest(MANIFEST)), **change})
     with pytest.raises(ArtifactError, match="damaged"):
         read_manifest({MANIFEST_KEY: text}, source="x")
+
+
+def test_a_changed_field_or_a_missing_digest_is_refused():
+    content = json.loads(write_manifest(MANIFEST))
+    for changed in (
+        {**content, "tools": {"torch": "9.9"}},
+        {**content, "format_version": 1},
+        {key: value for key, value in content.items() if key != "manifest_fingerprint"},
+    ):
+        with pytest.raises(ArtifactError, match="damaged: its fields have the digest"):
+            read_manifest({MANIFEST_KEY: json.dumps(changed)}, source="x")
+
+
+def test_the_first_format_had_no_digest_and_is_read():
+    content = {**json.loads(write_manifest(MANIFEST)), "format_version": 1}
+    del content["manifest_fingerprint"]
+    manifest = read_manifest({MANIFEST_KEY: json.dumps(content)}, source="x")
+    assert manifest == dataclasses.replace(MANIFEST, format_version=1)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format_version": 1}', "[" * 100_000])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kaem.padding import calls, joined, padded
+from kaem.padding import calls, joined, padded, whole_calls
 
 SIZES = st.lists(st.integers(1, 40), unique=True, max_size=4).map(sorted)
 
@@ -26,3 +26,7 @@ def test_rows_are_padded_to_the_next_size_and_to_none_beyond_the_last(num, expec
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found[:num], uniform)
     assert not found[num:].any()
+
+
+def test_rows_of_a_chunk_are_a_multiple_of_the_largest_size():
+    assert [whole_calls(256, sizes) for sizes in ((), (1, 8), (100,), (1000,))] == [256, 256, 200, 1000]

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from threadpoolctl import threadpool_limits
 
 import kaem
-from kaem.artifact import MANIFEST_KEY
+from kaem.artifact import MANIFEST_KEY, seal
 from kaem.errors import ArtifactError, RequestError, VerificationError
 from kaem.noise import uniforms
 from kaem_export.certificate import verify
@@ -46,7 +46,7 @@ def _rewrite(artifact, target, change):
     change(model)
     manifest = json.loads(model.metadata_props[0].value)
     manifest["graph_fingerprint"] = graph_fingerprint(model)
-    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(manifest)})
+    helper.set_model_props(model, {MANIFEST_KEY: seal(manifest)})
     target.write_bytes(model.SerializeToString())
     return target
 
@@ -157,9 +157,9 @@ def test_a_manifest_without_a_usable_bound_is_refused(exported, tmp_path, bound)
     model = onnx.load(exported[1])
     manifest = json.loads(model.metadata_props[0].value)
     manifest["prior"]["u_error_bound"] = bound
-    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(manifest)})
+    helper.set_model_props(model, {MANIFEST_KEY: seal(manifest)})
     (tmp_path / "loose.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(ArtifactError, match="no usable bound"):
+    with pytest.raises(VerificationError, match="no usable bound"):
         verify(tmp_path / "loose.onnx", exported[0])
 
 
@@ -241,7 +241,7 @@ def test_latents_that_are_not_numbers_break_the_certificate_wherever_they_hide(e
 def test_a_manifest_that_lies_is_caught(exported, tmp_path, change):
     model = onnx.load(exported[1])
     manifest = {**json.loads(model.metadata_props[0].value), **change}
-    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(manifest)})
+    helper.set_model_props(model, {MANIFEST_KEY: seal(manifest)})
     (tmp_path / "liar.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(VerificationError, match="says"):
         verify(tmp_path / "liar.onnx", exported[0])
@@ -251,7 +251,7 @@ def test_a_loosened_bound_is_caught(exported, tmp_path):
     model = onnx.load(exported[1])
     manifest = json.loads(model.metadata_props[0].value)
     manifest["prior"]["u_error_bound"] = 1e-3
-    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(manifest)})
+    helper.set_model_props(model, {MANIFEST_KEY: seal(manifest)})
     (tmp_path / "loose.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(VerificationError, match="of u_error"):
         verify(tmp_path / "loose.onnx", exported[0])
@@ -273,8 +273,20 @@ def test_another_checkpoint_is_refused(exported, tmp_path):
 
 def test_a_truncated_artifact_is_refused(exported, tmp_path):
     (tmp_path / "cut.onnx").write_bytes(exported[1].read_bytes()[:-1000])
-    with pytest.raises(ArtifactError):
+    with pytest.raises(VerificationError, match=r"cut\.onnx"):
         verify(tmp_path / "cut.onnx", exported[0])
+
+
+def test_a_file_that_is_not_there_says_nothing_of_the_artifact(exported, tmp_path):
+    (tmp_path / "rubbish.pt").write_bytes(b"rubbish")
+    for artifact, checkpoint in (
+        (tmp_path / "none.onnx", exported[0]),
+        (tmp_path, exported[0]),
+        (exported[1], tmp_path / "none.pt"),
+        (exported[1], tmp_path / "rubbish.pt"),
+    ):
+        with pytest.raises(ArtifactError):
+            verify(artifact, checkpoint)
 
 
 def test_an_export_that_cannot_be_written_leaves_nothing(exported, tmp_path):

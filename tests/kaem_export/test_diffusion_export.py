@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from scipy.special import ndtri
 
 import kaem
-from kaem.artifact import MANIFEST_KEY
+from kaem.artifact import MANIFEST_KEY, seal
 from kaem.errors import ConfigError, VerificationError
 from kaem.noise import uniforms
 from kaem_export.certificate import verify
@@ -185,7 +185,7 @@ def _altered(artifact, target, *, graph=lambda model: None, manifest=lambda cont
     content = json.loads(model.metadata_props[0].value)
     manifest(content)
     content["graph_fingerprint"] = graph_fingerprint(model)
-    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(content)})
+    helper.set_model_props(model, {MANIFEST_KEY: seal(content)})
     target.write_bytes(model.SerializeToString())
     return target
 

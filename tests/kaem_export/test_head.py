@@ -10,7 +10,7 @@ from models import VARIANTS, random_model
 
 from kaem.noise import uniforms
 from kaem_export.collapse import collapse
-from kaem_export.compile import _frame
+from kaem_export.compile import frame_of
 from kaem_export.head import head_nodes
 from kaem_export.lookup import wrap
 from kaem_export.prior_tables import noise_dim, tabulate
@@ -19,7 +19,7 @@ from kaem_export.prior_tables import noise_dim, tabulate
 def _head(prior, *, keep_components=False):
     """Return uniforms -> latents, in ONNX Runtime, and D."""
     tabulated = tabulate(prior, keep_components=keep_components)
-    nodes, constants, noise, latent = head_nodes(tabulated.tables, _frame(prior))
+    nodes, constants, noise, latent = head_nodes(tabulated.tables, frame_of(prior))
     assert noise == noise_dim(prior, keep_components=keep_components)
     model = wrap(nodes, constants, source=("uniform", noise), target=("latent", latent), opset=21, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -52,7 +52,7 @@ def test_offset_and_scale_of_gaussians_are_folded_into_the_frame():
     _, model = random_model(*VARIANTS["learnable gaussian mixture"], *overrides, amplitude=0.0)
     tabulated = tabulate(model.prior)
     assert tabulated.laws.num_laws == 1
-    nodes, _, _, _ = head_nodes(tabulated.tables, _frame(model.prior))
+    nodes, _, _, _ = head_nodes(tabulated.tables, frame_of(model.prior))
     assert nodes[-1].op_type == "Gemm"
     assert len(nodes) <= 36
     head, _ = _head(model.prior)

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import floats, graph_of, kinds, normal, run
+from graphs import floats, graph_of, normal, run
 from models import random_model, write_random_checkpoint
 from onnx import TensorProto, helper
 
 import kaem
-from kaem.artifact import MANIFEST_KEY, Manifest, read_manifest
+from kaem.artifact import MANIFEST_KEY, Manifest, read_manifest, seal
 from kaem.errors import ArtifactError, ConfigError, VerificationError
 from kaem.noise import uniforms
 from kaem_export import optimise as optimise_module
@@ -24,10 +24,8 @@ from kaem_export.graph import attach_manifest, build_graph
 from kaem_export.numerics import has_branches, precision_of
 from kaem_export.optimise import optimise
 from kaem_export.options import Options, parse_batch
-from kaem_export.passes import int8
 from kaem_export.passes.half import to_float16
 from kaem_export.passes.prior import prior_nodes
-from kaem_export.passes.sub_pixel import to_sub_pixel
 from kaem_export.prior_tables import tabulate
 from kaem_export.timing import estimate, speedup
 
@@ -93,42 +91,6 @@ def test_a_float16_value_that_is_read_in_both_types_has_both():
     before = run(graph, normal(9, 5))
     to_float16(graph)
     assert np.allclose(run(graph, normal(9, 5)), before, rtol=5e-3, atol=5e-3)
-
-
-@pytest.mark.parametrize("activation", ["LeakyRelu<alpha=0.2>", "Exp"])
-def test_one_two_by_two_convolution_does_the_work_of_a_transposed_one(activation):
-    graph = graph_of(
-        f"""x = Reshape(latent, sides)  y = ConvTranspose<strides=[2,2], pads=[1,1,1,1]>(x, w, b)
-            h = {activation}(y)  image = ConvTranspose<strides=[1,1], pads=[1,1,1,1]>(h, v)""",
-        *(5 * 12, (3, 7, 9)),
-        sides=np.array([-1, 5, 3, 4]),
-        w=floats(5, 4, 4, 4),
-        b=floats(4),
-        v=floats(4, 3, 4, 4),
-    )
-    before = run(graph, normal(9, 60))
-    to_sub_pixel(graph)
-    assert kinds(graph)[1:5] == ["Conv", activation.partition("<")[0], "DepthToSpace", "Slice"]
-    assert kinds(graph).count("ConvTranspose") == 1
-    assert np.allclose(run(graph, normal(9, 60)), before, rtol=1e-5, atol=1e-5)
-
-
-def test_int8_is_measured_against_float32_and_keeps_the_prior(plain):
-    result = optimise(plain, Options(precision="int8")).model
-    uniform = uniforms(5, 0, 64, 3)
-    assert precision_of(result) == "int8"
-    assert np.array_equal(run(result, uniform, "latent", "uniform"), run(plain, uniform, "latent", "uniform"))
-    error = np.mean((_images(result).astype(np.float64) - _images(plain)) ** 2)
-    assert error > 0
-    assert -10 * np.log10(error) > int8.LEAST_PSNR - 1.5  # the gate's own samples are others
-    alone = np.concatenate([run(result, row[None], "image", "uniform") for row in uniform[:8]])
-    assert np.array_equal(run(result, uniform, "image", "uniform")[:8], alone)
-
-
-def test_int8_that_costs_too_much_is_refused_with_the_figure(plain, monkeypatch):
-    monkeypatch.setattr(int8, "LEAST_PSNR", 90.0)
-    with pytest.raises(VerificationError, match=r"int8 images reach \d\d\.\d dB .* 90 dB"):
-        optimise(plain, Options(precision="int8"))
 
 
 def test_the_large_batch_form_is_a_branch_for_free_batches_and_the_only_form_for_large_fixed_ones(plain):
@@ -204,7 +166,7 @@ def test_what_was_done_stands_in_the_manifest_and_is_verified(checkpoint, branch
 
 def test_an_artifact_for_certain_batch_sizes_gives_the_samples_of_one_for_any(plain, tmp_path):
     loaded = []
-    for batch in ((), (16,), (4, 16)):
+    for batch, limit in (((), 0), ((16,), 0), ((4, 16), 0), ((), 3)):
         graph = optimise(plain, Options(batch=batch)).model
         manifest = Manifest(
             family="kaem",
@@ -212,17 +174,18 @@ def test_an_artifact_for_certain_batch_sizes_gives_the_samples_of_one_for_any(pl
             noise_dim=3,
             latent_dim=3,
             image_shape=(1, 16, 16),
-            compilation={"batch_sizes": list(batch)},
+            compilation={"batch_sizes": list(batch), "rows_per_call": limit},
         )
         path = tmp_path / f"{len(loaded)}.onnx"
         path.write_bytes(attach_manifest(graph, manifest))
         loaded += [kaem.load(path, workers=2)]
-    assert [sampler.manifest.batch_sizes for sampler in loaded] == [(), (16,), (4, 16)]
+    assert [sampler.manifest.batch_sizes for sampler in loaded] == [(), (16,), (4, 16), ()]
     for num in (1, 3, 4, 5, 16, 17, 50):
         images = [sampler.sample(num, seed=3) for sampler in loaded]
         assert len(images[0]) == num
         assert np.array_equal(images[0], images[1])
         assert np.array_equal(images[0], images[2])
+        assert np.array_equal(images[0], images[3])
     for sampler in loaded:
         sampler.close()
 
@@ -236,7 +199,7 @@ def test_a_manifest_that_claims_the_bounds_of_another_graph_is_caught(checkpoint
     model = onnx.load(branched[0])
     manifest = json.loads(model.metadata_props[0].value)
     manifest["compilation"] |= stated
-    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(manifest)})
+    helper.set_model_props(model, {MANIFEST_KEY: seal(manifest)})
     artifact.write_bytes(model.SerializeToString())
     with pytest.raises(VerificationError, match=match):
         verify(artifact, checkpoint)
@@ -245,11 +208,13 @@ def test_a_manifest_that_claims_the_bounds_of_another_graph_is_caught(checkpoint
 def test_manifests_from_before_there_were_options_are_read(branched):
     content = json.loads(onnx.load(branched[0]).metadata_props[0].value)
     del content["compilation"]
+    del content["manifest_fingerprint"]
+    content["format_version"] = 1
     assert read_manifest({MANIFEST_KEY: json.dumps(content)}, source="old.onnx").batch_sizes == ()
     for wrong in ([3, 2], ["4"], [0], 7):
         content["compilation"] = {"batch_sizes": wrong}
         with pytest.raises(ArtifactError, match="batch_sizes"):
-            read_manifest({MANIFEST_KEY: json.dumps(content)}, source="wrong.onnx")
+            read_manifest({MANIFEST_KEY: seal(content)}, source="wrong.onnx")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from models import VARIANTS, random_model, write_random_checkpoint
 from onnx import helper, numpy_helper
 
 import kaem
-from kaem.artifact import MANIFEST_KEY
+from kaem.artifact import MANIFEST_KEY, seal
 from kaem.noise import uniforms
 from kaem_export.certificate import verify
 from kaem_export.compile import export
@@ -112,7 +112,7 @@ def test_changed_tables_break_the_u_error(exported, tmp_path, change):
     tensor.CopyFrom(numpy_helper.from_array(table, "leaves"))
     manifest = json.loads(model.metadata_props[0].value)
     manifest["graph_fingerprint"] = graph_fingerprint(model)
-    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(manifest)})
+    helper.set_model_props(model, {MANIFEST_KEY: seal(manifest)})
     (tmp_path / "changed.onnx").write_bytes(model.SerializeToString())
     _, figures = verify(tmp_path / "changed.onnx", exported[0])
     assert not {figure.name: figure for figure in figures}["u_error"].is_kept

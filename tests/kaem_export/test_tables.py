@@ -110,7 +110,7 @@ def test_no_test_of_the_samples_can_see_the_table(name):
     laws, tables = _baked(name)
     tilt = _squared_tilt(laws, tables)
     assert tilt.max() <= 2e-7
-    if name in {"near flat", "rbf20 f 2", "gaussian", "lognormal", "relu kink"}:
+    if name in {"near flat", "rbf20 f 2", "rbf20 f 8", "gaussian", "lognormal", "relu kink"}:
         assert tilt.max() <= 1e-9
 
 
@@ -138,7 +138,7 @@ def _squared_tilt(laws, tables):
 
 def test_sizes_are_small():
     for name in ZOO:
-        most = 15_000 if name == "fourier flat" else 12_000  # 100 extremes, each with a leaf or three
+        most = 12_500 if name == "fourier flat" else 8_000  # 100 extremes, each with about three leaves
         assert _baked(name)[1].num_bytes / len(_baked(name)[0]) < most, name
 
 

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from artifacts import write_small_artifact
+from exported_graphs import with_batch
 from models import VARIANTS, write_random_checkpoint
 from onnx import helper
 
@@ -56,6 +57,16 @@ def test_torch_eager_makes_the_images_of_the_sampler_for_any_number_of_rows(arti
     engine = open_engine(dataclasses.replace(JOB, source=str(artifact_path)))
     with kaem.load(artifact_path, workers=1) as sampler:
         for num in (1, 300):  # one call, and two
+            np.testing.assert_allclose(engine.sample(num, 3, 11), sampler.sample(num, 3, 11), atol=1e-6)
+
+
+def test_a_graph_of_a_fixed_batch_is_filled_up_and_cut_off(artifact_path, tmp_path, one_thread):
+    """Batches that divide neither the rows asked for nor those of one chunk."""
+    path = tmp_path / "fixed.onnx"
+    onnx.save(with_batch(onnx.load(artifact_path), 100), path)
+    engine = open_engine(dataclasses.replace(JOB, source=str(path)))
+    with kaem.load(artifact_path, workers=1) as sampler:
+        for num in (1, 100, 530):
             np.testing.assert_allclose(engine.sample(num, 3, 11), sampler.sample(num, 3, 11), atol=1e-6)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from google.protobuf import text_format
 
@@ -32,7 +34,7 @@ def _tensors(values):
 
 @pytest.mark.parametrize(("image_type", "data_type"), [("float32", "TYPE_FP32"), ("uint8", "TYPE_UINT8")])
 def test_shapes_and_types_are_the_artifacts_without_the_batch(image_type, data_type):
-    manifest = Manifest(**{**{f: getattr(MANIFEST, f) for f in Manifest.__slots__}, "image_type": image_type})
+    manifest = dataclasses.replace(MANIFEST, image_type=image_type)
     config = _parsed(model_config(manifest, "digits", batch=None))
     assert (config.name, config.backend, config.max_batch_size) == ("digits", "onnxruntime", 256)
     assert _tensors(config.input) == [("uniform", "TYPE_FP32", [5])]
@@ -55,6 +57,17 @@ def test_a_fixed_batch_is_part_of_the_shapes_and_nothing_is_batched():
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")
     assert [dims for _, _, dims in _tensors((*config.input, *config.output))] == [[16, 5], [16, 3, 8, 6], [16, 4]]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "engine", "most", "preferred"),
+    [((1, 8, 32), None, 32, [1, 8, 32]), ((4, 1000), None, 256, [4]), ((2, 16), ENGINE, 16, [2, 16])],
+)
+def test_batch_sizes_of_the_artifact_are_those_that_triton_prefers_and_never_exceeds(sizes, engine, most, preferred):
+    manifest = dataclasses.replace(MANIFEST, compilation={"batch_sizes": list(sizes)})
+    config = _parsed(model_config(manifest, "digits", batch=None, engine=engine))
+    assert config.max_batch_size == most
+    assert list(config.dynamic_batching.preferred_batch_size) == preferred
 
 
 def test_an_engine_runs_on_gpus_with_all_its_profiles_and_its_largest_batch():

@@ -1,0 +1,135 @@
+"""Which leaves a quantile function is cut into: halved until each is good, then as few as neighbours can be made.
+
+Pairs that one leaf can replace are merged, for all functions at once. Of functions with very many leaves ends are moved
+too: three neighbours become two where some place between them allows it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kaem_export.chebyshev_cdf import PiecewiseDensities
+from kaem_export.leaves import TOLERANCE, Leaves, bisected, concatenated, fit, is_small, snapped
+
+_BEYOND = 2.0**-37
+_STARTING_PIECES = 8
+_MERGING_ROUNDS = 3
+_MANY = 200
+"""Leaves of a function from which on it pays to move their ends too; for all functions that would take too long."""
+
+_SHIFTING_ROUNDS = 9
+_CUTS = np.linspace(0.15, 0.85, 17)
+
+
+def choose_leaves(densities: PiecewiseDensities, kinks: tuple[float, ...], tolerance: float = TOLERANCE) -> Leaves:
+    """Cut the domains of R densities into leaves that keep the tolerance.
+
+    Args:
+        densities: The distributions.
+        kinks: Points where a density has no derivative: leaves end there.
+        tolerance: Error in u; near u = 0 and 1 it shrinks to a thousandth of the distance to them, down to 2^-36.
+
+    Returns:
+        The leaves. None reaches where less than 2^-37 of the mass lies beyond, unless the support ends near.
+    """
+    leaves = bisected(densities, _first_leaves(densities, kinks), tolerance)
+    for parity in range(_MERGING_ROUNDS):
+        leaves = _merged(densities, leaves, tolerance, parity % 2)
+    is_large = np.bincount(leaves.row)[leaves.row] > _MANY
+    if not is_large.any():
+        return leaves
+    large = leaves.chosen(is_large)
+    for place in range(_SHIFTING_ROUNDS):
+        large = _shifted(densities, large, tolerance, place % 3)
+    return concatenated([leaves.chosen(~is_large), large])
+
+
+def _first_leaves(densities: PiecewiseDensities, kinks: tuple[float, ...]) -> Leaves:
+    """Return eight leaves on either side of every median, cut at the kinks as well."""
+    rows = np.arange(len(densities))
+    low, high = densities.edges[0], densities.edges[-1]
+    beyond = np.full(len(rows), _BEYOND)
+    median = densities.quantile(rows, np.full(len(rows), 0.5))
+    first, last = densities.quantile(rows, beyond), densities.quantile(rows, beyond, of_survival=True)
+    slack = 1e-6 * (high - low)
+    first, last = np.where(first - low < slack, low, first), np.where(high - last < slack, high, last)
+    parts = []
+    for begin, end, is_upper in ((first, median, False), (median, last, True)):
+        places = np.linspace(begin, end, _STARTING_PIECES + 1)  # (9, R)
+        places[1:-1] = np.clip(snapped(places[1:-1]), begin, end)
+        fixed = np.clip(np.array(kinks)[:, None], begin, end)  # beyond the half, a leaf of no width
+        points = np.sort(np.concatenate([places, fixed]), axis=0)
+        is_forced = (points[:-1, :, None] == np.array(kinks)).any(axis=-1)
+        is_forced |= points[:-1] == begin
+        shape = points[:-1].shape
+        parts.append(
+            Leaves(
+                row=np.broadcast_to(rows, shape).reshape(-1),
+                is_upper=np.full(shape, is_upper).reshape(-1),
+                is_forced=is_forced.reshape(-1),
+                left=points[:-1].reshape(-1),
+                right=points[1:].reshape(-1),
+            )
+        )
+    leaves = concatenated(parts)
+    return leaves.chosen(leaves.right > leaves.left)
+
+
+def _merged(densities: PiecewiseDensities, leaves: Leaves, tolerance: float, parity: int) -> Leaves:
+    """Merge the pairs of neighbours that one good leaf can replace, even or odd pairs of every function."""
+    first = np.flatnonzero(~leaves.is_forced[1:])
+    place = np.arange(len(leaves)) - np.searchsorted(leaves.row, leaves.row)
+    first = first[place[first] % 2 == parity]
+    together = leaves.chosen(first)
+    together = Leaves(
+        row=together.row,
+        is_upper=together.is_upper,
+        is_forced=together.is_forced,
+        left=together.left,
+        right=leaves.right[first + 1],
+    )
+    pieces = fit(densities, together, tolerance)
+    is_one = pieces.is_good | is_small(pieces, together)
+    right = leaves.right.copy()
+    right[first[is_one]] = together.right[is_one]
+    keep = np.ones(len(leaves), bool)
+    keep[first[is_one] + 1] = False
+    merged = Leaves(row=leaves.row, is_upper=leaves.is_upper, is_forced=leaves.is_forced, left=leaves.left, right=right)
+    return merged.chosen(keep)
+
+
+def _shifted(densities: PiecewiseDensities, leaves: Leaves, tolerance: float, place: int) -> Leaves:
+    """Replace three neighbours by two where some cut between them makes two good ones."""
+    index = np.arange(len(leaves)) - np.searchsorted(leaves.row, leaves.row)
+    free = ~leaves.is_forced
+    first = np.flatnonzero(free[1:-1] & free[2:] & (index[:-2] % 3 == place))
+    if not len(first):
+        return leaves
+    left, right = leaves.left[first], leaves.right[first + 2]
+    cut = np.zeros(len(first))
+    is_open = np.ones(len(first), bool)
+    for share in _CUTS:
+        middle = snapped(left + share * (right - left))
+        tried = np.flatnonzero(is_open & (middle > left) & (middle < right))
+        halves = [
+            Leaves(
+                row=leaves.row[first[tried]],
+                is_upper=leaves.is_upper[first[tried]],
+                is_forced=leaves.is_forced[first[tried]],
+                left=begin[tried],
+                right=end[tried],
+            )
+            for begin, end in ((left, middle), (middle, right))
+        ]
+        is_good = np.ones(len(tried), bool)
+        for half in halves:
+            pieces = fit(densities, half, tolerance)
+            is_good &= pieces.is_good | is_small(pieces, half)
+        cut[tried[is_good]] = middle[tried[is_good]]
+        is_open[tried[is_good]] = False
+    done = first[~is_open]
+    new_left, new_right, keep = leaves.left.copy(), leaves.right.copy(), np.ones(len(leaves), bool)
+    new_right[done], new_left[done + 1], new_right[done + 1] = cut[~is_open], cut[~is_open], right[~is_open]
+    keep[done + 2] = False
+    moved = Leaves(row=leaves.row, is_upper=leaves.is_upper, is_forced=leaves.is_forced, left=new_left, right=new_right)
+    return moved.chosen(keep)
