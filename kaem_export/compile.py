@@ -26,7 +26,6 @@ from kaem_export.families.latent_ebm import compile_latent_ebm
 from kaem_export.families.vae import compile_vae
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
-from kaem_export.identity import fingerprint_weights
 from kaem_export.leaves import TOLERANCE
 from kaem_export.one_thread import one_thread
 from kaem_export.optimise import Optimised, Step, optimise
@@ -41,6 +40,7 @@ from kaem_train.model.kaem import Kaem
 from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.model.prior import Prior
 from kaem_train.settings import Config
+from kaem_train.weights import fingerprint_weights
 
 
 def export(
