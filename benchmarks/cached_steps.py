@@ -100,7 +100,8 @@ def run(step: Step, log: Path) -> None:
     Raises:
         SystemExit: The command failed; its words are in the log.
     """
-    words = (*step.words, *(step.resume if step.makes.exists() else ()))
+    resumed = bool(step.resume) and step.makes.exists()
+    words = (*step.words, *(step.resume if resumed else ()))
     print(f"kaem {' '.join(words)}", flush=True)
     begin, spent = time.monotonic(), _processor_seconds()
     with log.open("a", encoding="utf-8") as out:
@@ -115,6 +116,7 @@ def run(step: Step, log: Path) -> None:
         "command": step.line,
         "identity": dict(step.identity),
         "file": digest_of_file(step.makes),
+        "resumed": resumed,
         "seconds": round(time.monotonic() - begin, 1),
         "processor_seconds": round(_processor_seconds() - spent, 1),
     }

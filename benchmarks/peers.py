@@ -3,6 +3,7 @@
     python benchmarks/peers.py --data ../shared/data                   # everything; what is finished is not done again
     python benchmarks/peers.py --data ../shared/data --until evaluate  # all but the timing
     python benchmarks/peers.py --data ../shared/data --any-code        # also what earlier code trained and exported
+    python benchmarks/peers.py --data ../shared/data --from time       # measure again what is there
     python benchmarks/peers.py --plan smoke --out /tmp/peers           # does the machinery work?
 
 The stages are train, export, evaluate, time, report. Results are kept in the output folder under the digest of the
@@ -20,8 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cached_steps import Step, digest_of, digest_of_code, digest_of_file, is_done, run
+from cached_steps import Step, digest_of, digest_of_code, digest_of_file, is_done, made, run
 from peers_plan import PLANS, Peer, Plan, Sampler
+from peers_timing import RUNS, link, measure
 
 STAGES = ("train", "export", "evaluate", "time", "report")
 
@@ -41,6 +43,11 @@ class Place:
     data: Path | None
     out: Path
     any_code: bool
+
+    @property
+    def pairs(self) -> list[tuple[Peer, Sampler]]:
+        """Every sampler with its model."""
+        return [(peer, sampler) for peer in self.plan.peers for sampler in peer.samplers]
 
     def training(self, peer: Peer) -> Step:
         """Return the step that makes a peer's checkpoint."""
@@ -124,12 +131,50 @@ def make(place: Place, stage: str) -> None:
             run(step, step.makes.with_name("log.txt"))
 
 
+def time_all(place: Place) -> None:
+    """Measure every run of the plan, one after the other."""
+    models, reports = place.out / "models", place.out / "timing"
+    reports.mkdir(parents=True, exist_ok=True)
+    for peer, sampler in place.pairs:
+        checkpoint, artifact = place.training(peer).makes, place.export(peer, sampler).makes
+        link(models, sampler.name, artifact, checkpoint, place.evaluation(peer, sampler).makes)
+    for one in RUNS[place.plan.name]:
+        measure(one, [sampler.name for _, sampler in place.pairs], models, reports)
+
+
+def report(place: Place, page: Path | None) -> None:
+    """Write what the last timing and the figures of quality say."""
+    from peers_report import Training, write
+
+    from kaem.bench.record import read_report
+
+    reports = {one: read_report(place.out / "timing" / f"{one.name}.json") for one in RUNS[place.plan.name]}
+    trainings, commands = [], [f"python benchmarks/peers.py --plan {place.plan.name}"]
+    for peer in place.plan.peers:
+        steps = [place.training(peer)]
+        steps += [step for one in peer.samplers for step in (place.export(peer, one), place.evaluation(peer, one))]
+        commands += [step.line.replace(str(place.out), "runs/peers") for step in steps]
+        trainings.append(
+            Training(
+                name=peer.name,
+                config=steps[0].identity["settings"],
+                record=made(steps[0]) or {},
+                is_older_code=not is_done(steps[0]),
+            )
+        )
+    sheets = {one.name: place.export(peer, one).makes.with_suffix(".png") for peer, one in place.pairs}
+    write(reports, trainings, sheets, commands, out=place.out, page=page)
+    print(place.out / "peers.html")
+
+
 def main() -> None:
     """Read the command line and do the stages in their order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", choices=PLANS, default="fashion-mnist")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the data set")
     parser.add_argument("--out", type=Path, default=Path("runs/peers"), help="where results are kept")
+    parser.add_argument("--page", type=Path, help="page of the documentation whose block is rewritten")
+    parser.add_argument("--from", dest="first", choices=STAGES, default=STAGES[0], help="the first stage to do")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to do")
     parser.add_argument("--any-code", action="store_true", help="use what other code made of the same settings")
     options = parser.parse_args()
@@ -139,8 +184,13 @@ def main() -> None:
         parser.error(f"no data set at {data}")
     options.out.mkdir(parents=True, exist_ok=True)
     place = Place(plan=plan, data=data, out=options.out, any_code=options.any_code)
-    for stage in STAGES[: STAGES.index(options.until) + 1]:
-        make(place, stage)
+    for stage in STAGES[STAGES.index(options.first) : STAGES.index(options.until) + 1]:
+        if stage == "time":
+            time_all(place)
+        elif stage == "report":
+            report(place, options.page)
+        else:
+            make(place, stage)
 
 
 if __name__ == "__main__":

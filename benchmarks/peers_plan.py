@@ -60,11 +60,6 @@ class Plan:
     seed: int = 0
     peers: tuple[Peer, ...]
 
-    @property
-    def samplers(self) -> tuple[Sampler, ...]:
-        """All artifacts, in order."""
-        return tuple(sampler for peer in self.peers for sampler in peer.samplers)
-
 
 def _few(num: int, *sizes: int) -> tuple[str, ...]:
     return ("--num", str(num), "--sizes", ",".join(map(str, sizes)), "--no-floors")
@@ -136,7 +131,12 @@ SMOKE = Plan(
         Peer(
             name="ddpm",
             family="ddpm",
-            settings=("training.updates=2", "diffusion.channels=[8, 8]", "diffusion.noise_steps=20"),
+            settings=(
+                "training.updates=2",
+                "diffusion.channels=[8, 8]",
+                "diffusion.noise_steps=20",
+                "diffusion.sampling_steps=2",
+            ),
             samplers=(Sampler(name="ddim-2", export=("--sampler", "ddim", "--steps", "2"), evaluation=_QUICK),),
         ),
     ),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,17 @@ import typer
 
 from cli.source import is_remote
 from kaem.bench.arrivals import parse_mix
+from kaem.bench.cells import Table, name_of
 from kaem.bench.compare import change_table, compare, differing_machines
 from kaem.bench.contestant import OWN_ENGINES, Contestant
-from kaem.bench.engines import NAMES, Job
+from kaem.bench.engines import NAMES, TORCH_NAMES, Job
 from kaem.bench.environment import describe_machine, processor_ticks, stolen_share
 from kaem.bench.local import DEFAULT_BATCHES, Effort, measure
 from kaem.bench.page import write_page
-from kaem.bench.record import Report, Search, ServerRow, read_report, to_json, write_report
+from kaem.bench.quality import Subject, attach, read_evaluation, subject_of
+from kaem.bench.record import Entrant, Quality, Report, Search, ServerRow, read_report, to_json, write_report
 from kaem.bench.remote import Load, Target, search_target
-from kaem.bench.tables import Table, name_of, report_markdown, tables_of
+from kaem.bench.tables import report_markdown, tables_of
 from kaem.bench.words import parse_counts, parse_duration, parse_objective, parse_rates
 from kaem.errors import ArtifactError, ConfigError, RequestError
 from kaem.files import replacing
@@ -53,6 +56,8 @@ class Options:
     seconds: float
     launches: int
     precision: float
+    longest: str | None
+    quality: tuple[str, ...]
     rate: str | None
     duration: str
     deadline: str
@@ -69,11 +74,14 @@ class Options:
         """Return the command's words that measure exactly this, defaults spelled out."""
         skipped = {"sources", *(_LOCAL_ONLY if self.is_server else _SERVER_ONLY)}
         pairs = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        given = [(name, value) for name, value in pairs if name not in skipped and value is not None]
+        several = {
+            name: value if isinstance(value, tuple) else (value,) for name, value in pairs if name not in skipped
+        }
+        given = [(name, value) for name, values in several.items() for value in values if value is not None]
         return (*self.sources, *(word for name, value in given for word in (f"--{name}", str(value))))
 
 
-_LOCAL_ONLY = ("engine", "batch", "threads", "provider", "seconds", "launches", "precision")
+_LOCAL_ONLY = ("engine", "batch", "threads", "provider", "seconds", "launches", "precision", "longest", "quality")
 _SERVER_ONLY = ("rate", "duration", "deadline", "slo", "mix")
 
 
@@ -141,7 +149,8 @@ def _options_of(old: Report | None) -> Options:
     except Exception as error:  # the command line's own classes
         raise ArtifactError(f"the earlier report's command cannot be read: {error}") from None
     names = [field.name for field in dataclasses.fields(Options) if field.name != "sources"]
-    return Options(sources=tuple(given["sources"] or ()), **{name: given[name] for name in names})
+    lists = {name: tuple(given[name] or ()) for name in ("sources", "quality")}
+    return Options(**{**{name: given[name] for name in names}, **lists})
 
 
 def _measured(options: Options) -> Report:
@@ -169,14 +178,47 @@ def _compare_locally(options: Options) -> dict[str, Any]:
     if options.batch is not None:
         chosen = parse_counts(options.batch, "batch sizes")
         batches = {name: sizes if name == "single" else chosen for name, sizes in batches.items()}
-    effort = Effort(seconds=options.seconds, launches=options.launches, precision=options.precision, seed=options.seed)
-    contestants = _contestants(options)
+    effort = Effort(
+        seconds=options.seconds,
+        launches=options.launches,
+        precision=options.precision,
+        seed=options.seed,
+        longest_s=math.inf if options.longest is None else parse_duration(options.longest, "the longest call"),
+    )
+    subjects = _subjects(options.sources)
+    contestants = _contestants(options, subjects)
+    qualities = attach([read_evaluation(Path(path)) for path in options.quality], list(subjects.values()))
     with _progress("measuring") as update:
         entrants, rows = measure(contestants, batches, effort, on_progress=update)
-    return {"entrants": tuple(entrants), "local": tuple(rows)}
+    introduced = [_introduced(one, subjects[one.source], qualities) for one in entrants]
+    untrained = {one.key for one in introduced if one.updates == 0}
+    rows = [dataclasses.replace(row, is_untrained=row.key in untrained) for row in rows]
+    return {"entrants": tuple(introduced), "local": tuple(rows)}
 
 
-def _contestants(options: Options) -> list[Contestant]:
+def _introduced(entrant: Entrant, subject: Subject, qualities: Mapping[str, Quality]) -> Entrant:
+    """Add what the model says of itself, or its engine says of it, and its quality."""
+    said = entrant.settings.get("updates")
+    updates = int(said) if subject.updates is None and said is not None else subject.updates
+    quality = qualities.get(entrant.source)
+    return dataclasses.replace(entrant, family=subject.family, updates=updates, quality=quality)
+
+
+def _subjects(sources: Sequence[str]) -> dict[str, Subject]:
+    for source in sources:
+        if not is_remote(source) and not Path(source).exists():
+            raise ArtifactError(f"no model file at {source}", hint="make one with: kaem export ckpt.pt -o model.onnx")
+    return {source: subject_of(source) for source in sources}
+
+
+def _can_run(engine: str, source: str, subject: Subject) -> bool:
+    """Whether an engine runs a file at all; what it knows nothing about, it shall try."""
+    if engine == "diffusers" and subject.family:
+        return subject.family in ("ddim", "ddpm")
+    return engine in TORCH_NAMES or not source.endswith(".pt")
+
+
+def _contestants(options: Options, subjects: Mapping[str, Subject]) -> list[Contestant]:
     """Every source on every engine that can run it, with every number of threads."""
     engines = options.engine.split(",")
     for name in engines:
@@ -191,15 +233,19 @@ def _contestants(options: Options) -> list[Contestant]:
         if is_remote(source):
             found.append(Contestant(job=Job(engine="server", source=source, threads=1)))
             continue
-        if not Path(source).exists():
-            raise ArtifactError(f"no model file at {source}", hint="make one with: kaem export ckpt.pt -o model.onnx")
-        able = [name for name in engines if name.startswith("torch") or not source.endswith(".pt")]
-        if not able:
+        able = [name for name in engines if _can_run(name, source, subjects[source])]
+        if not able and source.endswith(".pt"):
             raise RequestError(f"{source} is a checkpoint, which only torch runs", hint="add: --engine torch-eager")
+        if not able:
+            raise RequestError(
+                f"{source} is a model of the family {subjects[source].family}, which none of the engines runs: "
+                f"{options.engine}",
+                hint="add: --engine onnxruntime",
+            )
         found += [
             Contestant(
                 job=Job(engine=name, source=source, threads=number, provider=options.provider),
-                module=TORCH_ENGINES if name.startswith("torch") else OWN_ENGINES,
+                module=TORCH_ENGINES if name in TORCH_NAMES else OWN_ENGINES,
             )
             for name in able
             for number in numbers
@@ -243,7 +289,19 @@ def _load_servers(options: Options) -> dict[str, Any]:
 
 def _notes(report: Report, options: Options) -> list[str]:
     """Say what keeps a reader from trusting a row."""
-    notes = []
+    notes = [
+        f"{name_of(one)}: these weights have never been trained; only the speed of their shapes is measured."
+        for one in report.entrants
+        if one.updates == 0
+    ]
+    done = {(row.key, row.scenario, row.batch) for row in report.local}
+    scenarios = dict.fromkeys((row.scenario, row.batch) for row in report.local)
+    notes += [
+        f"{name_of(one)}: {scenario} {batch} was left out, a call would have taken longer than {options.longest}."
+        for one in report.entrants
+        for scenario, batch in scenarios
+        if (one.key, scenario, batch) not in done
+    ]
     for row in report.local:
         where = f"{name_of(row)}, {row.scenario} {row.batch}"
         if not row.is_warm:

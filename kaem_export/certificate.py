@@ -28,7 +28,7 @@ from kaem_export.row_certificate import BATCHES, row_figures
 from kaem_train.baselines.diffusion import Diffusion
 from kaem_train.baselines.latent_ebm import LatentEbm
 from kaem_train.build import Model
-from kaem_train.checkpoint import load_model
+from kaem_train.checkpoint import load_model, read_checkpoint
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.onnx_generator import OnnxGenerator
 from kaem_train.settings import Config
@@ -67,7 +67,7 @@ def verify(
     with LocalSampler(artifact, workers=1) as sampler:
         manifest = sampler.manifest
         check_identity(artifact, manifest, fingerprint_weights(model.state_dict()), checkpoint)
-        check_description(artifact, manifest, config)
+        check_description(artifact, manifest, config, updates=read_checkpoint(checkpoint).step)
         figures = measure(sampler, config, model, artifact)
     if all(figure.is_kept for figure in figures):
         check_recorded(artifact, manifest.certificate, figures)

@@ -35,7 +35,7 @@ from kaem_export.promise import densities, promise, refuse_tables, require_toler
 from kaem_train.baselines.diffusion import Diffusion
 from kaem_train.baselines.latent_ebm import LatentEbm
 from kaem_train.build import Model
-from kaem_train.checkpoint import load_model
+from kaem_train.checkpoint import load_model, read_checkpoint
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.model.prior import Prior
@@ -108,6 +108,7 @@ def export(
                 "batch_sizes": list(options.batch),
                 "large_batch_rows": optimised.large_batch_rows,
             },
+            updates=read_checkpoint(checkpoint).step,
         )
         draft.write_bytes(attach_manifest(compiled.graph, manifest))
         with LocalSampler(draft, workers=1) as sampler:

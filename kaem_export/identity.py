@@ -69,7 +69,7 @@ def check_identity(artifact: Path, manifest: Manifest, weights: str, checkpoint:
         )
 
 
-def check_description(artifact: Path, manifest: Manifest, config: Config) -> None:
+def check_description(artifact: Path, manifest: Manifest, config: Config, *, updates: int) -> None:
     """Refuse a manifest that describes another model than the checkpoint holds."""
     family, latent_dim, noise_dim, prior = _description(config, manifest)
     said: dict[str, Any] = {
@@ -80,6 +80,7 @@ def check_description(artifact: Path, manifest: Manifest, config: Config) -> Non
         "image_shape": list(manifest.image_shape),
         "latent_dim": manifest.latent_dim,
         "noise_dim": manifest.noise_dim,
+        "updates": updates if manifest.updates is None else manifest.updates,
     }
     true: dict[str, Any] = {
         "config": to_mapping(config),
@@ -89,6 +90,7 @@ def check_description(artifact: Path, manifest: Manifest, config: Config) -> Non
         "image_shape": list(config.data.image_shape),
         "latent_dim": latent_dim,
         "noise_dim": noise_dim,
+        "updates": updates,
     }
     for name, value in true.items():
         if said[name] != value:
