@@ -67,7 +67,7 @@ bench-export: setup  ## Measure quantile tables, and exported generators against
 	$(BIN)/python benchmarks/tables.py $(CHECKPOINTS)
 	$(BIN)/python benchmarks/export.py
 
-# Training takes about 45 minutes of one core the first time; the timing at the end, 8 minutes, wants a quiet machine.
+# Training takes about an hour of one core the first time; the timing at the end, 8 minutes, wants a quiet machine.
 bench-peers: setup   ## Measure KAEM beside VAE, latent EBM and diffusion, quality and speed, and rewrite docs/benchmarks.md; DATA=folder
 	@test -f "$(DATA)/fashion_mnist.npz" || { echo "no $(DATA)/fashion_mnist.npz; run: make bench-peers DATA=folder" >&2; exit 1; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/peers.py --data "$(DATA)" --out runs/peers --page docs/benchmarks.md
