@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cli.bench_local import compare_locally, local_notes
+from cli.bench_progress import progress_bar
 from cli.source import is_remote
 from kaem.bench.arrivals import parse_mix
-from kaem.bench.cells import Table, name_of
+from kaem.bench.cells import Table
 from kaem.bench.compare import change_table, compare, differing_machines
-from kaem.bench.contestant import OWN_ENGINES, Contestant
-from kaem.bench.engines import NAMES, TORCH_NAMES, Job
 from kaem.bench.environment import describe_machine, processor_ticks, stolen_share
-from kaem.bench.local import DEFAULT_BATCHES, Effort, measure
 from kaem.bench.page import write_page
-from kaem.bench.quality import Subject, attach, read_evaluation, subject_of
-from kaem.bench.record import Entrant, Quality, Report, Search, ServerRow, read_report, to_json, write_report
+from kaem.bench.record import Report, Search, ServerRow, read_report, to_json, write_report
 from kaem.bench.remote import Load, Target, search_target
 from kaem.bench.tables import report_markdown, tables_of
-from kaem.bench.words import parse_counts, parse_duration, parse_objective, parse_rates
+from kaem.bench.words import parse_duration, parse_objective, parse_rates
 from kaem.errors import ArtifactError, ConfigError, RequestError
 from kaem.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
     from kaem.bench.open_loop import Watch
-
-TORCH_ENGINES = "kaem_export.torch_engine"
-"""Named, not imported: only the process of a contestant on torch loads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,98 +149,11 @@ def _measured(options: Options) -> Report:
     words = options.words()
     machine = describe_machine()
     ticks = processor_ticks()
-    results = _load_servers(options) if options.is_server else _compare_locally(options)
+    results = _load_servers(options) if options.is_server else compare_locally(options)
     machine["load after"] = f"{os.getloadavg()[0]:.2f}"
     machine["stolen by the hypervisor"] = f"{100 * stolen_share(ticks, processor_ticks()):.1f} %"
     report = Report(command=shlex.join(["kaem", "bench", *words]), arguments=words, machine=machine, **results)
     return dataclasses.replace(report, notes=tuple(_notes(report, options)))
-
-
-def _compare_locally(options: Options) -> dict[str, Any]:
-    if options.rate or options.slo:
-        raise RequestError("--rate and --slo are of the scenario server", hint="add: --scenario server")
-    scenarios = options.scenario.split(",")
-    for name in scenarios:
-        if name not in DEFAULT_BATCHES or scenarios.count(name) > 1:
-            known = "single, batch, offline (separated by commas), or server; each once, server alone"
-            raise RequestError(f"cannot read scenario {options.scenario!r}", hint=f"known are {known}")
-    batches = {name: DEFAULT_BATCHES[name] for name in scenarios}
-    if options.batch is not None:
-        chosen = parse_counts(options.batch, "batch sizes")
-        batches = {name: sizes if name == "single" else chosen for name, sizes in batches.items()}
-    effort = Effort(
-        seconds=options.seconds,
-        launches=options.launches,
-        precision=options.precision,
-        seed=options.seed,
-        longest_s=math.inf if options.longest is None else parse_duration(options.longest, "the longest call"),
-    )
-    subjects = _subjects(options.sources)
-    contestants = _contestants(options, subjects)
-    qualities = attach([read_evaluation(Path(path)) for path in options.quality], list(subjects.values()))
-    with _progress("measuring") as update:
-        entrants, rows = measure(contestants, batches, effort, on_progress=update)
-    introduced = [_introduced(one, subjects[one.source], qualities) for one in entrants]
-    untrained = {one.key for one in introduced if one.updates == 0}
-    rows = [dataclasses.replace(row, is_untrained=row.key in untrained) for row in rows]
-    return {"entrants": tuple(introduced), "local": tuple(rows)}
-
-
-def _introduced(entrant: Entrant, subject: Subject, qualities: Mapping[str, Quality]) -> Entrant:
-    """Add what the model says of itself, or its engine says of it, and its quality."""
-    said = entrant.settings.get("updates")
-    updates = int(said) if subject.updates is None and said is not None else subject.updates
-    quality = qualities.get(entrant.source)
-    return dataclasses.replace(entrant, family=subject.family, updates=updates, quality=quality)
-
-
-def _subjects(sources: Sequence[str]) -> dict[str, Subject]:
-    for source in sources:
-        if not is_remote(source) and not Path(source).exists():
-            raise ArtifactError(f"no model file at {source}", hint="make one with: kaem export ckpt.pt -o model.onnx")
-    return {source: subject_of(source) for source in sources}
-
-
-def _can_run(engine: str, source: str, subject: Subject) -> bool:
-    """Whether an engine runs a file at all; what it knows nothing about, it shall try."""
-    if engine == "diffusers" and subject.family:
-        return subject.family in ("ddim", "ddpm")
-    return engine in TORCH_NAMES or not source.endswith(".pt")
-
-
-def _contestants(options: Options, subjects: Mapping[str, Subject]) -> list[Contestant]:
-    """Every source on every engine that can run it, with every number of threads."""
-    engines = options.engine.split(",")
-    for name in engines:
-        if name not in NAMES:
-            raise ConfigError(f"unknown engine {name!r}", hint=f"choose among: {', '.join(NAMES)}")
-    if len(set(engines)) < len(engines):
-        raise RequestError(f"an engine is named twice: {options.engine}")
-    threads = options.threads or str(len(os.sched_getaffinity(0)))
-    numbers = parse_counts(threads, "numbers of threads")
-    found = []
-    for source in options.sources:
-        if is_remote(source):
-            found.append(Contestant(job=Job(engine="server", source=source, threads=1)))
-            continue
-        able = [name for name in engines if _can_run(name, source, subjects[source])]
-        if not able and source.endswith(".pt"):
-            raise RequestError(f"{source} is a checkpoint, which only torch runs", hint="add: --engine torch-eager")
-        if not able:
-            raise RequestError(
-                f"{source} is a model of the family {subjects[source].family}, which none of the engines runs: "
-                f"{options.engine}",
-                hint="add: --engine onnxruntime",
-            )
-        found += [
-            Contestant(
-                job=Job(engine=name, source=source, threads=number, provider=options.provider),
-                module=TORCH_ENGINES if name in TORCH_NAMES else OWN_ENGINES,
-            )
-            for name in able
-            for number in numbers
-        ]
-    return found
 
 
 def _load_servers(options: Options) -> dict[str, Any]:
@@ -272,7 +175,7 @@ def _load_servers(options: Options) -> dict[str, Any]:
     )
     rows: list[ServerRow] = []
     searches: list[Search] = []
-    with _progress("loading") as update:
+    with progress_bar("loading") as update:
 
         def on_watch(rate: float, watch: Watch) -> None:
             ends = ", ".join(f"{num:,} {status}" for status, num in sorted(watch.statuses.items()))
@@ -289,25 +192,7 @@ def _load_servers(options: Options) -> dict[str, Any]:
 
 def _notes(report: Report, options: Options) -> list[str]:
     """Say what keeps a reader from trusting a row."""
-    notes = [
-        f"{name_of(one)}: these weights have never been trained; only the speed of their shapes is measured."
-        for one in report.entrants
-        if one.updates == 0
-    ]
-    done = {(row.key, row.scenario, row.batch) for row in report.local}
-    scenarios = dict.fromkeys((row.scenario, row.batch) for row in report.local)
-    notes += [
-        f"{name_of(one)}: {scenario} {batch} was left out, a call would have taken longer than {options.longest}."
-        for one in report.entrants
-        for scenario, batch in scenarios
-        if (one.key, scenario, batch) not in done
-    ]
-    for row in report.local:
-        where = f"{name_of(row)}, {row.scenario} {row.batch}"
-        if not row.is_warm:
-            notes.append(f"{where}: times had not settled when timing began.")
-        if not row.is_precise and options.launches >= 6:
-            notes.append(f"{where}: p50 is not known to within {100 * options.precision:g} %.")
+    notes = local_notes(report, options)
     first_of = {(row.target, row.rate): row for row in reversed(report.server)}  # of all kinds together
     notes += [
         f"{row.target} at {row.rate:g}/s: the load generator was late (p99 {row.lag_p99_ms:.1f} ms, "
@@ -342,18 +227,6 @@ def _print(console: Console, table: Table) -> None:
     for row in table.rows:
         shown.add_row(*map(escape, row))
     console.print(shown)
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
-    """Show a bar on a terminal, redrawn seldom: drawing takes time from what is measured."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    words = Console(stderr=True)
-    with Progress(console=words, transient=True, disable=not words.is_terminal, refresh_per_second=2) as progress:
-        task = progress.add_task(title, total=1.0)
-        yield lambda share, text: progress.update(task, completed=share, description=text)
 
 
 def _require_matplotlib() -> None:
