@@ -87,11 +87,12 @@ def made(step: Step) -> dict[str, Any] | None:
 
 
 def is_done(step: Step, *, any_code: bool = False) -> bool:
-    """Whether the very step has been run to its end; with `any_code`, perhaps by earlier code."""
+    """Whether the very step has been run to its end; with `any_code`, perhaps by code that had other settings."""
     record = made(step)
     if record is None:
         return False
-    return _comparable(record["identity"], any_code) == _comparable(step.identity, any_code)
+    wanted = json.loads(json.dumps(dict(step.identity)))
+    return _agree(record["identity"], wanted) if any_code else bool(record["identity"] == wanted)
 
 
 def run(step: Step, log: Path) -> None:
@@ -125,15 +126,11 @@ def run(step: Step, log: Path) -> None:
     draft.replace(step.record)
 
 
-def _comparable(identity: Mapping[str, Any], any_code: bool) -> Any:
-    """Return an identity as JSON gives it back, at every depth without the code if that does not matter."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(one) for name, one in value.items() if not (any_code and name == "code")}
-        return value
-
-    return plain(json.loads(json.dumps(dict(identity))))
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two identities say the same but for the code, and for settings that only one version of it has."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(_agree(one[name], other[name]) for name in one.keys() & other.keys() - {"code"})
+    return bool(one == other)
 
 
 def _processor_seconds() -> float:

@@ -37,6 +37,9 @@ def test_a_step_is_done_until_its_identity_or_its_file_changes(done, tmp_path):
     assert not is_done(other_code)
     assert is_done(other_code, any_code=True)
     assert not is_done(step(tmp_path, updates=4, code={"a": 2}), any_code=True)
+    newer = step(tmp_path, updates=3, code={"a": 2}, added="setting")
+    assert not is_done(newer)
+    assert is_done(newer, any_code=True)
     done.makes.write_text("changed")
     assert not is_done(done)
 
