@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DATA   ?= ../shared/data
 
-.PHONY: help setup demo test test-fast test-gpu lint fix docs protocol bench bench-export bench-serve bench-servers soak check-image results-small clean
+.PHONY: help setup demo test test-fast test-gpu lint fix docs protocol bench bench-export bench-serve bench-servers bench-peers soak check-image results-small clean
 
 help:                ## List the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  *## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20 | sort -u
@@ -79,6 +79,12 @@ bench-export: setup  ## Measure quantile tables, and exported generators against
 	PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/table_checkpoints.py runs/tables
 	$(BIN)/python benchmarks/tables.py --checkpoints runs/tables
 	$(BIN)/python benchmarks/export.py
+
+# Training takes about an hour of one core the first time; the timing at the end, 8 minutes, wants a quiet machine.
+bench-peers: setup   ## Measure KAEM beside VAE, latent EBM and diffusion, quality and speed, and rewrite docs/benchmarks.md; DATA=folder
+	@test -f "$(DATA)/fashion_mnist.npz" || { echo "no $(DATA)/fashion_mnist.npz; run: make bench-peers DATA=folder" >&2; exit 1; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/peers.py --data "$(DATA)" --out runs/peers --page docs/benchmarks.md
+	@echo "see runs/peers/peers.html and docs/benchmarks.md"
 
 results-small: setup ## Train and measure a shortened table of docs/results.md: 9 minutes; needs DATA=folder with fashion_mnist.npz
 	@test -f "$(DATA)/fashion_mnist.npz" || { echo "no $(DATA)/fashion_mnist.npz; run: make results-small DATA=folder" >&2; exit 1; }

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from kaem.bench.cells import name_of
 from kaem.bench.page import findings
 from kaem.bench.record import Report, read_report
-from kaem.bench.tables import name_of, tables_of, to_markdown
+from kaem.bench.tables import tables_of, to_markdown
 
 
 def main() -> None:
@@ -22,15 +24,29 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("reports", nargs="+", metavar="NAME=REPORT")
     arguments = parser.parse_args()
-    text = arguments.page.read_text(encoding="utf-8")
+    blocks = {}
     for word in arguments.reports:
         name, _, path = word.partition("=")
+        blocks[name] = block_of(read_report(Path(path)))
+    try:
+        put_blocks(arguments.page, blocks)
+    except LookupError as error:
+        parser.error(str(error.args[0]))
+
+
+def put_blocks(page: Path, blocks: Mapping[str, str]) -> None:
+    """Rewrite what stands between the markers of these names.
+
+    Raises:
+        LookupError: The page has no place of such a name; nothing is written.
+    """
+    text = page.read_text(encoding="utf-8")
+    for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
-            parser.error(f"{arguments.page} has no place for the table {name!r}")
-        block = block_of(read_report(Path(path)))
+            raise LookupError(f"{page} has no place for the table {name!r}")
         text = pattern.sub(lambda match, block=block: match[1] + block + match[2], text)
-    arguments.page.write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
 
 
 def block_of(report: Report) -> str:

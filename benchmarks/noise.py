@@ -16,9 +16,9 @@ import time
 import numpy as np
 
 from kaem import noise
+from kaem.bench.cells import figure, words_of
 from kaem.bench.environment import describe_machine
 from kaem.bench.statistics import median_estimate, paired_ratio
-from kaem.bench.tables import figure, words_of
 
 TURN_S = 0.02
 

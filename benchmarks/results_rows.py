@@ -45,13 +45,13 @@ class Chain:
 def _comparison(extra: str = "") -> tuple[Row, ...]:
     train = f"--data {{data}} --seed {{seed}} {extra} -o {{out}}"
     evidence = f"--set posterior.kind=amortized {train}"
-    refit = "fit-prior --checkpoint {{{0}}}/ckpt.pt --data {{data}} --seed {{seed}} -o {{out}}/ckpt.pt"
+    refit = "fit-prior --checkpoint {vae}/ckpt.pt --data {data} --seed {seed} -o {out}/ckpt.pt"
     return (
         Row(name="vae", label="VAE", command=f"train {{preset}} --family vae {evidence}"),
         Row(name="kaem", label="KAEM", command=f"train {{preset}} {train}"),
-        Row(name="vae-gaussians", label="VAE + Gaussian mixture, post hoc", command=f"{refit.format('vae')} --updates 0"),
+        Row(name="vae-gaussians", label="VAE + Gaussian mixture, post hoc", command=f"{refit} --updates 0"),
         Row(name="strict", label="KAEM, strictly univariate", command=f"train {{preset}}-strict {train}"),
-        Row(name="vae-fit-prior", label="VAE + `fit-prior`", command=refit.format("vae")),
+        Row(name="vae-fit-prior", label="VAE + `fit-prior`", command=refit),
     )
 
 

@@ -18,9 +18,9 @@ from multiprocessing.connection import Connection
 
 import grpc
 
+from kaem.bench.cells import figure
 from kaem.bench.environment import describe_machine
 from kaem.bench.statistics import median_estimate
-from kaem.bench.tables import figure
 from kaem.protocol import kaem_pb2, kaem_pb2_grpc
 
 

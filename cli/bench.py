@@ -23,7 +23,7 @@ def bench(
     engine: Annotated[
         str,
         typer.Option(
-            help="onnxruntime, openvino, tensorrt, torch-eager, torch-compile, separated by commas.",
+            help="onnxruntime, openvino, tensorrt, torch-eager, torch-compile, diffusers, separated by commas.",
             rich_help_panel=_LOCAL,
         ),
     ] = "onnxruntime",
@@ -53,6 +53,21 @@ def bench(
             rich_help_panel=_LOCAL,
         ),
     ] = 0.02,
+    longest: Annotated[
+        str | None,
+        typer.Option(
+            help="Leave out batch sizes whose call would take longer, such as 3s; never a model's smallest.",
+            rich_help_panel=_LOCAL,
+        ),
+    ] = None,
+    quality: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EVAL.json",
+            help="What `kaem eval --json` measured of one of the models; repeat for more. It is known by its weights.",
+            rich_help_panel=_LOCAL,
+        ),
+    ] = None,
     rate: Annotated[
         str | None, typer.Option(help="Requests a second, separated by commas.", rich_help_panel=_SERVER)
     ] = None,
@@ -103,6 +118,8 @@ def bench(
 
     `kaem bench small.onnx large.onnx --engine onnxruntime,openvino --threads 1 --html bench.html --json bench.json`
 
+    `kaem bench kaem.onnx vae.onnx --quality kaem.json --quality vae.json --threads 1 --html bench.html`
+
     `kaem bench grpc://127.0.0.1:50051 --scenario server --rate 200,400 --duration 20s`
 
     `kaem bench grpc://127.0.0.1:50051 --scenario server --slo p99=50ms --mix interactive:0.9,bulk:0.1`
@@ -121,6 +138,8 @@ def bench(
         seconds=seconds,
         launches=launches,
         precision=precision,
+        longest=longest,
+        quality=tuple(quality or ()),
         rate=rate,
         duration=duration,
         deadline=deadline,

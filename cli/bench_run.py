@@ -6,38 +6,31 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cli.bench_local import compare_locally, local_notes
+from cli.bench_progress import progress_bar
 from cli.source import is_remote
 from kaem.bench.arrivals import parse_mix
+from kaem.bench.cells import Table
 from kaem.bench.compare import change_table, compare, differing_machines
-from kaem.bench.contestant import OWN_ENGINES, Contestant
-from kaem.bench.engines import NAMES, Job
 from kaem.bench.environment import describe_machine, processor_ticks, stolen_share
-from kaem.bench.local import DEFAULT_BATCHES, Effort, measure
 from kaem.bench.page import write_page
 from kaem.bench.record import Report, Search, ServerRow, read_report, to_json, write_report
 from kaem.bench.remote import Load, Target, search_target
-from kaem.bench.tables import Table, name_of, report_markdown, tables_of
-from kaem.bench.words import parse_counts, parse_duration, parse_objective, parse_rates
+from kaem.bench.tables import report_markdown, tables_of
+from kaem.bench.words import parse_duration, parse_objective, parse_rates
 from kaem.errors import ArtifactError, ConfigError, RequestError
 from kaem.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
     from kaem.bench.open_loop import Watch
-
-TORCH_ENGINES = "kaem_export.torch_engine"
-"""Named, not imported: only the process of a contestant on torch loads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +46,8 @@ class Options:
     seconds: float
     launches: int
     precision: float
+    longest: str | None
+    quality: tuple[str, ...]
     rate: str | None
     duration: str
     deadline: str
@@ -69,11 +64,14 @@ class Options:
         """Return the command's words that measure exactly this, defaults spelled out."""
         skipped = {"sources", *(_LOCAL_ONLY if self.is_server else _SERVER_ONLY)}
         pairs = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        given = [(name, value) for name, value in pairs if name not in skipped and value is not None]
+        several = {
+            name: value if isinstance(value, tuple) else (value,) for name, value in pairs if name not in skipped
+        }
+        given = [(name, value) for name, values in several.items() for value in values if value is not None]
         return (*self.sources, *(word for name, value in given for word in (f"--{name}", str(value))))
 
 
-_LOCAL_ONLY = ("engine", "batch", "threads", "provider", "seconds", "launches", "precision")
+_LOCAL_ONLY = ("engine", "batch", "threads", "provider", "seconds", "launches", "precision", "longest", "quality")
 _SERVER_ONLY = ("rate", "duration", "deadline", "slo", "mix")
 
 
@@ -141,7 +139,8 @@ def _options_of(old: Report | None) -> Options:
     except Exception as error:  # the command line's own classes
         raise ArtifactError(f"the earlier report's command cannot be read: {error}") from None
     names = [field.name for field in dataclasses.fields(Options) if field.name != "sources"]
-    return Options(sources=tuple(given["sources"] or ()), **{name: given[name] for name in names})
+    lists = {name: tuple(given[name] or ()) for name in ("sources", "quality")}
+    return Options(**{**{name: given[name] for name in names}, **lists})
 
 
 def _measured(options: Options) -> Report:
@@ -150,61 +149,11 @@ def _measured(options: Options) -> Report:
     words = options.words()
     machine = describe_machine()
     ticks = processor_ticks()
-    results = _load_servers(options) if options.is_server else _compare_locally(options)
+    results = _load_servers(options) if options.is_server else compare_locally(options)
     machine["load after"] = f"{os.getloadavg()[0]:.2f}"
     machine["stolen by the hypervisor"] = f"{100 * stolen_share(ticks, processor_ticks()):.1f} %"
     report = Report(command=shlex.join(["kaem", "bench", *words]), arguments=words, machine=machine, **results)
     return dataclasses.replace(report, notes=tuple(_notes(report, options)))
-
-
-def _compare_locally(options: Options) -> dict[str, Any]:
-    if options.rate or options.slo:
-        raise RequestError("--rate and --slo are of the scenario server", hint="add: --scenario server")
-    scenarios = options.scenario.split(",")
-    for name in scenarios:
-        if name not in DEFAULT_BATCHES or scenarios.count(name) > 1:
-            known = "single, batch, offline (separated by commas), or server; each once, server alone"
-            raise RequestError(f"cannot read scenario {options.scenario!r}", hint=f"known are {known}")
-    batches = {name: DEFAULT_BATCHES[name] for name in scenarios}
-    if options.batch is not None:
-        chosen = parse_counts(options.batch, "batch sizes")
-        batches = {name: sizes if name == "single" else chosen for name, sizes in batches.items()}
-    effort = Effort(seconds=options.seconds, launches=options.launches, precision=options.precision, seed=options.seed)
-    contestants = _contestants(options)
-    with _progress("measuring") as update:
-        entrants, rows = measure(contestants, batches, effort, on_progress=update)
-    return {"entrants": tuple(entrants), "local": tuple(rows)}
-
-
-def _contestants(options: Options) -> list[Contestant]:
-    """Every source on every engine that can run it, with every number of threads."""
-    engines = options.engine.split(",")
-    for name in engines:
-        if name not in NAMES:
-            raise ConfigError(f"unknown engine {name!r}", hint=f"choose among: {', '.join(NAMES)}")
-    if len(set(engines)) < len(engines):
-        raise RequestError(f"an engine is named twice: {options.engine}")
-    threads = options.threads or str(len(os.sched_getaffinity(0)))
-    numbers = parse_counts(threads, "numbers of threads")
-    found = []
-    for source in options.sources:
-        if is_remote(source):
-            found.append(Contestant(job=Job(engine="server", source=source, threads=1)))
-            continue
-        if not Path(source).exists():
-            raise ArtifactError(f"no model file at {source}", hint="make one with: kaem export ckpt.pt -o model.onnx")
-        able = [name for name in engines if name.startswith("torch") or not source.endswith(".pt")]
-        if not able:
-            raise RequestError(f"{source} is a checkpoint, which only torch runs", hint="add: --engine torch-eager")
-        found += [
-            Contestant(
-                job=Job(engine=name, source=source, threads=number, provider=options.provider),
-                module=TORCH_ENGINES if name.startswith("torch") else OWN_ENGINES,
-            )
-            for name in able
-            for number in numbers
-        ]
-    return found
 
 
 def _load_servers(options: Options) -> dict[str, Any]:
@@ -226,7 +175,7 @@ def _load_servers(options: Options) -> dict[str, Any]:
     )
     rows: list[ServerRow] = []
     searches: list[Search] = []
-    with _progress("loading") as update:
+    with progress_bar("loading") as update:
 
         def on_watch(rate: float, watch: Watch) -> None:
             ends = ", ".join(f"{num:,} {status}" for status, num in sorted(watch.statuses.items()))
@@ -243,13 +192,7 @@ def _load_servers(options: Options) -> dict[str, Any]:
 
 def _notes(report: Report, options: Options) -> list[str]:
     """Say what keeps a reader from trusting a row."""
-    notes = []
-    for row in report.local:
-        where = f"{name_of(row)}, {row.scenario} {row.batch}"
-        if not row.is_warm:
-            notes.append(f"{where}: times had not settled when timing began.")
-        if not row.is_precise and options.launches >= 6:
-            notes.append(f"{where}: p50 is not known to within {100 * options.precision:g} %.")
+    notes = local_notes(report, options)
     first_of = {(row.target, row.rate): row for row in reversed(report.server)}  # of all kinds together
     notes += [
         f"{row.target} at {row.rate:g}/s: the load generator was late (p99 {row.lag_p99_ms:.1f} ms, "
@@ -284,18 +227,6 @@ def _print(console: Console, table: Table) -> None:
     for row in table.rows:
         shown.add_row(*map(escape, row))
     console.print(shown)
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
-    """Show a bar on a terminal, redrawn seldom: drawing takes time from what is measured."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    words = Console(stderr=True)
-    with Progress(console=words, transient=True, disable=not words.is_terminal, refresh_per_second=2) as progress:
-        task = progress.add_task(title, total=1.0)
-        yield lambda share, text: progress.update(task, completed=share, description=text)
 
 
 def _require_matplotlib() -> None:

@@ -65,6 +65,8 @@ class Manifest:
             to be called with (none: any), `large_batch_rows` from which another form of it runs (0: none),
             `rows_per_call` at most, where more are slower (0: no such limit). Empty in artifacts of kaem before it had
             them.
+        updates: Optimiser steps that the weights have had; 0 for untrained ones, None in artifacts of kaem before it
+            said so.
         format_version: Version of this manifest.
     """
 
@@ -82,6 +84,7 @@ class Manifest:
     graph_fingerprint: str = ""
     tools: Mapping[str, str] = field(default_factory=dict)
     compilation: Mapping[str, Any] = field(default_factory=dict)
+    updates: int | None = None
     format_version: int = FORMAT_VERSION
 
     @property
@@ -98,6 +101,25 @@ class Manifest:
     def rows_per_call(self) -> int:
         """Rows of one call beyond which the graph gets slower per row; 0 where that is not so."""
         return int(self.compilation.get("rows_per_call", 0))
+
+    @property
+    def sampling(self) -> str:
+        """How its weights are sampled, as of `sampling_words`: what two artifacts of one checkpoint may differ in."""
+        steps, eta = (self.prior.get(name) for name in ("steps", "eta"))
+        return sampling_words(self.family, steps, eta, str(self.compilation.get("precision", "float32")))
+
+
+def sampling_words(family: str, steps: int | None = None, eta: float | None = None, precision: str = "float32") -> str:
+    """Say how a family is sampled: with equal weights and equal words, the law of the images is the same.
+
+    Args:
+        family: As in a manifest: diffusion models are named by their sampler.
+        steps: Of a family that samples in steps.
+        eta: Of a diffusion sampler.
+        precision: Of the generator's arithmetic.
+    """
+    words = [family, *([] if steps is None else [f"{steps} steps"]), *([] if eta is None else [f"eta {eta:g}"])]
+    return ", ".join([*words, *([] if precision == "float32" else [precision])])
 
 
 def write_manifest(manifest: Manifest) -> str:
@@ -178,6 +200,9 @@ def _manifest(content: dict[str, Any]) -> Manifest:
     for key in ("prior", "densities", "config", "tools", "compilation"):
         if not isinstance(content.get(key, {}) if key == "compilation" else content[key], dict):
             raise TypeError(f"{key} is not a table")
+    updates = content.get("updates")
+    if updates is not None and (type(updates) is not int or updates < 0):
+        raise ValueError(f"updates is {updates!r}")
     sizes = content.get("compilation", {}).get("batch_sizes", [])
     if not (isinstance(sizes, list) and all(map(_is_size, sizes)) and sizes == sorted({*sizes})):
         raise ValueError(f"batch_sizes is {sizes!r}")

@@ -17,6 +17,9 @@ numbers between 1 - 2^-24 and 1. The generator is that of Salmon et al., "Parall
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +27,20 @@ from numpy.typing import NDArray
 from kaem.requests import check_range
 
 Words = NDArray[np.uint32]
+Keys = tuple[tuple[Words, Words], ...]
+"""The two words of every round's key, each without shape (for all counters) or of shape (n,)."""
 
 _ROUNDS = 10
-_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
-_KEY_STEPS = np.array([[0x9E3779B9], [0xBB67AE85]], np.uint64)
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _LOW_32 = 0xFFFFFFFF
 _LOW, _HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)
 """Where the halves of a uint64 stand when it is read as two uint32."""
 
 _BLOCKS_AT_ONCE = 1 << 15
 """Counter blocks worked on together, so that the ten rounds stay in the processor's cache."""
+
+_HALF, _SCALE = np.array(0.5), np.array(2.0**-32)
 
 
 def uniforms(seed: int, start: int, count: int, dim: int) -> NDArray[np.float32]:
@@ -52,7 +59,9 @@ def uniforms(seed: int, start: int, count: int, dim: int) -> NDArray[np.float32]
         RequestError: A value is outside its range.
     """
     count, seed, start = check_range(count, seed, start)
-    return uniforms_at(np.uint64(seed), np.uint64(start) + np.arange(count, dtype=np.uint64), dim)
+    indices = np.arange(count, dtype=np.uint64)
+    indices += start
+    return _drawn(_keys_of_seed(seed), indices, dim)
 
 
 def uniforms_at(seeds: NDArray[np.uint64] | np.uint64, indices: NDArray[np.uint64], dim: int) -> NDArray[np.float32]:
@@ -66,23 +75,9 @@ def uniforms_at(seeds: NDArray[np.uint64] | np.uint64, indices: NDArray[np.uint6
     Returns:
         Shape (N, D): row k is `uniforms(seeds[k], indices[k], 1, D)`.
     """
-    count = len(indices)
-    keys = np.broadcast_to(np.stack((seeds & np.uint64(_LOW_32), seeds >> np.uint64(32))).reshape(2, -1), (2, count))
-    is_one_seed = not count or bool((keys == keys[:, :1]).all())
-    words = np.empty((count, dim), np.uint32)
-    blocks_per_row = -(-dim // 4)
-    rows_per_pass = max(1, _BLOCKS_AT_ONCE // blocks_per_row)
-    for first in range(0, count, rows_per_pass):
-        index, key = indices[first : first + rows_per_pass], keys[:, first : first + rows_per_pass]
-        rows = len(index)
-        counter = np.zeros((4, rows, blocks_per_row), np.uint32)
-        counter[0] = np.arange(blocks_per_row)
-        counter[2] = (index & np.uint64(_LOW_32))[:, None]
-        counter[3] = (index >> np.uint64(32))[:, None]
-        key = key[:, :1] if is_one_seed else np.repeat(key, blocks_per_row, axis=1)
-        drawn = philox4x32(counter.reshape(4, -1), key).reshape(4, rows, blocks_per_row)
-        words[first : first + rows] = drawn.transpose(1, 2, 0).reshape(rows, -1)[:, :dim]
-    return signed_uniforms(words)
+    seeds = np.atleast_1d(seeds)
+    is_one_seed = bool(len(seeds)) and bool((seeds == seeds[0]).all())
+    return _drawn(_keys_of_seed(int(seeds[0])) if is_one_seed else seeds, indices, dim)
 
 
 def philox4x32(counter: Words, key: NDArray[np.uint64] | tuple[int, int]) -> Words:
@@ -95,22 +90,112 @@ def philox4x32(counter: Words, key: NDArray[np.uint64] | tuple[int, int]) -> Wor
     Returns:
         Shape (4, n): the output blocks' words.
     """
-    # Words 0 and 2 are multiplied, 1 and 3 are not; each pair is handled as one array, for few calls on small n.
-    multiplied, plain = counter[0::2], counter[1::2]
-    words = np.array(key, np.uint64).reshape(2, -1)
-    for turn in range(_ROUNDS):
-        halves = (multiplied * _MULTIPLIERS).view(np.uint32).reshape(2, -1, 2)  # (2, n, low and high)
-        multiplied = halves[::-1, :, _HIGH] ^ plain
-        multiplied ^= (words + np.uint64(turn) * _KEY_STEPS).astype(np.uint32)  # modulo 2^32
-        plain = halves[::-1, :, _LOW]
-    drawn = np.empty_like(counter)
-    drawn[0::2], drawn[1::2] = multiplied, plain
-    return drawn
+    low, high = np.array(key, np.uint64).reshape(2, -1)
+    multiplied = counter[0::2].astype(np.uint64).reshape(-1)
+    return np.stack(_rounds(multiplied, counter[1].copy(), counter[3].copy(), tuple(_schedule(low, high))))
 
 
 def signed_uniforms(words: Words) -> NDArray[np.float32]:
     """Turn 32-bit words into signed uniforms of the same shape, rounded once from the exact value."""
     centred = words.view(np.int32).astype(np.float64)
-    centred += 0.5
-    centred *= 2.0**-32
+    centred += _HALF
+    centred *= _SCALE
     return centred.astype(np.float32)
+
+
+def _drawn(keys: Keys | NDArray[np.uint64], indices: NDArray[np.uint64], dim: int) -> NDArray[np.float32]:
+    """Return the uniforms of samples, shape (N, D), of the schedule of one seed or of N seeds."""
+    count, blocks = len(indices), -(-dim // 4)
+    rows = max(1, _BLOCKS_AT_ONCE // blocks)
+    if count <= rows:
+        return _one_pass(keys, indices, blocks, dim)
+    drawn = np.empty((count, dim), np.float32)
+    for first in range(0, count, rows):
+        of_rows = keys if isinstance(keys, tuple) else keys[first : first + rows]
+        drawn[first : first + rows] = _one_pass(of_rows, indices[first : first + rows], blocks, dim)
+    return drawn
+
+
+def _one_pass(
+    keys: Keys | NDArray[np.uint64], indices: NDArray[np.uint64], blocks: int, dim: int
+) -> NDArray[np.float32]:
+    rows = len(indices)
+    if not isinstance(keys, tuple):
+        seeds = np.repeat(keys, blocks)
+        keys = tuple(_schedule(seeds & np.uint64(_LOW_32), seeds >> np.uint64(32)))
+    halves = indices.view(np.uint32)
+    multiplied = np.empty((2, rows, blocks), np.uint64)
+    multiplied[0] = _block_numbers(blocks)
+    multiplied[1].T[:] = halves[_LOW::2]
+    last = np.empty((rows, blocks), np.uint32)
+    last.T[:] = halves[_HIGH::2]
+    words = np.empty((rows * blocks, 4), np.uint32)
+    for number, word in enumerate(
+        _rounds(multiplied.reshape(-1), np.zeros(rows * blocks, np.uint32), last.reshape(-1), keys)
+    ):
+        words[:, number] = word
+    return signed_uniforms(words.reshape(rows, 4 * blocks)[:, :dim])
+
+
+def _rounds(multiplied: NDArray[np.uint64], first: Words, second: Words, keys: Keys) -> tuple[Words, ...]:
+    """Apply the rounds to n counters.
+
+    Each operation is on vectors of one type, without temporaries: for the few counters of one sample a call of NumPy
+    costs several times as much with two axes, two types or a scalar of Python's.
+
+    Args:
+        multiplied: Words 0 of all counters, then words 2, shape (2 n,); overwritten.
+        first: Words 1, shape (n,).
+        second: Words 3, shape (n,).
+        keys: Of every round.
+
+    Returns:
+        The four words, each of shape (n,).
+    """
+    num = len(first)
+    multipliers = _multipliers(num)
+    words = multiplied.view(np.uint32)[_LOW::2]  # the upper halves are 0 and stay so
+    word_0, word_2 = words[:num], words[num:]
+    sides = []
+    for product in (np.empty_like(multiplied), np.empty_like(multiplied)):  # in turn: one is read while one is written
+        halves = product.view(np.uint32)
+        high, low = halves[_HIGH::2], halves[_LOW::2]
+        sides.append((product, high[:num], high[num:], low[:num], low[num:]))
+    for turn, (key_0, key_1) in enumerate(keys):
+        product, high_0, high_2, low_0, low_2 = sides[turn % 2]
+        np.multiply(multiplied, multipliers, product)
+        np.bitwise_xor(high_2, first, word_0)
+        np.bitwise_xor(word_0, key_0, word_0)
+        np.bitwise_xor(high_0, second, word_2)
+        np.bitwise_xor(word_2, key_1, word_2)
+        first, second = low_2, low_0
+    return word_0, first, word_2, second
+
+
+def _schedule(low: NDArray[np.uint64], high: NDArray[np.uint64]) -> Iterator[tuple[Words, Words]]:
+    """Yield the key of every round, of keys whose words have shape (m,); one key's words lose their axis."""
+    for turn in range(_ROUNDS):
+        words = ((low + turn * _KEY_STEPS[0]), (high + turn * _KEY_STEPS[1]))
+        first, second = (word.astype(np.uint32) for word in words)  # modulo 2^32
+        yield (first, second) if len(low) != 1 else (first.reshape(()), second.reshape(()))
+
+
+@lru_cache(maxsize=256)
+def _keys_of_seed(seed: int) -> Keys:
+    return tuple(_schedule(np.array([seed & _LOW_32], np.uint64), np.array([seed >> 32], np.uint64)))
+
+
+@lru_cache(maxsize=16)
+def _multipliers(num: int) -> NDArray[Any]:
+    """Return the multipliers of `num` words 0 and `num` words 2."""
+    return _constant(np.repeat(np.array(_MULTIPLIERS, np.uint64), num))
+
+
+@lru_cache(maxsize=16)
+def _block_numbers(blocks: int) -> NDArray[Any]:
+    return _constant(np.arange(blocks, dtype=np.uint64))
+
+
+def _constant(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False  # shared by all threads
+    return array

@@ -20,7 +20,7 @@ from kaem_export.families.diffusion_certificate import probe_rows, sampler_parit
 from kaem_export.families.latent_ebm import DRAWS, stated_chain
 from kaem_export.families.latent_ebm_certificate import chain_parity
 from kaem_export.families.normal_certificate import normal_figures
-from kaem_export.identity import check_description, check_identity, check_recorded, fingerprint_weights
+from kaem_export.identity import check_description, check_identity, check_recorded
 from kaem_export.latent_certificate import latent_figures
 from kaem_export.noise_certificate import noise_mismatches
 from kaem_export.one_thread import one_thread
@@ -30,10 +30,11 @@ from kaem_export.row_certificate import BATCHES, row_figures
 from kaem_train.baselines.diffusion import Diffusion
 from kaem_train.baselines.latent_ebm import LatentEbm
 from kaem_train.build import Model
-from kaem_train.checkpoint import load_model
+from kaem_train.checkpoint import load_model, read_checkpoint
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.onnx_generator import OnnxGenerator
 from kaem_train.settings import Config
+from kaem_train.weights import fingerprint_weights
 
 PARITY_BOUND = 1e-5
 """Largest difference of an intensity in [0, 1] between ONNX Runtime and torch, both in float32."""
@@ -71,7 +72,7 @@ def verify(
         with LocalSampler(artifact, workers=1) as sampler:
             manifest = sampler.manifest
             check_identity(artifact, manifest, fingerprint_weights(model.state_dict()), checkpoint)
-            check_description(artifact, manifest, config)
+            check_description(artifact, manifest, config, updates=read_checkpoint(checkpoint).step)
             figures = measure(sampler, config, model, artifact)
     except ArtifactError as error:  # the file was read, so it is its content that is wrong
         raise VerificationError(error.message, hint=error.hint) from None

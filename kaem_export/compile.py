@@ -26,7 +26,6 @@ from kaem_export.families.latent_ebm import compile_latent_ebm
 from kaem_export.families.vae import compile_vae
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
-from kaem_export.identity import fingerprint_weights
 from kaem_export.leaves import TOLERANCE
 from kaem_export.one_thread import one_thread
 from kaem_export.optimise import Optimised, Step, optimise
@@ -37,11 +36,12 @@ from kaem_export.promise import densities, promise, refuse_tables, require_toler
 from kaem_train.baselines.diffusion import Diffusion
 from kaem_train.baselines.latent_ebm import LatentEbm
 from kaem_train.build import Model
-from kaem_train.checkpoint import load_model
+from kaem_train.checkpoint import load_model, read_checkpoint
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.model.prior import Prior
 from kaem_train.settings import Config
+from kaem_train.weights import fingerprint_weights
 
 
 def export(
@@ -110,6 +110,7 @@ def export(
                 "large_batch_rows": optimised.large_batch_rows,
                 "rows_per_call": ROWS_PER_CALL if options.precision == "int8" else 0,
             },
+            updates=read_checkpoint(checkpoint).step,
         )
         draft.write_bytes(attach_manifest(compiled.graph, manifest))
         with LocalSampler(draft, workers=1) as sampler:

@@ -5,15 +5,12 @@ What a figure cannot show is compared here: digests, the description of the mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import torch
 
-from kaem.artifact import Figure, Manifest, fingerprint
+from kaem.artifact import Figure, Manifest
 from kaem.config import to_mapping
 from kaem.errors import ArtifactError, VerificationError
 from kaem_export.bake import SCORE_BOUND
@@ -31,15 +28,6 @@ _CLAIM_SLACK = 1e-6
 """A figure measured now may be this factor and this much more above the recorded one: processors round differently."""
 
 _LOOSEST_U_ERROR_BOUND = 2.0 * MOST_TOLERANCE + 1e-3
-
-
-def fingerprint_weights(state: Mapping[str, torch.Tensor]) -> str:
-    """Digest of a model's tensors: names, shapes, types and values, whatever file they came from."""
-    parts = []
-    for name in sorted(state):
-        array = state[name].detach().cpu().numpy()
-        parts.append(f"{name} {array.dtype} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
-    return fingerprint(b"".join(parts))
 
 
 def keeps_components(manifest: Manifest, prior: PriorConfig) -> bool:
@@ -81,7 +69,7 @@ def check_identity(artifact: Path, manifest: Manifest, weights: str, checkpoint:
         )
 
 
-def check_description(artifact: Path, manifest: Manifest, config: Config) -> None:
+def check_description(artifact: Path, manifest: Manifest, config: Config, *, updates: int) -> None:
     """Refuse a manifest that describes another model than the checkpoint holds."""
     family, latent_dim, noise_dim, prior = _description(config, manifest)
     said: dict[str, Any] = {
@@ -92,6 +80,7 @@ def check_description(artifact: Path, manifest: Manifest, config: Config) -> Non
         "image_shape": list(manifest.image_shape),
         "latent_dim": manifest.latent_dim,
         "noise_dim": manifest.noise_dim,
+        "updates": updates if manifest.updates is None else manifest.updates,
     }
     true: dict[str, Any] = {
         "config": to_mapping(config),
@@ -101,6 +90,7 @@ def check_description(artifact: Path, manifest: Manifest, config: Config) -> Non
         "image_shape": list(config.data.image_shape),
         "latent_dim": latent_dim,
         "noise_dim": noise_dim,
+        "updates": updates,
     }
     for name, value in true.items():
         if said[name] != value:

@@ -1,14 +1,18 @@
 """Engines for `kaem bench` that need torch: an exported model's graph node by node, or a checkpoint's own sampler.
 
-Of an exported model, `TorchTwin` computes the very same graph from the very same noise. Of a checkpoint, torch runs
-`model.sample`, as someone would who never exported: its noise is torch's, so only its speed can be compared.
+Of an exported model, `TorchTwin` computes the very same graph from the very same noise. Of a checkpoint, and of an
+artifact whose graph holds a loop, torch runs `model.sample` as someone would who never exported, and `diffusers` its
+own pipeline: their noise is torch's, so only their speed can be compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor
@@ -16,13 +20,14 @@ from torch import Tensor
 from kaem import noise
 from kaem.bench.engines import MAX_ROWS, Engine, Job
 from kaem.bench.engines import open_engine as open_own
-from kaem.errors import ArtifactError, BackendError
+from kaem.errors import ArtifactError, BackendError, ConfigError
 from kaem.padding import calls, joined, whole_calls
 from kaem.sampler import Images
 from kaem_export.torch_twin import TorchTwin
-from kaem_train.checkpoint import load_model
+from kaem_export.trained import LOOPED, Trained, manifest_of, open_trained
+from kaem_train.baselines.diffusion import Diffusion, sampling_schedule
 
-NAMES = ("torch-eager", "torch-compile")
+NAMES = ("torch-eager", "torch-compile", "diffusers")
 
 _MOST_SIZES = 64
 """Batch sizes that torch may compile for; beyond its own limit of 8 it would silently run uncompiled."""
@@ -42,9 +47,12 @@ def open_engine(job: Job) -> Engine:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     is_compiled = job.engine == "torch-compile"
-    if job.source.endswith(".pt"):
-        return CheckpointEngine(Path(job.source), device=job.provider, is_compiled=is_compiled)
-    return TwinEngine(Path(job.source), device=job.provider, is_compiled=is_compiled)
+    source = Path(job.source)
+    if job.engine == "diffusers":
+        return PipelineEngine(source, device=job.provider)
+    if source.suffix == ".pt" or _is_looped(source):
+        return CheckpointEngine(source, device=job.provider, is_compiled=is_compiled)
+    return TwinEngine(source, device=job.provider, is_compiled=is_compiled)
 
 
 class TwinEngine:
@@ -95,25 +103,25 @@ class CheckpointEngine:
     """A checkpoint's own `model.sample`, of any family.
 
     Args:
-        path: The checkpoint.
+        path: The checkpoint, or an artifact that lies beside it.
         device: "cpu" or "cuda".
         is_compiled: Whether torch compiles the networks; the sampling loop around them stays Python.
     """
 
     def __init__(self, path: Path, *, device: str, is_compiled: bool) -> None:
-        config, model = load_model(path)
-        self._model = model.to(device)
+        trained = open_trained(path)
+        self._model = trained.model.to(device)
         if is_compiled:
             for child in self._model.children():
                 child.compile(dynamic=False)
             torch._dynamo.config.recompile_limit = _MOST_SIZES
         self._rng = torch.Generator(device=device)
-        self._words = {**_settings(device, is_compiled), "runs": f"model.sample of the checkpoint ({config.family})"}
+        self._words = {**_settings(device, is_compiled), **_said_of(trained, "model.sample")}
 
     @property
     def settings(self) -> Mapping[str, str]:
         """Device, threads, state of TF32, version, and that the noise is torch's."""
-        return {**self._words, "noise": "torch's own"}
+        return self._words
 
     @torch.no_grad()
     def sample(self, num: int, seed: int, start: int = 0) -> Images:
@@ -124,6 +132,68 @@ class CheckpointEngine:
 
     def close(self) -> None:
         """Nothing is held that the process does not give back."""
+
+
+class PipelineEngine:
+    """The pipeline of diffusers around a diffusion model's network, as its users call it.
+
+    Args:
+        path: The checkpoint, or an artifact that lies beside it, whose sampler and steps then count.
+        device: "cpu" or "cuda".
+
+    Raises:
+        ConfigError: The model is no diffusion model.
+    """
+
+    def __init__(self, path: Path, *, device: str) -> None:
+        from diffusers import DDIMPipeline, DDPMPipeline
+
+        trained = open_trained(path)
+        model = trained.model
+        if not isinstance(model, Diffusion):
+            raise ConfigError(f"{path} is a model of the family {trained.family}, which diffusers has no pipeline for")
+        config = model.config
+        kind = DDIMPipeline if config.sampler == "ddim" else DDPMPipeline
+        self._pipeline: Any = kind(unet=model.generator, scheduler=sampling_schedule(config)).to(device)
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._options = {"num_inference_steps": config.sampling_steps, "output_type": "np"}
+        self._options |= {"eta": config.eta} if config.sampler == "ddim" else {}
+        self._rng = torch.Generator(device=device)
+        self._words = {
+            **_settings(device, False),
+            **_said_of(trained, kind.__name__),
+            "diffusers": version("diffusers"),
+        }
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Device, threads, state of TF32, versions, and that the noise is torch's."""
+        return self._words
+
+    def sample(self, num: int, seed: int, start: int = 0) -> Images:
+        """Return `num` images; which, follows from seed and start, but they are not those of other engines."""
+        self._rng.manual_seed(seed + start)
+        images: Images = self._pipeline(batch_size=num, generator=self._rng, **self._options).images
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
+
+    def close(self) -> None:
+        """Nothing is held that the process does not give back."""
+
+
+def _is_looped(source: Path) -> bool:
+    """Whether a file is an artifact of a family that samples in a loop; one that cannot be read is not."""
+    try:
+        return manifest_of(source).family in LOOPED
+    except ArtifactError:
+        return False
+
+
+def _said_of(trained: Trained, what: str) -> dict[str, str]:
+    return {
+        "runs": f"{what} of the checkpoint ({trained.family})",
+        "updates": str(trained.updates),
+        "noise": "torch's own",
+    }
 
 
 def _compiled(twin: TorchTwin) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -34,11 +34,6 @@ class Contestant:
     job: Job
     module: str = OWN_ENGINES
 
-    @property
-    def has_own_noise(self) -> bool:
-        """Whether its images are not those of (seed, index), so that they cannot be compared with others'."""
-        return self.job.source.endswith(".pt")
-
 
 class Process:
     """A running contestant.
@@ -67,6 +62,11 @@ class Process:
             raise
         self.cold_s: dict[str, float] = ready["cold_s"]
         self.settings: dict[str, str] = ready["settings"]
+
+    @property
+    def has_own_noise(self) -> bool:
+        """Whether its images are not those of (seed, index), so that they cannot be compared with others'."""
+        return "noise" in self.settings
 
     def ask(self, do: str, **words: Any) -> dict[str, Any]:
         """Let the process do something and return what it answers.

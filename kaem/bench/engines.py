@@ -28,7 +28,11 @@ class Engine(Protocol):
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """What really runs, by the names to show: provider, precision, TF32, versions."""
+        """What really runs, by the names to show: provider, precision, TF32, versions.
+
+        `noise` is among them only where it is not that of (seed, index), so that images cannot be compared;
+        `updates` where the engine alone knows how often the weights were trained.
+        """
         ...
 
     def sample(self, num: int, seed: int, start: int = 0) -> Images:
@@ -63,9 +67,13 @@ LIBRARIES = {
     "tensorrt": ("tensorrt", "pip install 'kaem[ort-tensorrt]', on a machine with an NVIDIA GPU"),
     "torch-eager": ("torch", "pip install 'kaem[export]'"),
     "torch-compile": ("torch", "pip install 'kaem[export]'"),
+    "diffusers": ("diffusers", "pip install 'kaem[export,diffusion]'"),
     "server": ("grpc", "pip install kaem"),
 }
 """The module that each engine needs, and what installs it."""
+
+TORCH_NAMES = ("torch-eager", "torch-compile", "diffusers")
+"""Engines that a floor above this one opens; they run checkpoints, too."""
 
 _TENSORRT = "ort-tensorrt"
 
@@ -161,7 +169,9 @@ class ServerEngine:
     @property
     def settings(self) -> Mapping[str, str]:
         """What the server says of itself."""
-        return {"provider": "server", "numerics": self._sampler.numerics_id, "model": self._sampler.manifest.name}
+        words = {"provider": "server", "numerics": self._sampler.numerics_id, "model": self._sampler.manifest.name}
+        updates = self._sampler.manifest.updates
+        return words if updates is None else {**words, "updates": str(updates)}
 
     def sample(self, num: int, seed: int, start: int = 0) -> Images:
         """Return samples `start .. start + num - 1` of `seed`."""

@@ -46,6 +46,7 @@ class Effort:
         launches: Starts of every contestant from nothing, at least; an interval needs 6.
         precision: Half-width of the interval of p50, relative to it, at which measuring may stop.
         seed: Of the noise and of the order of the turns.
+        longest_s: Batch sizes whose call would take longer are left out; never the smallest of a contestant.
 
     Raises:
         RequestError: A value is out of range.
@@ -55,10 +56,13 @@ class Effort:
     launches: int = 9
     precision: float = 0.02
     seed: int = 0
+    longest_s: float = float("inf")
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds < float("inf"):
             raise RequestError(f"seconds is {self.seconds}; it must be positive")
+        if not self.longest_s > 0:
+            raise RequestError(f"longest call is {self.longest_s} s; it must be positive")
         if not 0 < self.precision < 1:
             raise RequestError(f"precision is {self.precision}, outside 0 .. 1", hint="0.02 is 2 percent")
         if self.launches < 1:
@@ -163,9 +167,12 @@ def measure(
 
 
 def _launch(
-    entered: _Field, lanes: Sequence[_Lane], effort: Effort, order: random.Random, counters: Sequence[Counter]
+    entered: _Field, lanes: list[_Lane], effort: Effort, order: random.Random, counters: Sequence[Counter]
 ) -> None:
-    """Start every contestant, warm every lane, and take turns until each has had its share of the time."""
+    """Start every contestant, warm every lane, and take turns until each has had its share of the time.
+
+    The first launch takes those lanes out of `lanes` whose calls would take too long.
+    """
     with ExitStack() as stack:
         processes: dict[int, Process] = {}
         for contestant in order.sample(entered.contestants, len(entered.contestants)):
@@ -175,12 +182,18 @@ def _launch(
             entered.settings[key] = process.settings
         if not lanes[0].wall_ms:
             entered.differences = _differences([processes[id(one)] for one in entered.contestants], effort.seed)
-        settled = {}
-        for lane in order.sample(lanes, len(lanes)):
+        typical_s: dict[int, float] = {}
+        # At the first launch ascending, for a size tells how long the next would take.
+        is_first = not lanes[0].wall_ms
+        for lane in sorted(lanes, key=lambda one: one.batch) if is_first else order.sample(lanes, len(lanes)):
+            if is_first and _would_take_s(lane, lanes, typical_s) > effort.longest_s:
+                continue
             warm = processes[id(lane.contestant)].ask("warm", batch=lane.batch, seed=effort.seed)
             lane.warm_calls.append(warm["calls"])
             lane.is_warm = lane.is_warm and warm["is_settled"]
-            settled[id(lane)] = warm["typical_s"] < SETTLE_SHARE * TURN_S
+            typical_s[id(lane)] = warm["typical_s"]
+        lanes[:] = [lane for lane in lanes if id(lane) in typical_s]
+        settled = {key: seconds < SETTLE_SHARE * TURN_S for key, seconds in typical_s.items()}
         spent = dict.fromkeys(map(id, lanes), 0.0)
         turns: dict[int, list[tuple[Floats, Floats]]] = {id(lane): [] for lane in lanes}
         while min(spent.values()) < 1e3 * effort.seconds / effort.launches:
@@ -194,6 +207,16 @@ def _launch(
         for key, process in processes.items():
             peak = process.ask("peak")["peak_bytes"]
             entered.peak_bytes[key] = max(entered.peak_bytes.get(key, 0), peak)
+
+
+def _would_take_s(lane: _Lane, lanes: Sequence[_Lane], typical_s: Mapping[int, float]) -> float:
+    """Return how long a call may take, from the contestant's largest smaller size; 0 for its smallest."""
+    smaller = [one for one in lanes if one.contestant is lane.contestant and one.batch < lane.batch]
+    if not smaller:
+        return 0.0
+    known = [one for one in smaller if id(one) in typical_s]
+    largest = max(known, key=lambda one: one.batch)
+    return typical_s[id(largest)] * lane.batch / largest.batch
 
 
 def _turn(
@@ -216,7 +239,7 @@ def _differences(processes: Sequence[Process], seed: int) -> dict[int, float]:
     found = {}
     for process in processes:
         job = process.contestant.job
-        if process.contestant.has_own_noise:
+        if process.has_own_noise:
             continue
         images = process.images(_CHECKED_ROWS, seed)
         if job.source not in first:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from kaem.bench.plots import local_plots, server_plot, start_plot
+from kaem.bench.cells import NO_DIFFERENCE, Table, name_of
+from kaem.bench.plots import frontier_plot, local_plots, server_plot, start_plot
 from kaem.bench.record import Report
-from kaem.bench.tables import NO_DIFFERENCE, Table, name_of, speed_of, tables_of
+from kaem.bench.tables import speed_of, tables_of
 from kaem.files import replacing
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1d2129; --soft: #5b6472; --line: #d7dbe1; --band: #f4f6f8;
   --series-1: #2266c4; --series-2: #c8501b; --series-3: #157f5b; --series-4: #8a5a00; --series-5: #7b3fa8;
   --series-6: #b0306a; --series-7: #3d6f80; --series-8: #5c5c14; }
@@ -54,16 +56,38 @@ def write_page(path: Path, report: Report) -> None:
 
 def page_of(report: Report) -> str:
     """Return the page."""
-    date = escape(report.machine.get("date", ""))
-    processor = escape(report.machine.get("processor", ""))
+    return page_of_all({"": report})
+
+
+def page_of_all(
+    reports: Mapping[str, Report], *, title: str = "kaem bench", found: Sequence[str] = (), tables: Sequence[Table] = ()
+) -> str:
+    """Return one page of several reports.
+
+    Args:
+        reports: By heading; not empty.
+        title: Of the page.
+        found: Sentences to begin with.
+        tables: Tables to begin with.
+    """
+    machine = next(iter(reports.values())).machine
+    date, processor = (escape(machine.get(name, "")) for name in ("date", "processor"))
     parts = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>kaem bench, {date}</title><style>{_STYLE}</style></head><body>",
-        f'<h1>kaem bench</h1><p class="lead">{date}, {processor}</p>',
-        f"<pre>{escape(report.command)}</pre>",
-        _list(findings(report), "found"),
+        f"<title>{escape(title)}, {date}</title><style>{STYLE}</style></head><body>",
+        f'<h1>{escape(title)}</h1><p class="lead">{date}, {processor}</p>',
+        _list(tuple(found), "found"),
     ]
+    parts += [f"<section><h2>{escape(table.title)}</h2>{_table(table)}</section>" for table in tables]
+    for heading, report in reports.items():
+        parts += [f"<h1>{escape(heading)}</h1>"] if heading else []
+        parts += _body(report)
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def _body(report: Report) -> list[str]:
+    parts = [f"<pre>{escape(report.command)}</pre>", _list(findings(report), "found")]
     for table in tables_of(report):
         parts += [f"<section><h2>{escape(table.title)}</h2>", _table(table)]
         parts += [
@@ -76,7 +100,7 @@ def page_of(report: Report) -> str:
     parts += ["<h2>Machine</h2>", _pairs(report.machine)]
     for entrant in report.entrants:
         parts += [f"<h2>{escape(name_of(entrant))}</h2>", _pairs(entrant.settings)]
-    return "\n".join([*parts, "</body></html>\n"])
+    return parts
 
 
 def findings(report: Report) -> list[str]:
@@ -108,6 +132,10 @@ def findings(report: Report) -> list[str]:
 
 def _plots(table: Table, report: Report) -> list[tuple[str, str]]:
     match table.name:
+        case "frontier":
+            return [frontier_plot(report)]
+        case "models":
+            return []
         case "starts":
             return [start_plot(report.entrants)]
         case "server":

@@ -7,10 +7,13 @@ import io
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from kaem.bench.record import QUANTILES, Entrant, LocalRow, ServerRow
-from kaem.bench.tables import PHASES, name_of
+from kaem.bench.cells import name_of
+from kaem.bench.frontier import frontier_points
+from kaem.bench.record import QUANTILES, Entrant, LocalRow, Report, ServerRow
+from kaem.bench.tables import PHASES
 from kaem.errors import BackendError
 
 NUM_COLOURS = 8
@@ -30,6 +33,41 @@ def local_plots(rows: Sequence[LocalRow]) -> list[tuple[str, str]]:
         chosen = [row for row in rows if row.batch == batch]
         plots.append((f"Spread of single calls, batch {batch}: 5 to 95 %, 20 to 80 %, median.", _spread(chosen)))
     return plots
+
+
+def frontier_plot(report: Report) -> tuple[str, str]:
+    """Return (caption, SVG) of quality over throughput, a line through the widths of every family."""
+    caption = "Frechet distance over images per second and thread, both logarithmic: better is down, faster is right."
+    return caption, frontier_svg(report)
+
+
+def frontier_svg(report: Report) -> str:
+    """Draw quality over throughput; a distance at or below 0, which extrapolation can give, stands at the bottom."""
+    points = frontier_points(report)
+    positive = [
+        point.entrant.quality.value for point in points if point.entrant.quality and point.entrant.quality.value > 0
+    ]
+    least = min(positive, default=1.0)
+
+    def draw(axes: Any) -> None:
+        axis = axes[0]
+        groups: dict[str, list[tuple[float, float, str]]] = {}
+        for point in points:
+            entrant, quality = point.entrant, point.entrant.quality
+            distance = least if quality is None else max(quality.value, least)
+            group = f"{entrant.family or entrant.source}, {entrant.engine}"
+            groups.setdefault(group, []).append((point.images_per_s, distance, Path(entrant.source).stem))
+        for index, (group, members) in enumerate(groups.items()):
+            members.sort()
+            style = {**_style(index), "linewidth": 1 if len(members) > 1 else 0}
+            axis.plot([x for x, _, _ in members], [y for _, y, _ in members], label=group, **style)
+            for number, (x, y, label) in enumerate(members):  # above and below in turn, for neighbours lie close
+                offset = (5, 5) if number % 2 == 0 else (5, -12)
+                axis.annotate(label, (x, y), xytext=offset, textcoords="offset points", fontsize=8)
+        axis.set(xscale="log", yscale="log", xlabel="images/s and thread", ylabel="Frechet distance")
+        axis.margins(x=0.12, y=0.1)
+
+    return _svg(draw, columns=1, height=4.6, is_legend=True)
 
 
 def start_plot(entrants: Sequence[Entrant]) -> tuple[str, str]:

@@ -26,6 +26,31 @@ Record = TypeVar("Record")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """How good a model's images are, as `kaem eval` measured it.
+
+    Attributes:
+        figure: Its name there: the Frechet distance extrapolated to infinitely many samples; smaller is better.
+        value: The number.
+        standard_error: Of the extrapolation.
+        network: Whose features were compared.
+        num_generated: Images drawn.
+        num_real: Real images they were compared with.
+        weights: `sha256:` digest of the weights.
+        sampling: How they were sampled.
+    """
+
+    figure: str
+    value: float
+    standard_error: float | None
+    network: str
+    num_generated: int
+    num_real: int
+    weights: str
+    sampling: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entrant:
     """One contestant: what it is and what does not depend on the batch.
 
@@ -38,6 +63,9 @@ class Entrant:
         peak_bytes: Largest resident memory of its process; of the client's, for a server.
         difference: Largest difference of a pixel from the first engine on the same model, where both make the
             same samples; in [0, 1].
+        family: Of the model, where it is known.
+        updates: Optimiser steps that its weights have had; 0 for untrained ones, None where it is not known.
+        quality: Of its images, where an evaluation of this very model was given.
     """
 
     source: str
@@ -47,6 +75,9 @@ class Entrant:
     cold_s: tuple[dict[str, float], ...]
     peak_bytes: int
     difference: float | None = None
+    family: str = ""
+    updates: int | None = None
+    quality: Quality | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -75,6 +106,7 @@ class LocalRow:
         launch_p50_ms: Median wall time of each launch, in order; launch i of one row ran beside launch i of another.
         launch_cpu_ms: The same of processor time.
         quantiles_ms: Wall time at `QUANTILES`, for plotting.
+        is_untrained: Whether the weights have never been trained: then only the speed of their shapes is measured.
     """
 
     scenario: str
@@ -96,6 +128,7 @@ class LocalRow:
     launch_p50_ms: tuple[float, ...]
     launch_cpu_ms: tuple[float, ...]
     quantiles_ms: tuple[float, ...]
+    is_untrained: bool = False
 
     @property
     def key(self) -> tuple[str, str, int]:

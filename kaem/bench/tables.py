@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from kaem.bench.cells import NOT_GIVEN, Table, distance_words, figure, half_width, name_of, on_of, words_of
+from kaem.bench.frontier import frontier_table, models_table
 from kaem.bench.record import Entrant, LocalRow, Report, ServerRow
-from kaem.bench.statistics import MIN_BLOCKS, Estimate, Ratio, paired_ratio
-
-NO_DIFFERENCE = "no difference shown"
-TOO_FEW = "too few launches"
-NOT_GIVEN = "-"
-UNANSWERED = "no answer"
+from kaem.bench.statistics import MIN_BLOCKS, Ratio, paired_ratio
 
 PHASES = ("start", "import", "load", "first_image")
 """Of a start from nothing: interpreter, the engine's library, the model, the first image."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Words in columns.
-
-    Attributes:
-        name: Short, for the place in a document.
-        title: What it shows.
-        columns: Headings; those in `words` hold words, the others numbers.
-        rows: Cells.
-        words: Headings of columns that are aligned to the left.
-        notes: Sentences to read it by.
-    """
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def tables_of(report: Report) -> list[Table]:
     """Return the tables of a report that have rows, a table for each scenario first."""
     scenarios = list(dict.fromkeys(row.scenario for row in report.local))
     tables = [_local(report, scenario) for scenario in scenarios]
+    if any(one.quality for one in report.entrants):
+        tables += [frontier_table(report), models_table(report.entrants)]
     if report.entrants:
         tables.append(_starts(report.entrants))
     if report.server:
@@ -71,39 +47,6 @@ def speed_of(row: LocalRow, rows: Iterable[LocalRow], *, by_cpu: bool = False) -
     return paired_ratio(first.launch_p50_ms, row.launch_p50_ms)
 
 
-def name_of(row: LocalRow | Entrant) -> str:
-    """Name a contestant in one line."""
-    return f"{row.source} ({on_of(row)})"
-
-
-def on_of(row: LocalRow | Entrant) -> str:
-    """Say what a contestant runs on."""
-    if row.engine == "server":
-        return "server, one caller"
-    return f"{row.engine}, {row.threads} thread{'s' if row.threads > 1 else ''}"
-
-
-def words_of(ratio: Ratio | None, *, is_first: bool = False) -> str:
-    """Write a ratio, or that its interval supports none."""
-    if ratio is None or ratio.low is None or ratio.high is None:
-        return "1" if is_first else TOO_FEW
-    if not ratio.is_shown:
-        return NO_DIFFERENCE
-    return f"{ratio.value:.3g} ({ratio.low:.3g} to {ratio.high:.3g})"
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    """Write a number with so many significant digits, in full."""
-    if value is None or math.isnan(value):
-        return NOT_GIVEN
-    if math.isinf(value):
-        return UNANSWERED
-    if value == 0:
-        return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{decimals}f}"
-
-
 def to_markdown(table: Table) -> str:
     """Write a table in Markdown."""
     right = ["---" if name in table.words else "---:" for name in table.columns]
@@ -127,15 +70,20 @@ def report_markdown(report: Report) -> str:
 
 def _local(report: Report, scenario: str) -> Table:
     rows = [row for row in report.local if row.scenario == scenario]
+    qualities = {entrant.key: entrant.quality for entrant in report.entrants}
+    has_quality = any(qualities.get(row.key) for row in rows)
     has_energy = any(row.joules_per_image is not None for row in rows)
     is_comparison = any(row.key != rows[0].key for row in rows)
     columns = ["model", "engine", "batch", "p50 ms", "±", "p90 ms", "p99 ms", "cpu ms", "images/s"]
+    columns += ["FD"] if has_quality else []
     columns += [*(["J/image"] if has_energy else []), *(["speed", "speed by cpu"] if is_comparison else []), "calls"]
     cells = []
     for row in rows:
-        words = [row.source, on_of(row), str(row.batch), figure(row.p50_ms.value), _half_width(row.p50_ms)]
+        model = f"{row.source} (untrained)" if row.is_untrained else row.source
+        words = [model, on_of(row), str(row.batch), figure(row.p50_ms.value), half_width(row.p50_ms)]
         words += [figure(one.value if one else None) for one in (row.p90_ms, row.p99_ms)]
         words += [figure(row.cpu_ms.value), figure(row.images_per_s.value)]
+        words += [distance_words(qualities.get(row.key))] if has_quality else []
         words += [figure(row.joules_per_image)] if has_energy else []
         if is_comparison:
             both = (speed_of(row, rows), speed_of(row, rows, by_cpu=True))
@@ -148,6 +96,8 @@ def _local(report: Report, scenario: str) -> Table:
         notes.append(
             f"Speed: p50 of {name_of(rows[0])} over p50 of the row, launch by launch; by cpu: of processor time."
         )
+    if has_quality:
+        notes.append("FD: Frechet distance to real images, extrapolated; smaller is better.")
     if not has_energy:
         notes.append("Energy: this machine reports none.")
     return Table(
@@ -192,7 +142,7 @@ def _times(rows: Sequence[ServerRow]) -> Table:
         first, last = ([figure(one.value if one else None) for one in times] for times in (row.first_ms, row.last_ms))
         median = row.last_ms[0]
         words = [row.target, f"{row.rate:g}", row.kind, first[0], first[2], last[0]]
-        words += [NOT_GIVEN if median is None else _half_width(median), *last[1:]]
+        words += [NOT_GIVEN if median is None else half_width(median), *last[1:]]
         words += [figure(row.lag_p99_ms) + (" LATE" if row.is_generator_late else "")]
         words += [NOT_GIVEN if row.meets is None else "met" if row.meets else "missed"]
         cells.append(tuple(words))
@@ -237,9 +187,3 @@ def _searches(report: Report) -> Table:
         rows=tuple(rows),
         words=("server", "objective"),
     )
-
-
-def _half_width(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return NOT_GIVEN
-    return f"{50 * (estimate.high - estimate.low) / estimate.value:.1f} %"

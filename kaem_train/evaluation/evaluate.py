@@ -65,6 +65,9 @@ def evaluate(model: TrainedModel | ExportedModel, reals: Reals, progress: Progre
     return EvaluationReport(
         model=model.source,
         model_fingerprint=model.fingerprint,
+        weights_fingerprint=model.weights,
+        sampling=model.sampling,
+        updates=model.updates,
         network=NetworkIdentity(
             name=reals.network.name,
             description=reals.network.description,

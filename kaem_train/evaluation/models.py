@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 import kaem
-from kaem.artifact import fingerprint
+from kaem.artifact import fingerprint, sampling_words
 from kaem.config import from_mapping
 from kaem.errors import ArtifactError, ConfigError
 from kaem.images import to_uint8
@@ -24,7 +24,9 @@ from kaem_train.model.encoder import Encoder
 from kaem_train.model.kaem import Kaem
 from kaem_train.posterior import Posterior, build_posterior
 from kaem_train.sections import DataConfig
+from kaem_train.settings import Config
 from kaem_train.streams import noise_stream
+from kaem_train.weights import fingerprint_weights
 
 _TOGETHER = 500
 
@@ -36,6 +38,9 @@ class TrainedModel:
     Attributes:
         source: Its path.
         fingerprint: `sha256:` digest of the file.
+        weights: `sha256:` digest of the weights, the one that artifacts made of them name.
+        sampling: How they are sampled, in the words of a manifest.
+        updates: Optimiser steps they have had.
         data: Which images it was trained on.
         model: In evaluation mode.
         posterior: With its trained network; None where the likelihood is not to be had.
@@ -44,6 +49,9 @@ class TrainedModel:
 
     source: str
     fingerprint: str
+    weights: str
+    sampling: str
+    updates: int | None
     data: DataConfig
     model: Model
     posterior: Posterior | None
@@ -68,12 +76,18 @@ class ExportedModel:
     Attributes:
         source: Its path.
         fingerprint: `sha256:` digest of the graph.
+        weights: `sha256:` digest of the weights it was made of.
+        sampling: How they are sampled, in the words of its manifest.
+        updates: Optimiser steps they have had; None where the manifest does not say.
         data: Which images it was trained on; None where the manifest does not say.
         sampler: The loaded file.
     """
 
     source: str
     fingerprint: str
+    weights: str
+    sampling: str
+    updates: int | None
     data: DataConfig | None
     sampler: Sampler
 
@@ -105,15 +119,22 @@ def open_model(path: Path, *, allow_modules: Container[str] = ()) -> TrainedMode
         return ExportedModel(
             source=str(path),
             fingerprint=manifest.graph_fingerprint,
+            weights=manifest.checkpoint_fingerprint,
+            sampling=manifest.sampling,
+            updates=manifest.updates,
             data=_data_of(manifest.config.get("data")),
             sampler=sampler,
         )
     _, model = load_model(path, allow_modules=allow_modules)
+    weights = fingerprint_weights(model.state_dict())
     model.to(choose_device())
     checkpoint = read_checkpoint(path)
     trained = TrainedModel(
         source=str(path),
         fingerprint=fingerprint(path.read_bytes()),
+        weights=weights,
+        sampling=_sampling_of(checkpoint.config),
+        updates=checkpoint.step,
         data=checkpoint.config.data,
         model=model,
         posterior=None,
@@ -153,6 +174,14 @@ def data_for(model: TrainedModel | ExportedModel, path: str | None) -> DataConfi
 def pixels_of(images: Tensor) -> Pixels:
     """Return images in [0, 1] as 8 bits, rounded to nearest and not truncated."""
     return np.asarray(to_uint8(images.cpu().numpy()))
+
+
+def _sampling_of(config: Config) -> str:
+    if config.family == "ddpm":
+        settings = config.diffusion
+        eta = settings.eta if settings.sampler == "ddim" else 1.0
+        return sampling_words(settings.sampler, settings.sampling_steps, eta)
+    return sampling_words(config.family, config.latent_ebm.prior_steps if config.family == "latent_ebm" else None)
 
 
 def _data_of(content: Any) -> DataConfig | None:

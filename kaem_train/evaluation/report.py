@@ -56,6 +56,9 @@ class EvaluationReport:
     Attributes:
         model: Its path.
         model_fingerprint: `sha256:` digest of the checkpoint file or of the artifact's graph.
+        weights_fingerprint: `sha256:` digest of its weights, the one that artifacts name.
+        sampling: How they were sampled: family, steps, precision.
+        updates: Optimiser steps they have had; None where that is not known.
         network: Where features come from.
         data: Path or name of the data set.
         data_fingerprint: Of the data set.
@@ -74,6 +77,9 @@ class EvaluationReport:
 
     model: str
     model_fingerprint: str
+    weights_fingerprint: str
+    sampling: str
+    updates: int | None
     network: NetworkIdentity
     data: str
     data_fingerprint: str

@@ -108,6 +108,10 @@ def test_a_server_is_loaded_at_every_rate_and_searched(server):
     [
         ([], "no model is named"),
         (["none.onnx"], "no model file at none.onnx"),
+        (["MODEL", "--quality", "none.json"], "no evaluation at none.json"),
+        (["MODEL", "--quality", "old.json"], "no evaluation that says whose"),
+        (["MODEL", "--longest", "soon"], "cannot read the longest call"),
+        (["MODEL", "--engine", "diffusers"], "none of the engines runs"),
         (["MODEL", "MODEL"], "named twice"),
         (["MODEL", "--batch", "1,x"], "cannot read batch sizes"),
         (["MODEL", "--batch", "0"], "batch sizes"),

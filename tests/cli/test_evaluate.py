@@ -82,6 +82,9 @@ def test_a_checkpoint_and_its_export_have_the_same_sample_based_figures(folder, 
     assert trained["network"]["accuracy"] > 0.95
     assert (trained["real"], trained["num_real"], trained["num_generated"], trained["seed"]) == ("test", 297, 3000, 0)
     assert trained["model_fingerprint"].startswith("sha256:")
+    assert trained["weights_fingerprint"] == exported["weights_fingerprint"]
+    assert trained["sampling"] == exported["sampling"] == "kaem"
+    assert trained["updates"] == exported["updates"] == 150
     assert trained["versions"]["torchmetrics"]
     assert trained["frechet_curve"]["sizes"] == [1000, 1500, 2000, 3000]
     for text in ("FD at infinity", "log-likelihood at least", "classifier sha256:", "297 of the test split of digits"):

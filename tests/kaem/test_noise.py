@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kaem.errors import RequestError
-from kaem.noise import philox4x32, signed_uniforms, uniforms
+from kaem.noise import philox4x32, signed_uniforms, uniforms, uniforms_at
 
 # The known-answer vectors of the Random123 library for philox4x32-10: counter, key, output.
 KNOWN_ANSWERS = [
@@ -57,6 +57,13 @@ def test_any_split_of_a_request_gives_the_same_noise(seed, start, cut, dim):
     whole = uniforms(seed, start, 50, dim)
     parts = np.concatenate([uniforms(seed, start, cut, dim), uniforms(seed, start + cut, 50 - cut, dim)])
     assert np.array_equal(whole, parts)
+
+
+@given(rows=st.lists(st.tuples(indices, indices), min_size=1, max_size=6), dim=st.integers(1, 9))
+def test_rows_of_many_seeds_are_the_rows_of_each(rows, dim):
+    seeds, starts = (np.array(column, np.uint64) for column in zip(*rows, strict=True))
+    expected = np.concatenate([uniforms(seed, start, 1, dim) for seed, start in rows])
+    assert np.array_equal(uniforms_at(seeds, starts, dim), expected)
 
 
 def test_large_requests_are_worked_on_in_passes_without_a_seam():

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from artifacts import write_small_artifact
+from baselines import write_baseline_checkpoint
 from exported_graphs import with_batch
 from models import VARIANTS, write_random_checkpoint
 from onnx import helper
@@ -17,8 +18,9 @@ import kaem
 from kaem import noise
 from kaem.bench.contestant import Contestant, Process
 from kaem.bench.engines import Job
-from kaem.errors import ArtifactError
+from kaem.errors import ArtifactError, ConfigError
 from kaem_export.compile import export
+from kaem_export.families.compiled import Sampling
 from kaem_export.torch_engine import open_engine
 from kaem_export.torch_twin import TorchTwin
 
@@ -88,3 +90,41 @@ def test_torch_compiled_in_its_own_process_makes_the_same_images(tmp_path):
         assert process.settings["compiled"] == "yes"
         with kaem.load(path, workers=1) as sampler:
             np.testing.assert_allclose(process.images(1, 7), sampler.sample(1, 7), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def ddim_path(tmp_path_factory):
+    """DDIM in 2 steps of a checkpoint that says 20 of DDPM, which lies beside it."""
+    folder = tmp_path_factory.mktemp("ddim")
+    write_baseline_checkpoint(folder / "ckpt.pt", "ddpm")
+    export(folder / "ckpt.pt", folder / "ddim.onnx", sampling=Sampling(sampler="ddim", steps=2))
+    return folder / "ddim.onnx"
+
+
+def test_diffusers_and_torch_sample_as_the_artifact_says(ddim_path, one_thread):
+    pytest.importorskip("diffusers")
+    job = dataclasses.replace(JOB, source=str(ddim_path))
+    pipeline, eager = open_engine(dataclasses.replace(job, engine="diffusers")), open_engine(job)
+    assert pipeline.settings["runs"] == "DDIMPipeline of the checkpoint (ddpm)"
+    assert pipeline.settings["updates"] == eager.settings["updates"] == "0"
+    for engine in (pipeline, eager):
+        assert engine.settings["noise"] == "torch's own"
+    images = pipeline.sample(3, 5, 2)
+    assert images.shape == (3, 1, 8, 8)
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(images, eager.sample(3, 5, 2), atol=1e-6)  # the same noise, the same two steps
+
+
+def test_an_artifact_without_its_checkpoint_beside_it_is_refused(ddim_path, tmp_path, one_thread):
+    lone = tmp_path / "ddim.onnx"
+    lone.write_bytes(ddim_path.read_bytes())
+    write_baseline_checkpoint(tmp_path / "ckpt.pt", "ddpm", seed=1)
+    with pytest.raises(ArtifactError, match="no checkpoint of the weights"):
+        open_engine(dataclasses.replace(JOB, engine="diffusers", source=str(lone)))
+
+
+def test_diffusers_refuses_what_is_no_diffusion_model(tmp_path, one_thread):
+    pytest.importorskip("diffusers")
+    checkpoint = write_baseline_checkpoint(tmp_path / "ckpt.pt", "latent_ebm")
+    with pytest.raises(ConfigError, match="latent_ebm"):
+        open_engine(dataclasses.replace(JOB, engine="diffusers", source=str(checkpoint)))

@@ -157,3 +157,9 @@ def test_batch_sizes_that_make_no_sense_are_refused(artifact_path, batches):
 def test_efforts_that_make_no_sense_are_refused(effort):
     with pytest.raises(RequestError):
         Effort(**effort)
+
+
+def test_sizes_whose_calls_would_take_too_long_are_left_out_but_never_the_smallest(artifact_path):
+    effort = Effort(seconds=0.02, launches=1, longest_s=1e-9)
+    _, rows = measure([contestant(artifact_path)], {"batch": (8, 2)}, effort)
+    assert [row.batch for row in rows] == [2]

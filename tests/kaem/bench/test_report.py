@@ -11,10 +11,21 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from kaem.bench.cells import NO_DIFFERENCE, TOO_FEW, figure
 from kaem.bench.compare import compare, differing_machines
-from kaem.bench.record import QUANTILES, Entrant, LocalRow, Report, Search, ServerRow, read_report, write_report
+from kaem.bench.record import (
+    QUANTILES,
+    Entrant,
+    LocalRow,
+    Quality,
+    Report,
+    Search,
+    ServerRow,
+    read_report,
+    write_report,
+)
 from kaem.bench.statistics import Estimate, median_estimate
-from kaem.bench.tables import NO_DIFFERENCE, TOO_FEW, figure, report_markdown, tables_of
+from kaem.bench.tables import report_markdown, tables_of
 from kaem.errors import ArtifactError, RequestError
 
 COLD = {"start": 0.1, "import": 0.2, "load": 0.3, "first_image": 0.01, "total": 0.61}
@@ -128,7 +139,7 @@ def test_every_field_of_the_json_is_described_in_the_documentation():
     from pathlib import Path
 
     page = (Path(__file__).parents[3] / "docs" / "benchmarks.md").read_text()
-    for cls in (Report, Entrant, LocalRow, ServerRow, Search):
+    for cls in (Report, Entrant, Quality, LocalRow, ServerRow, Search):
         for field in dataclasses.fields(cls):
             assert f"`{field.name}`" in page, field.name
 
@@ -242,6 +253,41 @@ def test_the_page_is_whole_needs_no_network_and_takes_its_colours_from_the_reade
     assert html.count("<svg") >= 5
     assert not re.search(r"(?:fill|stroke): #", drawn)
     assert "a.onnx (onnxruntime, 1 thread) is 1.3 times as fast as b|<b>.onnx" in "".join(page.text)
+
+
+def test_quality_stands_beside_speed_and_untrained_weights_are_labelled(tmp_path):
+    quality = Quality(
+        figure="frechet_infinity",
+        value=2.5,
+        standard_error=0.04,
+        network="classifier",
+        num_generated=1000,
+        num_real=900,
+        weights="sha256:1",
+        sampling="kaem",
+    )
+    good, bare = FULL.entrants
+    entrants = (
+        dataclasses.replace(good, family="kaem", updates=3000, quality=quality),
+        dataclasses.replace(bare, updates=0),
+    )
+    local = tuple(dataclasses.replace(row, is_untrained=row.source == bare.source) for row in FULL.local)
+    shown = dataclasses.replace(FULL, entrants=entrants, local=local)
+    write_report(tmp_path / "r.json", shown)
+    assert read_report(tmp_path / "r.json") == shown
+    text = report_markdown(shown)
+    assert "| a.onnx | onnxruntime, 1 thread | 1 |" in text
+    assert "| b\\|<b>.onnx (untrained) | onnxruntime, 1 thread | 1 |" in text
+    assert "| a.onnx | kaem | 3,000 | kaem | 2.50 ± 0.04 | 1,000 / 900 | classifier |" in text
+    assert "| b\\|<b>.onnx | - | untrained | - | - | - | - |" in text
+    frontier = text[text.index("## Quality against speed") :]
+    assert "| a.onnx | onnxruntime, 1 thread | 2.50 ± 0.04 |" in frontier
+    pytest.importorskip("matplotlib")
+    from kaem.bench.page import page_of
+
+    page = page_of(shown)
+    assert "Frechet distance over images" in page
+    assert "(onnxruntime, 1 thread, untrained)" in page
 
 
 def test_the_json_names_its_format():
