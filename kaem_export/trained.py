@@ -15,7 +15,8 @@ from kaem_export.families.latent_ebm import stated_chain
 from kaem_train.baselines.diffusion import Diffusion
 from kaem_train.baselines.latent_ebm import LatentEbm
 from kaem_train.build import Model
-from kaem_train.checkpoint import FILE_NAME, load_model, read_checkpoint
+from kaem_train.checkpoint import load_model, read_checkpoint
+from kaem_train.inputs import CHECKPOINT_NAME
 from kaem_train.weights import fingerprint_weights
 
 LOOPED = ("latent_ebm", "ddpm", "ddim")
@@ -69,7 +70,7 @@ def open_trained(source: Path) -> Trained:
     else:
         raise ArtifactError(
             f"no checkpoint of the weights of {source} lies beside it",
-            hint=f"put the checkpoint it was exported from there as {FILE_NAME}, or leave the engines of torch out",
+            hint=f"put the checkpoint it was exported from there as {CHECKPOINT_NAME}, or leave torch's engines out",
         )
     if isinstance(model, Diffusion):
         model.config = stated_sampler(config.diffusion, manifest)
@@ -81,6 +82,6 @@ def open_trained(source: Path) -> Trained:
 
 def _beside(source: Path) -> Iterator[Path]:
     """Yield the checkpoint of a training folder, and one of the artifact's own name."""
-    for path in (source.with_name(FILE_NAME), source.with_suffix(".pt")):
+    for path in (source.with_name(CHECKPOINT_NAME), source.with_suffix(".pt")):
         if path.is_file():
             yield path
