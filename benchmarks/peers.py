@@ -51,7 +51,7 @@ class Place:
 
     def training(self, peer: Peer) -> Step:
         """Return the step that makes a peer's checkpoint."""
-        settings = [f"training.seed={self.plan.seed}", "training.device=cpu", *peer.settings]
+        settings = [f"training.seed={self.plan.seed}", "training.device=cpu", *self.plan.settings, *peer.settings]
         identity = {
             "settings": self._resolved(peer, settings),
             "data": digest_of_file(self.data) if self.data else "preset",
