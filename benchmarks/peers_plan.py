@@ -68,7 +68,7 @@ def _few(num: int, *sizes: int) -> tuple[str, ...]:
 
 _MANY = ("--num", "10000", "--no-floors")
 _SOME = _few(1000, 250, 400, 550, 700, 850, 1000)
-_LEAST = _few(400, 200, 240, 280, 320, 360, 400)
+_LEAST = _few(200, 100, 120, 140, 160, 180, 200)
 
 
 def _decoder(dense: int, *channels: int) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ FASHION_MNIST = Plan(
     peers=(
         _one("kaem", "kaem"),
         _one("vae", "vae"),
-        _one("latent-ebm", "latent-ebm", _OFTEN),
+        _one("latent-ebm", "latent-ebm", "training.updates=1000", _OFTEN),  # each costs 20 of a VAE
         Peer(
             name="ddpm",
             family="ddpm",
