@@ -30,7 +30,15 @@ def serve(
     provider: Annotated[
         str | None,
         typer.Option(
-            help="Where the model runs: cpu, cuda or ort-tensorrt. Never silently another.", show_default="cpu"
+            help="Where the model runs: cpu, cuda, ort-tensorrt or tensorrt. Never silently another.",
+            show_default="cpu",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Devices that share the work instead, such as cuda:0,cuda:1; each gets a process of its own, which is "
+            "started again if it dies."
         ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that share each batch; by default one per core.")] = None,
@@ -144,6 +152,8 @@ def serve(
 
     `kaem serve model.onnx --port 0 --grace 5`
 
+    `kaem serve model.onnx --device cuda:0,cuda:1`
+
     `kaem serve model.onnx --config serve.toml --http-port 9090`
 
     `kaem sample grpc://127.0.0.1:50051 --num 64 --seed 7`
@@ -157,6 +167,7 @@ def serve(
         "port": port,
         "name": name,
         "provider": provider,
+        "device": device,
         "workers": workers,
         "max_batch": max_batch,
         "interactive_samples": interactive,

@@ -52,6 +52,10 @@ class Metrics(Observer):
         self._rejected = self._counter("kaem_rejected", "Requests refused at once, by what was missing.", "reason")
         self._cancelled = self._counter("kaem_cancelled", "Requests left by their reader, by stage.", "stage")
         self._expired = self._counter("kaem_expired", "Requests whose deadline passed.")
+        self._device_up = Gauge(
+            "kaem_device_up", "1 while a device's process computes.", ("device",), registry=self.registry
+        )
+        self._device_losses = self._counter("kaem_device_losses", "Processes of a device that were lost.", "device")
         self._batch_rows = Histogram(
             "kaem_batch_rows", "Rows of a batch that somebody wanted.", buckets=_ROWS, registry=self.registry
         )
@@ -106,6 +110,11 @@ class Metrics(Observer):
     def on_batch_failed(self, *, size: int, rows: int) -> None:
         """Count it."""
         self._batch_failures.inc()
+
+    def on_device(self, device: str, *, is_up: bool) -> None:
+        """Note it."""
+        self._device_up.labels(device).set(is_up)
+        self._device_losses.labels(device).inc(not is_up)
 
     def on_first_chunk(self, seconds: float) -> None:
         """Time it."""

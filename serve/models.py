@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import grpc
 
 from kaem.artifact import Manifest
-from kaem.errors import BackendError, RequestError
+from kaem.errors import RequestError
 from kaem.protocol.messages import Limits, Model
 from serve.buckets import power_sizes
 from serve.current import check_allowed
-from serve.engine import Engine, Warmth, warm_up
+from serve.engine import Engine, agreed, warm_up
 from serve.lanes import Lanes
 from serve.observer import Observer
 from serve.scheduler import Bounds, Scheduler
@@ -109,11 +109,7 @@ async def open_model(
     """
     first = engines[0]
     warmths = [await asyncio.to_thread(warm_up, engine, _sizes(first, max_batch)) for engine in engines]
-    if len({(warmth.numerics_id, warmth.costs.sizes) for warmth in warmths}) > 1:
-        raise BackendError(
-            "the devices do not compute the same bits", hint="serve each kind of device by its own server"
-        )
-    warmth = _slowest(warmths)
+    warmth = agreed(engines, warmths)
     costs = warmth.costs if max_batch else warmth.costs.up_to_the_knee(_LEAST_BATCH_ROWS * first.workers)
     loop = asyncio.get_running_loop()
     scheduler = Scheduler(
@@ -140,7 +136,3 @@ async def open_model(
 def _sizes(engine: Engine, max_batch: int | None) -> tuple[int, ...]:
     most = _MAX_BATCH_BYTES // engine.manifest.image_bytes
     return power_sizes(max_batch or max(1, min(_MAX_BATCH_ROWS * engine.workers, most)))
-
-
-def _slowest(warmths: Sequence[Warmth]) -> Warmth:
-    return max(warmths, key=lambda warmth: warmth.costs.batch_seconds(warmth.costs.largest))

@@ -33,6 +33,9 @@ class Observer:
     def on_batch_failed(self, *, size: int, rows: int) -> None:
         """The engine could not compute a batch."""
 
+    def on_device(self, device: str, *, is_up: bool) -> None:
+        """A device's process was lost, or is back."""
+
     def on_first_chunk(self, seconds: float) -> None:
         """The first chunk of a job was handed to its handler, so long after the job was submitted."""
 
@@ -94,6 +97,11 @@ class Observers(Observer):
         """Pass it on."""
         for observer in self._observers:
             observer.on_batch_failed(size=size, rows=rows)
+
+    def on_device(self, device: str, *, is_up: bool) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_device(device, is_up=is_up)
 
     def on_first_chunk(self, seconds: float) -> None:
         """Pass it on."""

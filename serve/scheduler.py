@@ -239,6 +239,9 @@ class Scheduler:
             return False
         try:
             self._compute(batch, decode)
+        except RefusedError as error:  # nothing is wrong with the batch; there was nothing to compute it
+            self._observer.on_batch_failed(size=batch.size, rows=batch.rows)
+            self._fail([job for job, _ in batch.parts], error)
         except Exception:  # whatever the engine raises, the jobs beside these must go on
             _log.exception("a batch of %d rows failed", batch.rows)
             self._observer.on_batch_failed(size=batch.size, rows=batch.rows)

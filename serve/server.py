@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from kaem.cuda import CudaEngine
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM, Limits
 from kaem.runtime import LocalSampler
 from serve import health, reflection, services
@@ -25,10 +24,12 @@ from serve.address import bare_host, check_address, format_address, why_not_boun
 from serve.allocator import keep_large_blocks, release_when_idle
 from serve.calls import Gate, Reception
 from serve.current import Tally
+from serve.devices import Device, open_engine, parse_devices
 from serve.engine import Engine
+from serve.fleet import DeviceEngine, Fleet
 from serve.guard import Guard
 from serve.logs import CallLog
-from serve.models import Models, open_model
+from serve.models import Models, ServedModel, open_model
 from serve.observer import Observer, Observers
 from serve.services import SamplerService, limits_of
 from serve.settings import ServeSettings, check_name
@@ -55,6 +56,8 @@ class Server:
 
     def __init__(self, engines: Sequence[Engine], settings: ServeSettings, observer: Observer | None = None) -> None:
         self._engines = engines
+        first = engines[0]
+        self._fleet = first.fleet if isinstance(first, DeviceEngine) else None
         self._settings = settings
         self.observer = observer or Observer()
         self._host = bare_host(settings.host)
@@ -65,6 +68,7 @@ class Server:
         self._health = health.Health(("", services.SERVICE, f"kaem.model/{self._name}"))
         self._running = AsyncExitStack()  # what has been started, and how to stop it
         self.gate = Gate()
+        self._is_draining = False
         self._tls = Tls(settings) if settings.is_encrypted else None
         self._watchers = Observers((Tally(), self.observer))
         guard = Guard(settings, self._watchers)
@@ -104,14 +108,14 @@ class Server:
         except BaseException:
             await self.stop()
             raise
-        self._health.set_serving(True)
-        self.gate.open()
+        self._reopen(self._fleet.num_alive if self._fleet else 1)
         address = f"grpc{'s' if self._tls else ''}://{format_address(self._host, port)}"
         _log.info("serving model %r at %s", self._name, address)
         return address
 
     async def drain(self) -> None:
         """Refuse new calls and let the running ones complete, for at most the grace; then stop."""
+        self._is_draining = True
         self._health.set_serving(False)
         self.gate.close("is shutting down")
         if not await self.gate.wait_empty(self._settings.drain_grace_s):
@@ -187,6 +191,28 @@ class Server:
         )
         self._running.push_async_callback(model.close)
         self.models.put(model)
+        if self._fleet is not None:
+            self._keep_alive(self._fleet, model)
+
+    def _keep_alive(self, fleet: Fleet, model: ServedModel) -> None:
+        loop = asyncio.get_running_loop()
+
+        def on_change(device: str, is_up: bool, num_alive: int) -> None:
+            self._watchers.on_device(device, is_up=is_up)
+            loop.call_soon_threadsafe(self._reopen, num_alive)
+
+        fleet.keep_alive(model.scheduler.costs.sizes, on_change)
+        self._running.callback(fleet.give_up)  # before the model is closed, which waits for its batches
+
+    def _reopen(self, num_alive: int) -> None:
+        """Let calls in as long as a device is left."""
+        if self._is_draining:
+            return
+        self._health.set_serving(num_alive > 0)
+        if num_alive:
+            self.gate.open()
+        else:
+            self.gate.close("has lost its devices and starts them again")
 
 
 def run(path: Path, settings: ServeSettings, *, on_serving: Callable[[str], None]) -> None:
@@ -202,16 +228,23 @@ def run(path: Path, settings: ServeSettings, *, on_serving: Callable[[str], None
         SystemExit: 128 + n, signal n came before anything was served.
     """
     keep_large_blocks()
-    with _open_engine(path, settings) as engine:
-        early = asyncio.run(_run_until_signal([engine], settings, on_serving))
+    with _open_engines(path, settings) as engines:
+        early = asyncio.run(_run_until_signal(engines, settings, on_serving))
     if early is not None:
         raise SystemExit(128 + early)
 
 
-def _open_engine(path: Path, settings: ServeSettings) -> LocalSampler | CudaEngine:
-    if settings.provider == "cuda":
-        return CudaEngine(path)
-    return LocalSampler(path, provider=settings.provider, workers=settings.workers)
+@contextmanager
+def _open_engines(path: Path, settings: ServeSettings) -> Iterator[Sequence[Engine]]:
+    if settings.device is not None:
+        with Fleet(path, parse_devices(settings.device), workers=settings.workers) as fleet:
+            yield fleet.engines
+    elif settings.provider == "ort-tensorrt":
+        with LocalSampler(path, provider=settings.provider, workers=settings.workers) as sampler:
+            yield [sampler]
+    else:
+        with open_engine(path, Device(settings.provider), workers=settings.workers) as engine:
+            yield [engine]
 
 
 async def _run_until_signal(

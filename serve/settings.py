@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from kaem.errors import ConfigError
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
 from kaem.providers import PROVIDERS
+from serve.devices import parse_devices
 from serve.scheduler import Bounds
 
 _LEAST_HELD_BYTES = 4 * MAX_MESSAGE_BYTES  # half of it is for what every request may always hold: two messages
 LOG_FORMATS = ("text", "json")
+_PROVIDERS = (*PROVIDERS, "tensorrt")
 
 _MAX_NAME_CHARS = 128  # it travels in errors, hints and health requests
 
@@ -24,8 +26,10 @@ class ServeSettings:
         host: Name or address to listen on; anything but a loopback address needs `insecure`.
         port: TCP port, 0 for a free one.
         name: Name under which the model is offered; None for the name in its manifest.
-        provider: Where images are computed: "cpu", "cuda" or "ort-tensorrt".
-        workers: Threads that share each batch by rows; None for one per available core.
+        provider: Where images are computed: "cpu", "cuda", "ort-tensorrt" or "tensorrt".
+        device: Devices that compute instead, each in a process of its own, such as "cuda:0,cuda:1"; see
+            `serve.devices`.
+        workers: Threads that share each batch by rows; None for one per available core, shared by processes on a CPU.
         max_batch: Rows computed together; None for as many as make batches more efficient, by measurement.
         max_chunk_bytes: Bytes of images in one message; one image that is larger travels alone.
         interactive_samples: Requests of at most so many samples are interactive: they go before larger ones.
@@ -52,6 +56,7 @@ class ServeSettings:
     port: int = 50051
     name: str | None = None
     provider: str = "cpu"
+    device: str | None = None
     workers: int | None = None
     max_batch: int | None = None
     max_chunk_bytes: int = 1 << 20
@@ -80,10 +85,7 @@ class ServeSettings:
             raise ConfigError(f"port is {self.port}, outside 0 .. 65535", hint="0 takes a free port")
         if self.name is not None:
             check_name(self.name)
-        if self.provider not in PROVIDERS:
-            raise ConfigError(f"unknown provider {self.provider!r}", hint=f"choose one of: {', '.join(PROVIDERS)}")
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"workers is {self.workers}; at least 1 is needed")
+        self._check_place()
         if self.max_batch is not None and not 1 <= self.max_batch <= 1 << 16:
             raise ConfigError(f"max_batch is {self.max_batch}, outside 1 .. 65536 rows")
         if not 1 << 10 <= self.max_chunk_bytes <= MAX_MESSAGE_BYTES - MESSAGE_HEADROOM:
@@ -105,6 +107,18 @@ class ServeSettings:
             raise ConfigError(f"drain_grace_s is {self.drain_grace_s}; give 0 seconds or more")
         self._check_security()
         self._check_telemetry()
+
+    def _check_place(self) -> None:
+        if self.provider not in _PROVIDERS:
+            raise ConfigError(f"unknown provider {self.provider!r}", hint=f"choose one of: {', '.join(_PROVIDERS)}")
+        if self.device is not None:
+            kind = parse_devices(self.device)[0].kind
+            if self.provider not in ("cpu", kind):
+                raise ConfigError(
+                    f"provider is {self.provider!r}, but device is {self.device!r}", hint="device alone says it all"
+                )
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers is {self.workers}; at least 1 is needed")
 
     def _check_telemetry(self) -> None:
         if not self.http_host:
