@@ -5,6 +5,7 @@ Calls go to `cuda.bindings.runtime`, which answers (status, values...); here a s
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 from collections.abc import Sequence
@@ -101,13 +102,18 @@ class Stream:
 
     def forget(self, recording: Any) -> None:
         """Free a recording."""
-        self.call("cudaGraphExecDestroy", recording)
+        with contextlib.suppress(BackendError):
+            self.call("cudaGraphExecDestroy", recording)
 
     def close(self) -> None:
-        """Free the memory and the stream; the arrays must not be touched again."""
-        while self._memory:
-            self.call(*self._memory.pop())
-        self.call("cudaStreamDestroy", self._stream)
+        """Free the memory and the stream; the arrays must not be touched again.
+
+        A GPU that has failed refuses this too, and frees all when the process ends.
+        """
+        with contextlib.suppress(BackendError):
+            while self._memory:
+                self.call(*self._memory.pop())
+            self.call("cudaStreamDestroy", self._stream)
 
     def _keep(self, free: str, address: int) -> int:
         self._memory.append((free, int(address)))

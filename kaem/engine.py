@@ -16,10 +16,9 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from kaem.artifact import fingerprint
 from kaem.errors import ArtifactError, BackendError
@@ -125,13 +124,6 @@ def require_match(engine: Engine, here: EngineKey, path: Path) -> None:
         raise ArtifactError(f"the engine {path} was built for something else: {pairs}", hint=_BUILD_AGAIN)
 
 
-class Opened(NamedTuple):
-    """An engine's file and the `tensorrt.ICudaEngine` that was made of it."""
-
-    engine: Engine
-    loaded: Any
-
-
 def load_engine(path: Path, artifact: Path, *, device: int = 0) -> Any:
     """Open an engine for running, on the current CUDA device of this thread.
 
@@ -151,28 +143,40 @@ def load_engine(path: Path, artifact: Path, *, device: int = 0) -> Any:
         content = artifact.read_bytes()
     except OSError as error:
         raise ArtifactError(f"cannot read {artifact}: {error.strerror or error}", hint="check the path") from None
-    return load_plan(path, content, device=device).loaded
+    return deserialised(matching_engine(path, content, device=device), path)
 
 
-def load_plan(path: Path, model: bytes, *, device: int = 0, before: Callable[[], None] = lambda: None) -> Opened:
-    """Open an engine for running; see `load_engine`.
+def matching_engine(path: Path, model: bytes, *, device: int = 0) -> Engine:
+    """Read an engine that this user built for this very model, TensorRT, GPU and driver.
 
     Args:
         path: The engine.
         model: The bytes of the model.onnx it was built from.
         device: The GPU, as CUDA counts.
-        before: Called when all holds, before TensorRT opens the engine: chooses the CUDA device of this thread.
+
+    Raises:
+        ArtifactError: It is not.
+        BackendError: TensorRT or the GPU is absent.
     """
     engine = read_engine(path)
     tensorrt = native_tensorrt()
     gpu = installed_gpu(device)  # before TensorRT, whose runtime is hollow where there is no driver
     here = EngineKey(model=fingerprint(model), tensorrt=str(tensorrt.__version__), gpu=gpu.name, driver=gpu.driver)
     require_match(engine, here, path)
-    before()
+    return engine
+
+
+def deserialised(engine: Engine, path: Path) -> Any:
+    """Return the `tensorrt.ICudaEngine` of an engine that matches, on the current CUDA device of this thread.
+
+    Raises:
+        BackendError: TensorRT refuses it.
+    """
+    tensorrt = native_tensorrt()
     loaded = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR)).deserialize_cuda_engine(engine.plan)
     if loaded is None:
         raise BackendError(f"TensorRT {tensorrt.__version__} cannot open the engine {path}", hint=_BUILD_AGAIN)
-    return Opened(engine, loaded)
+    return loaded
 
 
 def native_tensorrt() -> Any:

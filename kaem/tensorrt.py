@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kaem.artifact import Manifest, fingerprint, read_manifest
 from kaem.backend import open_session
 from kaem.cudart import Stream, cuda_runtime
-from kaem.engine import load_plan
+from kaem.engine import deserialised, matching_engine
 from kaem.errors import ArtifactError, BackendError
 from kaem.padding import calls, joined, padded
 from kaem.runtime import check_graph, read_file
@@ -112,15 +112,16 @@ class TensorRtEngine:
         self.close()
 
     def _open(self, file: Path, content: bytes, device_id: int) -> None:
-        opened = load_plan(file, content, device=device_id, before=lambda: self._start(device_id))
-        self._engine, self._profiles = opened.loaded, opened.engine.profiles
-        _check_tensors(self._engine, self._manifest, file)
-        key = opened.engine.key
-        parts = (key.digest, fingerprint(opened.engine.plan))
-        self._numerics_id = fingerprint("\n".join(("tensorrt", *parts)).encode())
-
-    def _start(self, device_id: int) -> None:
-        self._stream = Stream(cuda_runtime(), device_id)
+        engine = matching_engine(file, content, device=device_id)
+        self._stream = Stream(cuda_runtime(), device_id)  # from here on the GPU is this thread's
+        try:
+            self._engine = deserialised(engine, file)
+            _check_tensors(self._engine, self._manifest, file)
+        except BaseException:
+            self._stream.close()
+            raise
+        self._profiles = engine.profiles
+        self._numerics_id = fingerprint("\n".join(("tensorrt", engine.key.digest, fingerprint(engine.plan))).encode())
 
     def _run(self, uniform: Uniforms) -> Images:
         profile, rows = fit(len(uniform), self._profiles)

@@ -211,6 +211,16 @@ def test_every_promised_metric_has_its_name_and_labels(after_load):
                 assert set(labels.rstrip("}").split(",")) - {""} <= set(sample.labels), word
 
 
+def test_devices_that_are_lost_and_back_are_counted():
+    with monitored() as (live, _):
+        for is_up in (False, True, False):
+            live.server._watchers.on_device("cuda:0", is_up=is_up)
+        live.server._watchers.on_device("cuda:1", is_up=True)
+        scrape = Scrape(live)
+    assert [scrape("kaem_device_up", device=f"cuda:{number}") for number in range(2)] == [0, 1]
+    assert [scrape("kaem_device_losses_total", device=f"cuda:{number}") for number in range(2)] == [2, 0]
+
+
 def test_every_metric_of_the_dashboard_exists(after_load):
     live, *_ = after_load
     _, text = get(f"{live.server.http_address}/metrics")
