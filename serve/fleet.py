@@ -72,6 +72,7 @@ class DeviceEngine:
 
     def __init__(self, fleet: Fleet, seat: _Seat, worker: Worker) -> None:
         self.fleet = fleet
+        self.device = str(seat.device)
         self.provider = worker.provider
         self.workers = worker.workers
         self.manifest: Manifest = worker.manifest

@@ -201,6 +201,8 @@ class Server:
             self._watchers.on_device(device, is_up=is_up)
             loop.call_soon_threadsafe(self._reopen, num_alive)
 
+        for engine in fleet.engines:
+            self._watchers.on_device(engine.device, is_up=True)
         fleet.keep_alive(model.scheduler.costs.sizes, on_change)
         self._running.callback(fleet.give_up)  # before the model is closed, which waits for its batches
 
