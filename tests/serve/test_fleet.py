@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,13 +24,14 @@ from onnx import numpy_helper
 
 import kaem
 from kaem import noise
-from kaem.errors import BackendError
+from kaem.errors import ArtifactError, BackendError, ConfigError
 from serve import fleet as fleets
 from serve import process
-from serve.devices import Device, parse_devices
+from serve.devices import Device, parse_devices, workers_of
 from serve.fleet import Fleet, pause_s
 from serve.link import DONE, BrokenLinkError, Slot, receive_pair, receive_text, send_pair, send_text
 from serve.process import Model, Worker
+from serve.settings import ServeSettings
 from serve.statuses import RefusedError
 
 Status = health_pb2.HealthCheckResponse
@@ -44,7 +46,7 @@ def wait_until(is_true, timeout_s=60):
         time.sleep(0.01)
 
 
-def workers_of(server):
+def processes_of(server):
     return psutil.Process(server.process.pid).children()
 
 
@@ -116,7 +118,7 @@ def whole(alive):
 
 
 def test_processes_behind_one_port_give_the_bytes_of_a_local_sampler_under_its_id(server, local):
-    assert len(workers_of(server)) == 2
+    assert len(processes_of(server)) == 2
     with kaem.connect(server.target) as remote:
         assert remote.numerics_id == local.numerics_id
         assert remote.sample(200, 7, 3).tobytes() == local.sample(200, 7, 3).tobytes()
@@ -135,7 +137,7 @@ def _statuses(watch):
 
 def test_a_worker_killed_in_the_middle_of_a_stream_costs_no_row_and_comes_back(server, local):
     num = 60_000
-    victim = workers_of(server)[0]
+    victim = processes_of(server)[0]
     with (
         kaem.connect(server.target) as remote,
         grpc.insecure_channel(server.target.removeprefix("grpc://")) as channel,
@@ -148,7 +150,7 @@ def test_a_worker_killed_in_the_middle_of_a_stream_costs_no_row_and_comes_back(s
         victim.kill()
         parts.extend(chunk.images for chunk in stream)
         assert np.concatenate(parts).tobytes() == local.sample(num, 1).tobytes()
-        wait_until(lambda: len(workers_of(server)) == 2 and victim not in workers_of(server))
+        wait_until(lambda: len(processes_of(server)) == 2 and victim not in processes_of(server))
         watch.cancel()
         assert seen.result(timeout=30) == [Status.SERVING]  # all the time
 
@@ -160,7 +162,7 @@ def test_with_every_worker_killed_the_server_says_so_holds_its_streams_and_goes_
         assert next(watch).status == Status.SERVING
         stream = remote.stream(num, 2)
         parts = [next(stream).images]
-        for worker in workers_of(server):
+        for worker in processes_of(server):
             worker.kill()
         assert next(watch).status == Status.NOT_SERVING
         assert next(watch).status == Status.SERVING
@@ -243,7 +245,7 @@ def test_signals_for_the_whole_group_end_no_worker(whole):
 
 def test_workers_end_with_their_server_even_if_it_is_killed(artifact_path):
     with server_process(artifact_path, "--port", "0", "--device", "cpu,cpu", "--max-batch", "4") as server:
-        workers = workers_of(server)
+        workers = processes_of(server)
         assert len(workers) == 2
         server.kill()
         assert not psutil.wait_procs(workers, timeout=30)[1]
@@ -251,7 +253,7 @@ def test_workers_end_with_their_server_even_if_it_is_killed(artifact_path):
 
 def test_a_drain_completes_streams_and_ends_the_workers(artifact_path, local):
     with server_process(artifact_path, "--port", "0", "--device", "cpu,cpu", "--max-batch", "32") as server:
-        workers = workers_of(server)
+        workers = processes_of(server)
         with kaem.connect(server.target) as remote:
             stream = remote.stream(40_000, 3)
             parts = [next(stream).images]
@@ -433,34 +435,66 @@ def test_what_is_sent_is_what_is_received():
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "what"),
+    ("settings", "what"),
     [
-        (("--device", "cuda:0,cuda:1"), 1, "has no CUDAExecutionProvider"),
-        (("--provider", "cuda"), 1, "has no CUDAExecutionProvider"),
-        (("--device", "cpu,cuda:0"), 2, "cpu and cuda do not compute the same bits"),
-        (("--device", "cuda,cuda:0"), 2, "names cuda:0 twice"),
-        (("--device", "gpu"), 2, "'gpu' is no device"),
-        (("--device", "cuda:0", "--provider", "tensorrt"), 2, "device alone says it all"),
+        ({"device": "cpu,cuda:0"}, "cpu and cuda do not compute the same bits"),
+        ({"device": "cuda,cuda:0"}, "names cuda:0 twice"),
+        ({"device": "gpu"}, "'gpu' is no device"),
+        ({"device": ""}, "'' is no device"),
+        ({"device": "cuda:0,"}, "'' is no device"),
+        ({"device": "cuda:-1"}, "'cuda:-1' is no device"),
+        ({"device": "cpu:0"}, "'cpu:0' is no device"),
+        ({"device": ",".join(["cpu"] * 65)}, "at most 64"),
+        ({"device": "cuda:0", "provider": "tensorrt"}, "device alone says it all"),
     ],
 )
-def test_what_cannot_be_served_ends_in_one_clear_error(artifact_path, words, code, what):
-    if code == 1:
-        import onnxruntime
+def test_devices_that_make_no_sense_are_refused_before_anything_is_started(settings, what):
+    with pytest.raises(ConfigError) as caught:
+        ServeSettings(**settings)
+    assert what in str(caught.value)
 
-        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            pytest.skip("this ONNX Runtime has CUDA")
-    done = subprocess.run([*LAUNCH, artifact_path, "--port", "0", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
+
+def test_names_of_devices():
+    assert [str(device) for device in parse_devices("cuda, cuda:12")] == ["cuda:0", "cuda:12"]
+    assert [str(device) for device in parse_devices("cpu,cpu")] == ["cpu:0", "cpu:1"]
+    assert parse_devices("tensorrt:3") == (Device("tensorrt", 3),)
+
+
+def test_processes_on_a_cpu_share_its_cores_unless_told_otherwise():
+    cores = len(os.sched_getaffinity(0))
+    assert workers_of(parse_devices("cpu"), None) == cores
+    assert workers_of(parse_devices(",".join(["cpu"] * (cores + 1))), None) == 1
+    assert workers_of(TWO, 3) == 3
+    assert workers_of(parse_devices("cuda:0,cuda:1"), None) is None
+
+
+def test_a_gpu_that_is_not_there_ends_in_one_clear_error_and_nothing_else_computes(artifact_path):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    done = subprocess.run(
+        [*LAUNCH, artifact_path, "--port", "0", "--device", "cuda:0,cuda:1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr
-    assert what in " ".join(done.stderr.split())
+    assert "has no CUDAExecutionProvider" in " ".join(done.stderr.split())
 
 
-def test_a_model_that_is_none_ends_in_one_clear_error(tmp_path):
+def test_an_engine_file_that_is_missing_is_named_where_it_should_be(artifact_path):
+    with pytest.raises(ArtifactError, match=re.escape(str(artifact_path.with_suffix(".engine")))) as caught:
+        Fleet(artifact_path, parse_devices("tensorrt:0"))
+    assert "--target tensorrt" in caught.value.hint
+
+
+def test_a_model_that_is_none_is_named_by_its_path(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"no model")
-    words = [*LAUNCH, tmp_path / "model.onnx", "--port", "0", "--device", "cpu,cpu"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {tmp_path / 'model.onnx'} is not a usable ONNX model")
-    assert "Traceback" not in done.stderr
+    with pytest.raises(ArtifactError) as caught:
+        Fleet(tmp_path / "model.onnx", TWO)
+    assert caught.value.message.startswith(f"{tmp_path / 'model.onnx'} is not a usable ONNX model")
+    with pytest.raises(ArtifactError, match="no model file at"):
+        Fleet(tmp_path / "missing.onnx", TWO)
