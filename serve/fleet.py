@@ -315,6 +315,11 @@ class Fleet:
         return worker
 
 
+def fleet_of(engines: Sequence[object]) -> Fleet | None:
+    """Return the fleet that engines belong to, if they are devices of one."""
+    return next((engine.fleet for engine in engines if isinstance(engine, DeviceEngine)), None)
+
+
 def _greet(worker: Worker, device: Device, first: Worker) -> None:
     """Wait for a worker of a starting fleet.
 

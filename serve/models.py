@@ -16,6 +16,7 @@ from kaem.protocol.messages import Limits, Model
 from serve.buckets import power_sizes
 from serve.current import check_allowed
 from serve.engine import Engine, agreed, warm_up
+from serve.fleet import Fleet, fleet_of
 from serve.lanes import Lanes
 from serve.observer import Observer
 from serve.scheduler import Bounds, Scheduler
@@ -35,11 +36,13 @@ class ServedModel:
         info: What clients are told.
         scheduler: Takes jobs for it.
         lanes: Compute them.
+        fleet: Of the engines, if they are processes.
     """
 
     info: Model
     scheduler: Scheduler
     lanes: Lanes
+    fleet: Fleet | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -48,6 +51,8 @@ class ServedModel:
 
     async def close(self) -> None:
         """End its jobs and stop computing; the engines stay open."""
+        if self.fleet is not None:
+            self.fleet.give_up()  # otherwise a batch might still wait for a device that is lost
         await self.lanes.close()
 
 
@@ -91,6 +96,7 @@ async def open_model(
     bounds: Bounds,
     max_batch: int | None,
     observer: Observer,
+    on_devices: Callable[[int], None] = lambda num_alive: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> ServedModel:
     """Warm a model's engines up and start computing; to be awaited in the loop that answers requests.
@@ -102,6 +108,7 @@ async def open_model(
         bounds: What may wait and be held.
         max_batch: Rows of the largest batch; None for as many as make batches more efficient.
         observer: Told what happens.
+        on_devices: Called in this loop with the number of devices that compute, whenever it changes.
         clock: In seconds.
 
     Raises:
@@ -130,7 +137,22 @@ async def open_model(
     )
     table = ", ".join(f"{size}: {1e3 * costs.batch_seconds(size):.3g}" for size in costs.sizes)
     _log.info("model %r on %s, milliseconds of a batch by its rows: %s", name, first.provider, table)
-    return ServedModel(info, scheduler, Lanes(scheduler, [engine.decode for engine in engines]))
+    fleet = fleet_of(engines)
+    if fleet is not None:
+        _keep_alive(fleet, costs.sizes, observer, lambda num: loop.call_soon_threadsafe(on_devices, num))
+    return ServedModel(info, scheduler, Lanes(scheduler, [engine.decode for engine in engines]), fleet)
+
+
+def _keep_alive(fleet: Fleet, sizes: Sequence[int], observer: Observer, on_devices: Callable[[int], object]) -> None:
+    """Have lost devices started again from now on, and tell whom it concerns."""
+
+    def on_change(device: str, is_up: bool, num_alive: int) -> None:
+        observer.on_device(device, is_up=is_up)
+        on_devices(num_alive)
+
+    for engine in fleet.engines:
+        observer.on_device(engine.device, is_up=True)
+    fleet.keep_alive(sizes, on_change)
 
 
 def _sizes(engine: Engine, max_batch: int | None) -> tuple[int, ...]:

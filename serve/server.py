@@ -26,10 +26,10 @@ from serve.calls import Gate, Reception
 from serve.current import Tally
 from serve.devices import Device, open_engine, parse_devices
 from serve.engine import Engine
-from serve.fleet import DeviceEngine, Fleet
+from serve.fleet import Fleet, fleet_of
 from serve.guard import Guard
 from serve.logs import CallLog
-from serve.models import Models, ServedModel, open_model
+from serve.models import Models, open_model
 from serve.observer import Observer, Observers
 from serve.services import SamplerService, limits_of
 from serve.settings import ServeSettings, check_name
@@ -56,8 +56,6 @@ class Server:
 
     def __init__(self, engines: Sequence[Engine], settings: ServeSettings, observer: Observer | None = None) -> None:
         self._engines = engines
-        first = engines[0]
-        self._fleet = first.fleet if isinstance(first, DeviceEngine) else None
         self._settings = settings
         self.observer = observer or Observer()
         self._host = bare_host(settings.host)
@@ -108,7 +106,8 @@ class Server:
         except BaseException:
             await self.stop()
             raise
-        self._reopen(self._fleet.num_alive if self._fleet else 1)
+        fleet = fleet_of(self._engines)
+        self._reopen(1 if fleet is None else fleet.num_alive)
         address = f"grpc{'s' if self._tls else ''}://{format_address(self._host, port)}"
         _log.info("serving model %r at %s", self._name, address)
         return address
@@ -188,23 +187,10 @@ class Server:
             bounds=self._settings.bounds,
             max_batch=self._settings.max_batch,
             observer=self._watchers,
+            on_devices=self._reopen,
         )
         self._running.push_async_callback(model.close)
         self.models.put(model)
-        if self._fleet is not None:
-            self._keep_alive(self._fleet, model)
-
-    def _keep_alive(self, fleet: Fleet, model: ServedModel) -> None:
-        loop = asyncio.get_running_loop()
-
-        def on_change(device: str, is_up: bool, num_alive: int) -> None:
-            self._watchers.on_device(device, is_up=is_up)
-            loop.call_soon_threadsafe(self._reopen, num_alive)
-
-        for engine in fleet.engines:
-            self._watchers.on_device(engine.device, is_up=True)
-        fleet.keep_alive(model.scheduler.costs.sizes, on_change)
-        self._running.callback(fleet.give_up)  # before the model is closed, which waits for its batches
 
     def _reopen(self, num_alive: int) -> None:
         """Let calls in as long as a device is left."""
