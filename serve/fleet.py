@@ -84,6 +84,7 @@ class DeviceEngine:
 
         Raises:
             BackendError: The device was lost before the fleet is kept alive, or several were with these rows.
+            RequestError: They are no uniforms.
             RefusedError: UNAVAILABLE, no device is left.
         """
         return self.fleet.decode(self._seat, uniform)

@@ -127,6 +127,7 @@ class Worker:
         """Map rows of uniforms, shape (N, D), to images, shape (N, C, H, W), in memory of their own.
 
         Raises:
+            RequestError: The engine takes no such uniforms; the worker goes on.
             WorkerLostError: It gave none.
         """
         rows = len(uniform)
@@ -141,6 +142,8 @@ class Worker:
             send_pair(self._link, self._slot.capacity, rows)
             if self._answer(DONE) != rows:
                 raise BrokenLinkError("it answers another batch")
+        except RequestError:
+            raise
         except KaemError as error:
             raise WorkerLostError(f"its engine failed: {error}") from None
         except (BrokenLinkError, OSError) as error:

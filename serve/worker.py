@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kaem.artifact import write_manifest
-from kaem.errors import KaemError
+from kaem.errors import KaemError, RequestError
 from serve.allocator import keep_large_blocks
 from serve.devices import Device, OpenEngine, open_engine
 from serve.link import (
@@ -51,9 +51,8 @@ def main() -> None:
                 with open_engine(content, device, workers=wish["workers"], name=Path(wish["path"])) as engine:
                     _compute(engine, link, memory_file)
             except KaemError as error:
-                told = {"class": type(error).__name__, "message": error.message, "hint": error.hint}
-                named = {key: text.replace(str(content), wish["path"]) for key, text in told.items()}
-                send_text(link, FAILED, named)
+                told = {key: text.replace(str(content), wish["path"]) for key, text in _told(error).items()}
+                send_text(link, FAILED, told)
         except BrokenLinkError:
             return
 
@@ -73,8 +72,16 @@ def _compute(engine: OpenEngine, link: socket.socket, memory_file: int) -> None:
         slot.map(capacity)
         if not 1 <= rows <= capacity:
             raise BrokenLinkError(f"{rows} rows are asked of {capacity}")
-        slot.images[:rows] = engine.decode(slot.uniform[:rows])
-        send_pair(link, DONE, rows)
+        try:
+            slot.images[:rows] = engine.decode(slot.uniform[:rows])
+        except RequestError as error:  # these rows are to blame, and not the engine
+            send_text(link, FAILED, _told(error))
+        else:
+            send_pair(link, DONE, rows)
+
+
+def _told(error: KaemError) -> dict[str, str]:
+    return {"class": type(error).__name__, "message": error.message, "hint": error.hint}
 
 
 def _end_with_server(link_file: int) -> None:

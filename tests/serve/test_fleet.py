@@ -24,7 +24,7 @@ from onnx import numpy_helper
 
 import kaem
 from kaem import noise
-from kaem.errors import ArtifactError, BackendError, ConfigError
+from kaem.errors import ArtifactError, BackendError, ConfigError, RequestError
 from serve import fleet as fleets
 from serve import process
 from serve.devices import Device, parse_devices, workers_of
@@ -214,6 +214,16 @@ def test_batches_are_right_while_devices_come_and_go(whole, local):
         assert all(lane.result(timeout=120) for lane in lanes)
     whole.wait(lambda: len(whole.changes) == 6)
     assert {name for name, _, _ in whole.changes} == {"cpu:0", "cpu:1"}
+
+
+def test_uniforms_that_are_none_end_no_worker(whole):
+    pids = [whole.pid(number) for number in range(2)]
+    with pytest.raises(RequestError, match="a uniform is 7"):
+        whole.fleet.engines[0].decode(np.full((ROWS, 5), 7, np.float32))
+    for engine in whole.fleet.engines:
+        engine.decode(uniforms(0))
+    assert [whole.pid(number) for number in range(2)] == pids
+    assert not whole.changes
 
 
 def test_an_idle_worker_that_dies_is_noticed_and_replaced(whole):
