@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -24,14 +23,12 @@ from onnx import numpy_helper
 
 import kaem
 from kaem import noise
-from kaem.errors import ArtifactError, BackendError, ConfigError, RequestError
+from kaem.errors import ArtifactError, BackendError, RequestError
 from serve import fleet as fleets
-from serve import process
-from serve.devices import Device, parse_devices, workers_of
+from serve import process, roster
+from serve.devices import parse_devices
 from serve.fleet import Fleet, pause_s
-from serve.link import DONE, BrokenLinkError, Slot, receive_pair, receive_text, send_pair, send_text
-from serve.process import Model, Worker
-from serve.settings import ServeSettings
+from serve.process import Worker
 from serve.statuses import RefusedError
 
 Status = health_pb2.HealthCheckResponse
@@ -358,7 +355,7 @@ def test_devices_that_compute_other_bits_under_one_id_are_refused(artifact_path)
 
 
 def test_a_batch_is_refused_when_no_device_comes_back(artifact_path, monkeypatch):
-    monkeypatch.setattr(fleets, "_HOLD_S", 0.05)
+    monkeypatch.setattr(roster, "_HOLD_S", 0.05)
     monkeypatch.setattr(fleets, "pause_s", lambda failures: 60.0)
     with Alive(artifact_path, TWO[:1]) as alive:
         alive.kill(0)
@@ -374,7 +371,7 @@ def test_who_waits_for_a_device_is_let_go_when_the_server_stops(artifact_path, m
         alive.kill(0)
         alive.wait(lambda: alive.changes)
         waiting = pool.submit(alive.fleet.engines[0].decode, uniforms(0))
-        wait_until(lambda: alive.fleet._queue)
+        wait_until(lambda: alive.fleet._roster._queue)
         alive.fleet.give_up()
         with pytest.raises(RefusedError):
             waiting.result(timeout=30)
@@ -385,97 +382,6 @@ def test_pauses_grow_from_nothing_to_half_a_minute():
     assert pauses[:4] == [0.0, 0.5, 1.0, 2.0]
     assert pauses == sorted(pauses)
     assert pauses[-1] == 30.0
-
-
-@pytest.mark.parametrize(("capacity", "rows"), [(4, 0), (4, 5), (0, 1), (1 << 20, 1)])
-def test_a_worker_that_is_asked_for_rows_that_are_not_there_leaves(artifact_path, capacity, rows):
-    model = Model(artifact_path, artifact_path.read_bytes())
-    worker = Worker(model, Device("cpu"), 1)
-    try:
-        worker.greet()
-        worker._slot.grow(4)
-        send_pair(worker._link, capacity, rows)
-        assert worker.process.wait(timeout=30) == 0
-    finally:
-        worker.end()
-        worker.release()
-        model.close()
-
-
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"", "is gone"),
-        (b"\1\0\0\0", "is gone"),
-        (b"\0\0\0\0\xff\xff\xff\xff", "4294967295 bytes is announced"),
-        (b"\0\0\0\0\2\0\0\0ab", "JSON"),
-        (b"\0\0\0\0\2\0\0\0[]", "object"),
-    ],
-)
-def test_what_is_no_answer_is_refused(content, what):
-    mine, theirs = socket.socketpair()
-    with mine:
-        with theirs:
-            theirs.sendall(content)
-        with pytest.raises(BrokenLinkError, match=what):
-            receive_text(mine, receive_pair(mine)[1])
-
-
-def test_what_is_sent_is_what_is_received():
-    mine, theirs = socket.socketpair()
-    with mine, theirs:
-        send_text(mine, DONE, {"name": "größe", "size": [1, 2]})
-        assert receive_pair(theirs)[0] == DONE
-        theirs.settimeout(5)
-    manifest = kaem.artifact.Manifest(family="kaem", name="x", noise_dim=3, latent_dim=3, image_shape=(1, 2, 5))
-    file = os.memfd_create("test")
-    try:
-        one, other = Slot(file, manifest), Slot(file, manifest)
-        for rows in (1, 7, 3, 100):
-            one.grow(rows)
-            other.map(one.capacity)
-            one.uniform[:], one.images[:] = rows, -rows
-            assert (other.uniform == rows).all()
-            assert (other.images == -rows).all()
-        assert one.capacity == 100
-        with pytest.raises(BrokenLinkError, match="does not hold 101 rows"):
-            other.map(101)
-    finally:
-        os.close(file)
-
-
-@pytest.mark.parametrize(
-    ("settings", "what"),
-    [
-        ({"device": "cpu,cuda:0"}, "cpu and cuda do not compute the same bits"),
-        ({"device": "cuda,cuda:0"}, "names cuda:0 twice"),
-        ({"device": "gpu"}, "'gpu' is no device"),
-        ({"device": ""}, "'' is no device"),
-        ({"device": "cuda:0,"}, "'' is no device"),
-        ({"device": "cuda:-1"}, "'cuda:-1' is no device"),
-        ({"device": "cpu:0"}, "'cpu:0' is no device"),
-        ({"device": ",".join(["cpu"] * 65)}, "at most 64"),
-        ({"device": "cuda:0", "provider": "tensorrt"}, "device alone says it all"),
-    ],
-)
-def test_devices_that_make_no_sense_are_refused_before_anything_is_started(settings, what):
-    with pytest.raises(ConfigError) as caught:
-        ServeSettings(**settings)
-    assert what in str(caught.value)
-
-
-def test_names_of_devices():
-    assert [str(device) for device in parse_devices("cuda, cuda:12")] == ["cuda:0", "cuda:12"]
-    assert [str(device) for device in parse_devices("cpu,cpu")] == ["cpu:0", "cpu:1"]
-    assert parse_devices("tensorrt:3") == (Device("tensorrt", 3),)
-
-
-def test_processes_on_a_cpu_share_its_cores_unless_told_otherwise():
-    cores = len(os.sched_getaffinity(0))
-    assert workers_of(parse_devices("cpu"), None) == cores
-    assert workers_of(parse_devices(",".join(["cpu"] * (cores + 1))), None) == 1
-    assert workers_of(TWO, 3) == 3
-    assert workers_of(parse_devices("cuda:0,cuda:1"), None) is None
 
 
 def test_a_gpu_that_is_not_there_ends_in_one_clear_error_and_nothing_else_computes(artifact_path):
