@@ -50,7 +50,15 @@ def serve(
     provider: Annotated[
         str | None,
         typer.Option(
-            help="Where the model runs: cpu, cuda or ort-tensorrt. Never silently another.", show_default="cpu"
+            help="Where the model runs: cpu, cuda, ort-tensorrt or tensorrt. Never silently another.",
+            show_default="cpu",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Devices that share the work instead, such as cuda:0,cuda:1; each gets a process of its own, which is "
+            "started again if it dies."
         ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that share each batch; by default one per core.")] = None,
@@ -173,6 +181,8 @@ def serve(
 
     `kaem serve model.onnx --port 0 --grace 5`
 
+    `kaem serve model.onnx --device cuda:0,cuda:1`
+
     `kaem serve models --admin unix:/run/kaem/admin.sock --poll-models 10`
 
     `kaem serve model.onnx --config serve.toml --http-port 9090`
@@ -192,6 +202,7 @@ def serve(
         "poll_models_s": poll_models,
         "admin": admin,
         "provider": provider,
+        "device": device,
         "workers": workers,
         "max_batch": max_batch,
         "interactive_samples": interactive,

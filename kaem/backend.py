@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import secrets
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from kaem.artifact import fingerprint
 from kaem.errors import ArtifactError, BackendError, ConfigError
 from kaem.files import cache_folder
+from kaem.gpu import installed_gpu, kernel_libraries
 from kaem.providers import PROVIDERS, GpuOptions, cuda_options, tensorrt_options
 
 _EXTRAS = {"cpu": "cpu", "cuda": "gpu", "ort-tensorrt": "ort-tensorrt"}
@@ -138,11 +140,35 @@ def _providers(onnxruntime: Any, content: bytes, provider: str, gpu: GpuOptions)
     free = {value.name: tuple(value.shape[1:]) for value in inputs if isinstance(value.shape[0], str)}
     # Engines of another version or GPU are not recognised as such, so each has a folder of its own; and they are
     # executable, so nobody else may write there.
-    made_by = (*installed_runtime(), _version("tensorrt-cu13"), hardware_id(provider))
-    key = fingerprint("\n".join((fingerprint(content), *made_by)).encode())
-    cache = cache_folder() / "ort-tensorrt" / key.removeprefix("sha256:")[:16]
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    cache = _engine_folder(content, gpu.device)
     return [(PROVIDERS[provider], tensorrt_options(gpu, free, cache)), cuda]
+
+
+def _engine_folder(content: bytes, device: int) -> Path:
+    made_by = (*installed_runtime(), _version("tensorrt-cu13"), hardware_id("ort-tensorrt", device))
+    key = fingerprint("\n".join((fingerprint(content), *made_by)).encode())
+    folder = cache_folder() / "ort-tensorrt" / key.removeprefix("sha256:")[:16]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def build_id(content: bytes, provider: str, device: int = 0) -> str:
+    """Name what decides which kernels run for a model, and so the last bits of a result.
+
+    TensorRT chooses kernels by a race while it builds an engine, so there it is the folder of the built engines: an
+    arbitrary number that is drawn once with it.
+    """
+    if provider != "ort-tensorrt":
+        return hardware_id(provider, device)
+    path = _engine_folder(content, device) / "kaem-build"
+    draft = path.with_name(f".kaem-build.{secrets.token_hex(4)}")
+    try:
+        draft.write_text(secrets.token_hex(16), encoding="ascii")
+        with contextlib.suppress(FileExistsError):  # another process was quicker; its number holds
+            path.hardlink_to(draft)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path.read_text(encoding="ascii")
 
 
 def _version(distribution: str) -> str:
@@ -152,15 +178,18 @@ def _version(distribution: str) -> str:
         return ""
 
 
-def hardware_id(provider: str) -> str:
-    """Name what of the hardware decides which kernels run, and so the last bits of a result.
+def hardware_id(provider: str, device: int = 0) -> str:
+    """Name the hardware, and the libraries written for it, as far as they decide which kernels run.
 
-    On a CPU the architecture and its instruction sets, between which ONNX Runtime chooses; on a GPU its model.
+    On a CPU the architecture and its instruction sets, between which ONNX Runtime chooses; on a GPU its model, whatever
+    its number and its neighbours are, its driver, and the installed libraries of kernels.
+
+    Raises:
+        BackendError: There is no such GPU.
     """
     if provider == "cpu":
         return " ".join((platform.machine(), *sorted(_cpu_flags() & _INSTRUCTION_SETS)))
-    models = [_field(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
-    return " ".join((platform.machine(), *models))
+    return " ".join((platform.machine(), *installed_gpu(device), *kernel_libraries()))
 
 
 _X86_SETS = "sse4_1 avx avx2 fma f16c avx_vnni amx_tile amx_int8 amx_bf16"

@@ -47,11 +47,12 @@ class CudaEngine:
             session = self._owner.submit(open_session, content, "cuda", source=str(path), gpu=gpu).result()
             self._manifest = read_manifest(session.get_modelmeta().custom_metadata_map, source=str(path))
             check_graph(session, self._manifest, path)
+            hardware = hardware_id("cuda", device_id)
         except BaseException:
             self._owner.shutdown()
             raise
         numerics = sorted((key, value) for key, value in cuda_options(gpu).items() if key != "device_id")
-        parts = (fingerprint(content), "cuda", *installed_runtime(), hardware_id("cuda"), *numerics)
+        parts = (fingerprint(content), "cuda", *installed_runtime(), hardware, *numerics)
         self._numerics_id = fingerprint("\n".join(map(str, parts)).encode())
         self._bound = BoundSession(session, self._manifest, device="cuda", device_id=device_id, captures=True)
 
@@ -62,7 +63,7 @@ class CudaEngine:
 
     @property
     def numerics_id(self) -> str:
-        """Digest of artifact, provider, its settings, runtime version and hardware."""
+        """Digest of artifact, provider, its settings, runtime version, kernel libraries, GPU model and driver."""
         return self._numerics_id
 
     def decode(self, uniform: Uniforms) -> Images:

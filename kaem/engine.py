@@ -125,7 +125,7 @@ def require_match(engine: Engine, here: EngineKey, path: Path) -> None:
 
 
 def load_engine(path: Path, artifact: Path, *, device: int = 0) -> Any:
-    """Open an engine for running.
+    """Open an engine for running, on the current CUDA device of this thread.
 
     Args:
         path: The engine.
@@ -139,15 +139,40 @@ def load_engine(path: Path, artifact: Path, *, device: int = 0) -> Any:
         ArtifactError: The engine is not ours, or not of this model, TensorRT, GPU and driver.
         BackendError: TensorRT or the GPU is absent, or TensorRT refuses the engine.
     """
+    try:
+        content = artifact.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {artifact}: {error.strerror or error}", hint="check the path") from None
+    return deserialised(matching_engine(path, content, device=device), path)
+
+
+def matching_engine(path: Path, model: bytes, *, device: int = 0) -> Engine:
+    """Read an engine that this user built for this very model, TensorRT, GPU and driver.
+
+    Args:
+        path: The engine.
+        model: The bytes of the model.onnx it was built from.
+        device: The GPU, as CUDA counts.
+
+    Raises:
+        ArtifactError: It is not.
+        BackendError: TensorRT or the GPU is absent.
+    """
     engine = read_engine(path)
     tensorrt = native_tensorrt()
     gpu = installed_gpu(device)  # before TensorRT, whose runtime is hollow where there is no driver
-    try:
-        model = fingerprint(artifact.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"cannot read {artifact}: {error.strerror or error}", hint="check the path") from None
-    here = EngineKey(model=model, tensorrt=tensorrt.__version__, gpu=gpu.name, driver=gpu.driver)
+    here = EngineKey(model=fingerprint(model), tensorrt=str(tensorrt.__version__), gpu=gpu.name, driver=gpu.driver)
     require_match(engine, here, path)
+    return engine
+
+
+def deserialised(engine: Engine, path: Path) -> Any:
+    """Return the `tensorrt.ICudaEngine` of an engine that matches, on the current CUDA device of this thread.
+
+    Raises:
+        BackendError: TensorRT refuses it.
+    """
+    tensorrt = native_tensorrt()
     loaded = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR)).deserialize_cuda_engine(engine.plan)
     if loaded is None:
         raise BackendError(f"TensorRT {tensorrt.__version__} cannot open the engine {path}", hint=_BUILD_AGAIN)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from importlib import metadata
 from typing import NamedTuple
 
 from kaem.errors import BackendError
 
 _DRIVER = "libcuda.so.1"
 _MANAGEMENT = "libnvidia-ml.so.1"
+_KERNELS = ("nvidia-cublas", "nvidia-cublas-cu12", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
 
 
 class Gpu(NamedTuple):
@@ -40,6 +42,17 @@ def installed_gpu(device: int = 0) -> Gpu:
     finally:
         management.nvmlShutdown()
     return Gpu(name.value.decode(errors="replace"), driver.value.decode(errors="replace"))
+
+
+def kernel_libraries() -> tuple[str, ...]:
+    """Name the installed packages with the matrix products and convolutions that CUDA programs call, with versions."""
+    found: list[str] = []
+    for name in _KERNELS:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return tuple(found)
 
 
 def _library(name: str) -> ctypes.CDLL:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kaem import noise
 from kaem.artifact import Manifest, fingerprint, read_manifest
-from kaem.backend import hardware_id, installed_runtime, open_session
+from kaem.backend import build_id, installed_runtime, open_session
 from kaem.errors import ArtifactError, BackendError, RequestError
 from kaem.padding import padded
 from kaem.providers import PROVIDERS
@@ -65,7 +65,7 @@ class LocalSampler:
         self.provider = provider
         self.workers = workers
         self._numerics_id = fingerprint(
-            "\n".join((fingerprint(content), provider, *runtime, hardware_id(provider))).encode()
+            "\n".join((fingerprint(content), provider, *runtime, build_id(content, provider))).encode()
         )
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kaem-rows")
         self._is_closed = False

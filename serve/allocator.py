@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+from typing import TYPE_CHECKING
 
-from serve.calls import Gate
+if TYPE_CHECKING:  # a worker process has no calls, and does not load gRPC
+    from serve.calls import Gate
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 _MMAP_THRESHOLD_BYTES = 32 << 20  # the most that every glibc accepts

@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 
 _WEIGHT = 0.1  # of a new observation: a table that follows the machine's load within some twenty batches
+_MOST_TIMES = 4  # what is known: one batch that had to wait for a lost device, or a suspended machine, is no rule
 _HAND_OVER_S = 5e-4  # between two batches: planning, drawing the next rows, waking readers
 _KNEE = 0.95  # of the best rows per second: what is gained beyond is paid for in everybody's latency
 
@@ -73,7 +74,8 @@ class CostTable:
 
     def observe(self, size: int, seconds: float) -> None:
         """Let a batch that has just run correct the table."""
-        self._seconds[size] += _WEIGHT * (seconds - self._seconds[size])
+        known = self._seconds[size]
+        self._seconds[size] += _WEIGHT * (min(seconds, max(_MOST_TIMES * known, _HAND_OVER_S)) - known)
 
     def up_to_the_knee(self, least: int) -> CostTable:
         """Return the table without the sizes that hardly improve the rows per second of a smaller one.

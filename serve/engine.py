@@ -97,6 +97,27 @@ def warm_up(engine: Engine, sizes: Sequence[int], *, clock: Callable[[], float] 
     return Warmth(CostTable({size: _seconds(engine, size, clock) for size in allowed}), numerics_id)
 
 
+def agreed(engines: Sequence[Engine], warmths: Sequence[Warmth]) -> Warmth:
+    """Return what holds for several devices that share the batches of one model: the sizes of all, at their slowest.
+
+    Raises:
+        BackendError: They do not compute the same bits.
+    """
+    first = warmths[0]
+    for engine, warmth in zip(engines, warmths, strict=True):
+        if warmth.numerics_id != first.numerics_id:
+            raise BackendError(
+                f"the devices do not compute the same bits: their numerics ids are {first.numerics_id} "
+                f"and, on {engine.provider}, {warmth.numerics_id}",
+                hint="serve each kind of device by its own server",
+            )
+    # One that is slower may have reached fewer sizes. Those that it shares with the others have equal bits: the id
+    # names the smallest wherever bits depend on the size.
+    sizes = [size for size in first.costs.sizes if all(size in warmth.costs.sizes for warmth in warmths)]
+    seconds = {size: max(warmth.costs.batch_seconds(size) for warmth in warmths) for size in sizes}
+    return Warmth(CostTable(seconds), first.numerics_id)
+
+
 def _probe_sizes(engine: Engine, sizes: Sequence[int], clock: Callable[[], float]) -> dict[int, Images | None]:
     """Return the probes' images in batches of every size that is reached in time; see `_probed`."""
     began = clock()

@@ -20,7 +20,7 @@ _Response = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """One state shared by a set of names; NOT_SERVING until told otherwise.
+    """One state shared by a set of names, NOT_SERVING until told otherwise, and names that are worse off.
 
     Args:
         names: Every name that has a health from the start: "", services.
@@ -28,6 +28,7 @@ class Health:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = set(names)
+        self._down: set[str] = set()  # NOT_SERVING, whatever the others are
         self._is_serving = False
         self._is_ended = False
         self._changed = asyncio.Event()
@@ -47,6 +48,13 @@ class Health:
         """Know a name no more."""
         if name in self._names:
             self._names.remove(name)
+            self._down.discard(name)
+            self._notify()
+
+    def set_up(self, name: str, is_up: bool) -> None:
+        """Let a name say NOT_SERVING while the others serve, or no longer."""
+        if is_up == (name in self._down):
+            (self._down.discard if is_up else self._down.add)(name)
             self._notify()
 
     def end_watches(self) -> None:
@@ -91,7 +99,7 @@ class Health:
     def _status(self, name: str) -> int:
         if name not in self._names:
             return int(_Response.SERVICE_UNKNOWN)
-        return int(_Response.SERVING if self._is_serving else _Response.NOT_SERVING)
+        return int(_Response.SERVING if self._is_serving and name not in self._down else _Response.NOT_SERVING)
 
     def _notify(self) -> None:
         previous, self._changed = self._changed, asyncio.Event()

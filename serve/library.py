@@ -39,6 +39,7 @@ class Library:
         settings: What the operator decided.
         observer: Told what happens.
         statistics: Counts what each version does.
+        on_devices: Called when it may have changed which models compute.
     """
 
     def __init__(
@@ -51,9 +52,16 @@ class Library:
         settings: ServeSettings,
         observer: Observer,
         statistics: Statistics,
+        on_devices: Callable[[], None],
     ) -> None:
         self.shelf = Shelf(
-            open_engines, models, health=health, settings=settings, observer=observer, statistics=statistics
+            open_engines,
+            models,
+            health=health,
+            settings=settings,
+            observer=observer,
+            statistics=statistics,
+            on_devices=on_devices,
         )
         self.loader = Loader(repository, self.shelf)
         self.admin_address = ""

@@ -57,6 +57,7 @@ class Metrics(Observer):
         self._cancelled = self._counter("kaem_cancelled", "Requests left by their reader, by stage.", "stage")
         self._expired = self._counter("kaem_expired", "Requests whose deadline passed.")
         self._loads = self._counter("kaem_model_loads", "Loads of models, by what came of them.", "model", "outcome")
+        self._losses = self._counter("kaem_device_losses", "Processes of devices that were lost.", "model", "device")
         self._batch_rows = Histogram(
             "kaem_batch_rows", "Rows of a batch that somebody wanted.", buckets=_ROWS, registry=self.registry
         )
@@ -112,6 +113,10 @@ class Metrics(Observer):
         """Count it."""
         self._batch_failures.inc()
 
+    def on_device(self, *, model: str, device: str, is_up: bool) -> None:
+        """Count a loss; a device is there with none from its start."""
+        self._losses.labels(model, device).inc(not is_up)
+
     def on_first_chunk(self, seconds: float) -> None:
         """Time it."""
         self._first_chunk.observe(seconds)
@@ -156,6 +161,12 @@ class Metrics(Observer):
             digest = model.manifest.graph_fingerprint
             info.add_metric((told.name, str(told.version), digest, told.provider, told.numerics_id), 1.0)
         yield info
+        seat = ("model", "version", "device")
+        up = GaugeMetricFamily("kaem_device_up", "1 while a device's process computes.", labels=seat)
+        for model in self._models:
+            for device, is_up in model.fleet.states.items() if model.fleet is not None else ():
+                up.add_metric((model.info.name, str(model.info.version), device), float(is_up))
+        yield up
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(name, meaning, labels, registry=self.registry)

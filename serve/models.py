@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import grpc
 
 from kaem.artifact import Manifest
-from kaem.errors import ArtifactError, BackendError, RequestError
+from kaem.errors import ArtifactError, RemoteError, RequestError
 from kaem.protocol import kaem_pb2
 from kaem.protocol.messages import (
     MAX_MESSAGE_BYTES,
@@ -24,7 +24,8 @@ from kaem.protocol.messages import (
 from serve.buckets import power_sizes
 from serve.current import check_allowed
 from serve.demand import Bounds
-from serve.engine import Engine, Warmth, warm_up
+from serve.engine import Engine, Warmth, agreed, warm_up
+from serve.fleet import Fleet, fleet_of
 from serve.lanes import Lanes
 from serve.latents import decoder_of
 from serve.observer import Observer
@@ -46,17 +47,24 @@ class ServedModel:
         scheduler: Takes jobs for it.
         lanes: Compute them.
         makes_latents: Whether jobs may ask for latent vectors.
+        fleet: Of the engines, if they are processes.
     """
 
     info: Model
     scheduler: Scheduler
     lanes: Lanes
     makes_latents: bool = False
+    fleet: Fleet | None = None
 
     @property
     def manifest(self) -> Manifest:
         """What the artifact says about itself."""
         return self.info.manifest
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether anything is left that computes it: processes of devices may all be lost for a while."""
+        return self.fleet is None or self.fleet.num_alive > 0
 
     async def wait_idle(self) -> None:
         """Wait until it has no job left."""
@@ -66,6 +74,8 @@ class ServedModel:
 
     async def close(self) -> None:
         """End its jobs and stop computing; the engines stay open."""
+        if self.fleet is not None:
+            self.fleet.give_up()  # otherwise a batch might still wait for a device that is lost
         await self.lanes.close()
 
 
@@ -100,15 +110,21 @@ class Models:
         """Return the versions of a model in ascending order; the last is the newest. Empty for an unknown name."""
         return tuple(sorted(self._models.get(name, ())))
 
+    def newest(self, name: str) -> ServedModel | None:
+        """Return what a call meets that names no version; None for an unknown name."""
+        versions = self._models.get(name)
+        return versions[max(versions)] if versions else None
+
     def get(self, name: str, version: int = 0) -> ServedModel:
-        """Return a model.
+        """Return a model that computes.
 
         Args:
             name: Of the model; "" for the only one.
             version: Of the model; 0 for the newest one.
 
         Raises:
-            RefusedError: NOT_FOUND; PERMISSION_DENIED, for the caller whose token does not allow it.
+            RefusedError: NOT_FOUND; PERMISSION_DENIED, for the caller whose token does not allow it; UNAVAILABLE, all
+                its devices are lost.
         """
         if not name and len(self._models) == 1:
             name = next(iter(self._models))
@@ -123,6 +139,9 @@ class Models:
             offered = ", ".join(map(str, self.versions(name)))
             error = RequestError(f"no version {version} of model {name!r}", hint=f"this server has {offered}")
             raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="version")
+        if not model.is_alive:
+            lost = RemoteError(f"model {name!r} has lost its devices", hint="try again; the server starts them again")
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, lost)
         return model
 
 
@@ -140,12 +159,7 @@ def warm_engines(engines: Sequence[Engine], max_batch: int | None) -> Warmth:
         BackendError: An engine does not run, or they do not compute the same bits.
     """
     first = engines[0]
-    warmths = [warm_up(engine, _sizes(first, max_batch)) for engine in engines]
-    if len({(warmth.numerics_id, warmth.costs.sizes) for warmth in warmths}) > 1:
-        raise BackendError(
-            "the devices do not compute the same bits", hint="serve each kind of device by its own server"
-        )
-    warmth = _slowest(warmths)
+    warmth = agreed(engines, [warm_up(engine, _sizes(first, max_batch)) for engine in engines])
     if max_batch:
         return warmth
     return replace(warmth, costs=warmth.costs.up_to_the_knee(_LEAST_BATCH_ROWS * first.workers))
@@ -181,6 +195,7 @@ def start_model(
     limits: Limits,
     bounds: Bounds,
     observer: Observer,
+    on_devices: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> ServedModel:
     """Start computing with warm engines; to be called in the event loop that answers requests.
@@ -193,7 +208,11 @@ def start_model(
         limits: What fits in one message.
         bounds: What may wait and be held.
         observer: Told what happens.
+        on_devices: Called in this loop whenever a device of it is lost or back.
         clock: In seconds.
+
+    Raises:
+        BackendError: Its devices have computed other bits under one numerics id.
     """
     first, costs = engines[0], warmth.costs
     loop = asyncio.get_running_loop()
@@ -218,15 +237,28 @@ def start_model(
     _log.info(
         "model %r version %d on %s, milliseconds of a batch by its rows: %s", name, version, first.provider, table
     )
+    fleet = fleet_of(engines)
+    if fleet is not None:
+        _keep_alive(fleet, costs.sizes, name, observer, lambda: loop.call_soon_threadsafe(on_devices))
     both = [decoder_of(engine) for engine in engines]
     lanes = Lanes(scheduler, [engine.decode for engine in engines], both)
-    return ServedModel(info, scheduler, lanes, makes_latents=None not in both)
+    return ServedModel(info, scheduler, lanes, makes_latents=None not in both, fleet=fleet)
+
+
+def _keep_alive(
+    fleet: Fleet, sizes: Sequence[int], model: str, observer: Observer, on_devices: Callable[[], object]
+) -> None:
+    """Have lost devices started again from now on, and tell whom it concerns."""
+
+    def on_change(device: str, is_up: bool, num_alive: int) -> None:
+        observer.on_device(model=model, device=device, is_up=is_up)
+        on_devices()
+
+    fleet.keep_alive(sizes, on_change)
+    for engine in fleet.engines:
+        observer.on_device(model=model, device=engine.device, is_up=True)
 
 
 def _sizes(engine: Engine, max_batch: int | None) -> tuple[int, ...]:
     most = _MAX_BATCH_BYTES // engine.manifest.image_bytes
     return power_sizes(max_batch or max(1, min(_MAX_BATCH_ROWS * engine.workers, most)))
-
-
-def _slowest(warmths: Sequence[Warmth]) -> Warmth:
-    return max(warmths, key=lambda warmth: warmth.costs.batch_seconds(warmth.costs.largest))

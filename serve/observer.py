@@ -33,6 +33,9 @@ class Observer:
     def on_batch_failed(self, *, size: int, rows: int) -> None:
         """The engine could not compute a batch."""
 
+    def on_device(self, *, model: str, device: str, is_up: bool) -> None:
+        """A device's process of a model computes from now on, or was lost."""
+
     def on_first_chunk(self, seconds: float) -> None:
         """The first chunk of a job was handed to its handler, so long after the job was submitted."""
 
@@ -100,6 +103,11 @@ class Observers(Observer):
         """Pass it on."""
         for observer in self._observers:
             observer.on_batch_failed(size=size, rows=rows)
+
+    def on_device(self, *, model: str, device: str, is_up: bool) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_device(model=model, device=device, is_up=is_up)
 
     def on_first_chunk(self, seconds: float) -> None:
         """Pass it on."""

@@ -28,6 +28,7 @@ from serve.latents import DecodeBoth
 from serve.ledger import Ledger
 from serve.observer import Observer
 from serve.sources import Source
+from serve.statuses import RefusedError
 
 _log = logging.getLogger(__name__)
 
@@ -177,6 +178,9 @@ class Scheduler:
             with self._changed:
                 self.costs.observe(batch.size, self._clock() - began)
             self._observer.on_batch(size=batch.size, rows=batch.rows, seconds=seconds)
+        except RefusedError as error:  # nothing is wrong with the batch; there was nothing to compute it
+            self._observer.on_batch_failed(size=batch.size, rows=batch.rows)
+            self._fail(batch.jobs, error)
         except Exception:  # whatever the engine raises, the jobs beside these must go on
             _log.exception("a batch of %d rows failed", batch.rows)
             self._observer.on_batch_failed(size=batch.size, rows=batch.rows)

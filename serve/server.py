@@ -10,23 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from kaem.cuda import CudaEngine
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
-from kaem.runtime import LocalSampler
 from serve import health, reflection, services
 from serve.address import bare_host, check_address, format_address, why_not_bound
 from serve.allocator import keep_large_blocks, release_when_idle
 from serve.calls import Gate, Reception
 from serve.current import Tally
-from serve.engine import Engine
 from serve.guard import Guard
 from serve.inference_protocol import service as inference_protocol
 from serve.inference_protocol.statistics import Statistics
@@ -34,6 +31,7 @@ from serve.library import Library
 from serve.logs import CallLog
 from serve.models import Models, ServedModel
 from serve.observer import Observer, Observers
+from serve.opening import engines_of
 from serve.repository import Repository, open_repository
 from serve.services import SamplerService
 from serve.settings import ServeSettings
@@ -98,6 +96,7 @@ class Server:
             settings=settings,
             observer=self._watchers,
             statistics=self._statistics,
+            on_devices=self._follow_devices,
         )
         self._reception = Reception(self.gate, self._watchers, guard)
         self._add_telemetry()
@@ -132,8 +131,8 @@ class Server:
         except BaseException:
             await self.stop()
             raise
-        self._health.set_serving(True)
         self.gate.open()
+        self._follow_devices()
         address = f"grpc{'s' if self._tls else ''}://{format_address(self._host, port)}"
         _log.info("serving %s at %s", ", ".join(_told(model) for model in self.models), address)
         return address
@@ -169,10 +168,10 @@ class Server:
             from serve.metrics import Metrics
 
             metrics = Metrics(
-                self.models, lambda: self.gate.closed_because is None, draining=lambda: self.library.shelf.draining
+                self.models, lambda: self._why_not_ready() is None, draining=lambda: self.library.shelf.draining
             )
             self._watchers.add(metrics)
-            routes = monitoring_routes(metrics.registry, lambda: self.gate.closed_because or "")
+            routes = monitoring_routes(metrics.registry, lambda: self._why_not_ready() or "")
             if settings.http_samples:
                 from serve.picture import Pictures
 
@@ -194,7 +193,7 @@ class Server:
     def _add_services(self) -> None:
         sampling = SamplerService(self.models, self._settings, self._watchers)
         inference = inference_protocol.InferenceService(
-            self.models, self._settings, self._watchers, self._statistics, lambda: self.gate.closed_because is None
+            self.models, self._settings, self._watchers, self._statistics, lambda: self._why_not_ready() is None
         )
         names = (
             services.SERVICE,
@@ -221,6 +220,18 @@ class Server:
         except RuntimeError:  # which does not say why
             raise why_not_bound(host, port) from None
 
+    def _follow_devices(self) -> None:
+        """Say whether there is a device left to compute any model, unless nothing is to be computed yet or any more."""
+        if self.gate.closed_because is None:
+            self._health.set_serving(self._why_not_ready() is None)
+
+    def _why_not_ready(self) -> str | None:
+        """Return why no call should come here, as what the server does; None if any may."""
+        models = list(self.models)
+        if models and not any(model.is_alive for model in models):
+            return self.gate.closed_because or "has lost its devices and starts them again"
+        return self.gate.closed_because
+
 
 def _told(model: ServedModel) -> str:
     return f"model {model.info.name!r} version {model.info.version}"
@@ -243,24 +254,6 @@ def run(path: Path, settings: ServeSettings, *, on_serving: Callable[[str], None
     early = asyncio.run(_run_until_signal(repository, settings, on_serving))
     if early is not None:
         raise SystemExit(128 + early)
-
-
-@contextmanager
-def engines_of(settings: ServeSettings, path: Path) -> Iterator[Sequence[Engine]]:
-    """Open an artifact on the devices that the settings name, for the time of the block.
-
-    Raises:
-        ArtifactError: The file is missing, damaged, or not a kaem artifact.
-        BackendError: A device or its libraries are unusable.
-    """
-    with _open_engine(path, settings) as engine:
-        yield [engine]
-
-
-def _open_engine(path: Path, settings: ServeSettings) -> LocalSampler | CudaEngine:
-    if settings.provider == "cuda":
-        return CudaEngine(path)
-    return LocalSampler(path, provider=settings.provider, workers=settings.workers)
 
 
 async def _run_until_signal(

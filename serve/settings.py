@@ -10,9 +10,11 @@ from kaem.errors import ConfigError
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
 from kaem.providers import PROVIDERS
 from serve.demand import Bounds
+from serve.devices import parse_devices
 
 _LEAST_HELD_BYTES = 4 * MAX_MESSAGE_BYTES  # half of it is for what every request may always hold: two messages
 LOG_FORMATS = ("text", "json")
+_PROVIDERS = (*PROVIDERS, "tensorrt")
 
 _MAX_NAME_CHARS = 128  # it travels in errors, hints and health requests
 
@@ -27,8 +29,10 @@ class ServeSettings:
         name: Name under which the model of one file is offered; None for the name in its manifest.
         poll_models_s: Seconds between two looks for new, changed and removed models; None for none.
         admin: Where the admin service listens, `unix:PATH` or a port of this machine; None for nowhere.
-        provider: Where images are computed: "cpu", "cuda" or "ort-tensorrt".
-        workers: Threads that share each batch by rows; None for one per available core.
+        provider: Where images are computed: "cpu", "cuda", "ort-tensorrt" or "tensorrt".
+        device: Devices that compute instead, each in a process of its own, such as "cuda:0,cuda:1"; see
+            `serve.devices`.
+        workers: Threads that share each batch by rows; None for one per available core, shared by processes on a CPU.
         max_batch: Rows computed together; None for as many as make batches more efficient, by measurement.
         max_chunk_bytes: Bytes of images in one message; one image that is larger travels alone.
         interactive_samples: Requests of at most so many samples are interactive: they go before larger ones.
@@ -58,6 +62,7 @@ class ServeSettings:
     poll_models_s: float | None = None
     admin: str | None = None
     provider: str = "cpu"
+    device: str | None = None
     workers: int | None = None
     max_batch: int | None = None
     max_chunk_bytes: int = 1 << 20
@@ -86,10 +91,7 @@ class ServeSettings:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}, outside 0 .. 65535", hint="0 takes a free port")
         self._check_models()
-        if self.provider not in PROVIDERS:
-            raise ConfigError(f"unknown provider {self.provider!r}", hint=f"choose one of: {', '.join(PROVIDERS)}")
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"workers is {self.workers}; at least 1 is needed")
+        self._check_place()
         if self.max_batch is not None and not 1 <= self.max_batch <= 1 << 16:
             raise ConfigError(f"max_batch is {self.max_batch}, outside 1 .. 65536 rows")
         if not 1 << 10 <= self.max_chunk_bytes <= MAX_MESSAGE_BYTES - MESSAGE_HEADROOM:
@@ -122,6 +124,18 @@ class ServeSettings:
                 parse_admin_address(self.admin)
             except ConfigError as error:
                 raise ConfigError(f"admin: {error.message}", hint=error.hint) from None
+
+    def _check_place(self) -> None:
+        if self.provider not in _PROVIDERS:
+            raise ConfigError(f"unknown provider {self.provider!r}", hint=f"choose one of: {', '.join(_PROVIDERS)}")
+        if self.device is not None:
+            kind = parse_devices(self.device)[0].kind
+            if self.provider not in ("cpu", kind):
+                raise ConfigError(
+                    f"provider is {self.provider!r}, but device is {self.device!r}", hint="device alone says it all"
+                )
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers is {self.workers}; at least 1 is needed")
 
     def _check_telemetry(self) -> None:
         if not self.http_host:

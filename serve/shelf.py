@@ -14,8 +14,9 @@ import asyncio
 import enum
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from kaem.errors import ArtifactError, BackendError, KaemError
 from serve.health import Health
@@ -89,10 +90,11 @@ class Shelf:
     Args:
         open_engines: Opens an artifact.
         models: Where models are offered.
-        health: Knows `kaem.model/NAME` while a version of it is offered.
+        health: Knows `kaem.model/NAME` while a version of it is offered; NOT_SERVING while its devices are lost.
         settings: What the operator decided.
         observer: Told what happens.
         statistics: Counts what each version does.
+        on_devices: Called when it may have changed which models compute.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Shelf:
         settings: ServeSettings,
         observer: Observer,
         statistics: Statistics | None = None,
+        on_devices: Callable[[], None] = lambda: None,
     ) -> None:
         self.entries: dict[Key, Entry] = {}
         self._workshop = Workshop(open_engines, settings.max_batch)
@@ -112,6 +115,7 @@ class Shelf:
         self._settings = settings
         self._observer = observer
         self._statistics = statistics or Statistics()
+        self._on_devices = on_devices
         self._draining: dict[asyncio.Task[None], Running] = {}
 
     def __iter__(self) -> Iterator[Entry]:
@@ -154,6 +158,7 @@ class Shelf:
         previous, entry.running = entry.running, running
         self._models.put(running.model)
         self._health.add(_health_name(entry.name))
+        self._follow_devices(entry.name)
         self._observer.on_loaded(model=entry.name, version=entry.version, seconds=time.monotonic() - began)
         _log.info("model %r version %d is served from %s", entry.name, entry.version, found.path)
         if previous is not None:
@@ -167,6 +172,7 @@ class Shelf:
         self._models.remove(running.model)
         if not self._models.versions(entry.name):
             self._health.remove(_health_name(entry.name))
+        self._follow_devices(entry.name)
         self._drain(running)
 
     async def close(self) -> None:
@@ -194,11 +200,19 @@ class Shelf:
                 limits=limits_of(manifest, self._settings.max_chunk_bytes),
                 bounds=self._settings.bounds,
                 observer=Observers((self._observer, self._statistics.of(entry.name, entry.version))),
+                on_devices=partial(self._follow_devices, entry.name),
             )
         except BaseException:
             await self._workshop.close(opened)
             raise
         return Running(model, opened)
+
+    def _follow_devices(self, name: str) -> None:
+        """Let the health of a name say whether there is anything to compute what a call with this name meets."""
+        newest = self._models.newest(name)
+        if newest is not None:
+            self._health.set_up(_health_name(name), newest.is_alive)
+        self._on_devices()
 
     def _failure(self, entry: Entry, raised: Exception) -> KaemError:
         """Return why an artifact could not be loaded, naming its file, and tell the log and the observer."""

@@ -21,7 +21,8 @@ def find_model(models: Models, name: str, version: str, *, fields: tuple[str, st
         fields: Of the request: where the name and the version stood.
 
     Raises:
-        RefusedError: NOT_FOUND; INVALID_ARGUMENT, the version is no whole number; PERMISSION_DENIED.
+        RefusedError: NOT_FOUND; INVALID_ARGUMENT, the version is no whole number; PERMISSION_DENIED;
+            UNAVAILABLE.
     """
     name_field, version_field = fields
     if version and not (version.isascii() and version.isdecimal()):
@@ -34,7 +35,8 @@ def find_model(models: Models, name: str, version: str, *, fields: tuple[str, st
             raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="version")
         return models.get(name, int(version)) if version else model
     except RefusedError as refused:
-        refused.field = version_field if refused.field == "version" else name_field
+        if refused.code is not grpc.StatusCode.UNAVAILABLE:  # for which no field is to blame
+            refused.field = version_field if refused.field == "version" else name_field
         raise
 
 

@@ -91,12 +91,12 @@ class InferenceService:
         return inference_pb2.ServerReadyResponse(ready=self._is_ready())
 
     async def model_ready(self, request: inference_pb2.ModelReadyRequest | Malformed, context: Context) -> Message:
-        """Answer whether a model can be asked; one that is not known cannot."""
+        """Answer whether a model can be asked; one that is not known, or that nothing computes now, cannot."""
         asked = well_formed(request)
         try:
             find_model(self._models, asked.name, asked.version, fields=_NAMED)
         except RefusedError as refused:
-            if refused.code is not grpc.StatusCode.NOT_FOUND:
+            if refused.code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
                 raise
             return inference_pb2.ModelReadyResponse(ready=False)
         return inference_pb2.ModelReadyResponse(ready=self._is_ready())

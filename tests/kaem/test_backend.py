@@ -4,6 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from kaem import backend
+from kaem.backend import build_id
+from kaem.gpu import Gpu
+
 ROOT = Path(__file__).parents[2]
 
 CHECK = """
@@ -48,3 +54,32 @@ def test_with_both_runtimes_the_hint_is_the_exact_repair(tmp_path):
 
 def test_with_one_runtime_its_name_and_version_are_reported():
     assert "Runtime(distribution='onnxruntime" in _check([], keep=True)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two of one model and one of another, as their driver would describe them."""
+    found = [Gpu("NVIDIA H200", "580.1"), Gpu("NVIDIA H200", "580.1"), Gpu("NVIDIA A100", "580.1")]
+    monkeypatch.setattr(backend, "installed_gpu", lambda device: found[device])
+    return found
+
+
+def test_bits_of_a_gpu_belong_to_its_model_driver_and_kernels_not_to_its_number(gpus, monkeypatch):
+    first, second, other = (build_id(b"", "cuda", number) for number in range(3))
+    assert first == second != other
+    gpus[0] = Gpu("NVIDIA H200", "581.0")
+    assert build_id(b"", "cuda") != second
+    before = build_id(b"", "cuda", 1)
+    monkeypatch.setattr(backend, "kernel_libraries", lambda: ("nvidia-cudnn-cu13 9.99",))
+    assert build_id(b"", "cuda", 1) != before
+
+
+def test_bits_of_the_tensorrt_provider_belong_to_the_engines_that_were_built_here(gpus, monkeypatch, tmp_path):
+    monkeypatch.setenv("KAEM_CACHE_DIR", str(tmp_path / "one"))
+    mine = {build_id(b"model", "ort-tensorrt") for _ in range(3)}
+    assert len(mine) == 1
+    assert build_id(b"another model", "ort-tensorrt") not in mine
+    assert build_id(b"model", "ort-tensorrt", 2) not in mine
+    monkeypatch.setenv("KAEM_CACHE_DIR", str(tmp_path / "two"))
+    assert build_id(b"model", "ort-tensorrt") not in mine
+    assert not list(tmp_path.rglob(".kaem-build*"))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -43,3 +45,22 @@ def test_a_gpu_agrees_with_the_cpu_to_float32_rounding_and_repeats_its_own_bits(
             images = engine.decode(uniform)
             np.testing.assert_allclose(images, sampler.decode(uniform), atol=1e-5)
             np.testing.assert_array_equal(engine.decode(uniform), images)
+
+
+@pytest.mark.skipif(has_cuda, reason="this ONNX Runtime has CUDA")
+def test_a_provider_that_is_listed_and_does_not_load_is_an_error_and_no_fallback(artifact_path, monkeypatch):
+    """`get_available_providers` says what a build contains, not what works here."""
+    sessions, real = [], onnxruntime.InferenceSession
+
+    def opened(content, options, **rest):
+        sessions.append((options.get_session_config_entry("session.disable_cpu_ep_fallback"), rest["enable_fallback"]))
+        return real(content, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    before = threading.active_count()
+    with pytest.raises(BackendError, match="CUDAExecutionProvider") as caught:
+        CudaEngine(artifact_path)
+    assert "nvidia-smi" in caught.value.hint
+    assert sessions == [("1", False)]
+    assert threading.active_count() == before

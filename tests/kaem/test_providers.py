@@ -18,7 +18,7 @@ def test_arithmetic_is_exact_and_new_batch_sizes_do_not_stall_unless_asked_for()
     assert options["arena_extend_strategy"] == "kSameAsRequested"
 
 
-def test_recorded_batch_sizes_are_searched_exhaustively():
+def test_recorded_batch_sizes_have_their_algorithms_chosen_by_rule_too():
     options = cuda_options(GpuOptions(device=1, cuda_graph=True, tf32=True, channels_last=True))
     assert options["cudnn_conv_algo_search"] == "HEURISTIC"
     assert (options["device_id"], options["enable_cuda_graph"], options["use_tf32"]) == ("1", "1", "1")

@@ -16,8 +16,8 @@ from kaem import noise
 from kaem.errors import BackendError
 from kaem.protocol import kaem_pb2
 from kaem.runtime import LocalSampler
-from serve.buckets import power_sizes
-from serve.engine import warm_up
+from serve.buckets import CostTable, power_sizes
+from serve.engine import Warmth, agreed, warm_up
 from serve.observer import Observer
 
 SampleRequest = kaem_pb2.SampleRequest
@@ -220,6 +220,21 @@ def test_a_form_for_large_batches_keeps_all_sizes_that_it_runs():
     (numerics_id,) = {warmth.numerics_id for warmth in warmths.values()}
     assert numerics_id != Branched().numerics_id
     assert warm_up(Branched(), (1, 2)).numerics_id == Branched().numerics_id
+
+
+def test_devices_share_the_sizes_that_all_of_them_reached_at_the_pace_of_the_slowest():
+    quick = Warmth(CostTable({1: 0.1, 2: 0.2, 4: 0.3}), "sha256:1")
+    slow = Warmth(CostTable({1: 0.5, 2: 0.1}), "sha256:1")
+    together = agreed([Backend()] * 2, [quick, slow])
+    assert together.numerics_id == "sha256:1"
+    assert {size: together.costs.batch_seconds(size) for size in together.costs.sizes} == {1: 0.5, 2: 0.2}
+
+
+def test_devices_of_different_bits_are_refused_with_both_ids():
+    one, other = Warmth(CostTable({1: 0.1}), "sha256:1"), Warmth(CostTable({1: 0.1}), "sha256:2")
+    with pytest.raises(BackendError, match="sha256:1 and, on cpu, sha256:2") as caught:
+        agreed([Backend()] * 3, [one, one, other])
+    assert "its own server" in caught.value.hint
 
 
 def test_an_engine_whose_bits_depend_on_the_place_in_a_batch_is_refused():

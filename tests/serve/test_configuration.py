@@ -52,6 +52,7 @@ def test_every_setting_can_come_from_each_source(toml):
             "poll_models_s": 1.5,
             "admin": "unix:a",
             "provider": "cuda",
+            "device": "cuda:1,cuda:2",
             "workers": 2,
             "max_batch": 8,
             "max_chunk_bytes": 4096,

@@ -98,3 +98,16 @@ class BacklogMachine(RuleBasedStateMachine):
 
 TestBacklog = BacklogMachine.TestCase
 TestBacklog.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+
+
+def test_one_batch_that_took_for_ever_hardly_counts_and_many_slow_ones_do():
+    """A table that believed it would refuse every request with a deadline, and so never learn better."""
+    table = CostTable({8: 0.001})
+    table.observe(8, 30.0)
+    assert table.batch_seconds(8) < 0.0015
+    for _ in range(60):
+        table.observe(8, 0.1)
+    assert table.batch_seconds(8) > 0.09
+    for _ in range(100):
+        table.observe(8, 0.001)
+    assert table.batch_seconds(8) < 0.0011

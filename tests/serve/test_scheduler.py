@@ -10,7 +10,7 @@ import pytest
 from stepped_scheduler import Stepped, next_chunk, rows_of
 
 from kaem import noise
-from kaem.errors import BackendError
+from kaem.errors import BackendError, RemoteError
 from serve.buckets import CostTable, power_sizes
 from serve.demand import Bounds, Demand
 from serve.lanes import Lanes
@@ -146,6 +146,23 @@ def test_a_failing_batch_fails_its_jobs_and_the_scheduler_goes_on(caplog):
 
     asyncio.run(main())
     assert "secret detail" in caplog.text
+
+
+def test_where_there_is_nothing_to_compute_a_batch_its_jobs_are_told_to_try_elsewhere():
+    async def main():
+        stepped = Stepped()
+
+        def refuse(uniform):
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, RemoteError("no device is left"))
+
+        job = stepped.submit(1, 5)
+        stepped.step(refuse)
+        with pytest.raises(RefusedError, match="no device is left") as caught:
+            await read_all(job)
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        check_chunks(await read_while_computing(stepped, stepped.submit(2, 5)), 2, 5, 3)
+
+    asyncio.run(main())
 
 
 def test_an_engine_that_loses_rows_is_an_error_not_a_shift():

@@ -138,6 +138,20 @@ def test_the_last_index_can_be_sampled(server, stub):
             "RemoteError",
             "sha256:0 is expected",
         ),
+        (
+            "StreamSamples",
+            SampleRequest(count=10**6, start_index=99, expected_numerics_id="sha256:0"),
+            "FAILED_PRECONDITION",
+            "RemoteError",
+            "sha256:0 is expected",
+        ),
+        (
+            "Decode",
+            DecodeRequest(count=1, uniform=np.zeros(5, "<f4").tobytes(), expected_numerics_id="sha256:0"),
+            "FAILED_PRECONDITION",
+            "RemoteError",
+            "sha256:0 is expected",
+        ),
         ("Decode", DecodeRequest(), "INVALID_ARGUMENT", "RequestError", "count is 0"),
         ("Decode", DecodeRequest(count=1, uniform=b"123"), "INVALID_ARGUMENT", "RequestError", "has 3 bytes"),
         (

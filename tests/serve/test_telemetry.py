@@ -184,6 +184,15 @@ def test_every_promised_metric_has_its_name_and_labels(after_load):
                 assert set(labels.rstrip("}").split(",")) - {""} <= set(sample.labels), word
 
 
+def test_devices_that_are_lost_are_counted():
+    with monitored() as (live, _):
+        for is_up in (True, False, True, False):
+            live.server._watchers.on_device(model="fake", device="cuda:0", is_up=is_up)
+        live.server._watchers.on_device(model="fake", device="cuda:1", is_up=True)
+        scrape = Scrape(live.server.http_address)
+    assert [scrape("kaem_device_losses_total", model="fake", device=f"cuda:{at}") for at in range(2)] == [2, 0]
+
+
 def test_every_metric_of_the_dashboard_exists(after_load):
     live, *_ = after_load
     _, text = get(f"{live.server.http_address}/metrics")

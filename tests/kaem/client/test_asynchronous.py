@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
 import grpc
 import numpy as np
@@ -52,6 +52,31 @@ def test_a_hedge_takes_the_first_answer_and_cancels_the_other():
             np.testing.assert_array_equal(images, quick.decode(noise.uniforms(7, 0, len(images), 3)))
         slow.may_run.set()
         assert one.run(one.server.gate.wait_empty(10))
+
+
+def test_a_hedge_demands_the_same_bits():
+    """Of two servers the slow one is as it was, and on the other's port there is one of another numerics id."""
+    slow, port = Backend(), free_port()
+
+    async def ask(targets):
+        async with kaem.connect_async(targets, hedging=Hedging(after_s=0.02), patience=QUICK) as sampler:
+            before.close()
+            with LiveServer(Backend(name="other"), port=port, name="fake") as other:
+                slow.may_run.clear()
+                asking = asyncio.create_task(sampler.sample(4, 7))
+                ended = other.server.observer.ended
+                while not any(code == "FAILED_PRECONDITION" for _, code in ended):
+                    await asyncio.sleep(0.005)
+                slow.may_run.set()
+                try:
+                    return await asking
+                finally:
+                    assert not [code for name, code in ended if name.endswith("Sample") and code == "OK"]
+
+    with LiveServer(slow) as one, ExitStack() as before:
+        two = before.enter_context(LiveServer(Backend(), port=port))
+        images = asyncio.run(ask([one.target, two.target]))
+        np.testing.assert_array_equal(images, slow.decode(noise.uniforms(7, 0, 4, 3)))
 
 
 def test_many_requests_share_a_loop():

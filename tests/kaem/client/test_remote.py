@@ -118,6 +118,22 @@ def test_a_server_that_sends_too_much_is_an_error():
         list(sampler.stream(100, 7))
 
 
+def test_a_stream_is_not_resumed_where_the_bits_are_others():
+    """The same model in all but its numerics id, on the same port, in the middle of a stream."""
+    port = free_port()
+    with LiveServer(Backend(), port=port) as live:
+        sampler = kaem.connect(live.target, patience=QUICK)
+        stream = sampler.stream(10**9, 7)
+        parts = [next(stream)]
+    with LiveServer(Backend(name="other"), port=port, name="fake") as live, sampler:
+        with pytest.raises(RemoteError, match="numerics id"):
+            parts.extend(stream)
+        streams = [code for name, code in live.server.observer.ended if name.endswith("StreamSamples")]
+        assert set(streams) == {"FAILED_PRECONDITION"}
+        images = np.concatenate([part.images for part in parts])
+        np.testing.assert_array_equal(images, live.backend.decode(noise.uniforms(7, 0, len(images), 3)))
+
+
 def test_a_model_that_changed_between_calls_is_refused(artifact_path, rgb_artifact_path):
     port = free_port()
     with kaem.load(artifact_path) as old, LiveServer(old, port=port) as live:

@@ -1,0 +1,216 @@
+"""An engine of native TensorRT, run for batches of a few fixed sizes: a context, buffers and a CUDA graph for each.
+
+The engine is a file of `kaem export --target tensorrt`; `kaem.engine` opens it only for the very model, TensorRT, GPU
+and driver that it was built for. Two builds of one model may choose other kernels, so the numerics id names the build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kaem.artifact import Manifest, fingerprint, read_manifest
+from kaem.backend import open_session
+from kaem.cudart import Stream, cuda_runtime
+from kaem.engine import deserialised, matching_engine
+from kaem.errors import ArtifactError, BackendError
+from kaem.padding import calls, joined, padded
+from kaem.runtime import check_graph, read_file
+from kaem.sampler import Images, Uniforms
+
+Profile = tuple[int, int, int]
+"""Least, best and most rows of a batch, as in `kaem.engine.Engine.profiles`."""
+
+
+class Fit(NamedTuple):
+    """How a batch goes through an engine: in which of its profiles, and filled up to how many rows."""
+
+    profile: int
+    rows: int
+
+
+def fit(rows: int, profiles: Sequence[Profile]) -> Fit:
+    """Return how a batch of at most the largest profile's rows is run.
+
+    In the profile that needs the least padding, and among those in the narrowest, which was tuned for fewer sizes.
+    """
+    fitting = [number for number, (_, _, most) in enumerate(profiles) if rows <= most]
+    best = min(fitting, key=lambda number: (max(rows, profiles[number][0]), profiles[number][2]))
+    return Fit(best, max(rows, profiles[best][0]))
+
+
+class TensorRtEngine:
+    """Decodes batches on one GPU; satisfies `serve.engine.Engine`.
+
+    One thread owns the contexts and the stream, and runs every call.
+
+    Args:
+        path: The artifact, an ONNX file made by `kaem export`.
+        engine_file: What `kaem export --target tensorrt` made of it; by default beside it.
+        device_id: Number of the GPU, as CUDA counts.
+
+    Raises:
+        ArtifactError: A file is missing or damaged, or the engine belongs to another model, TensorRT, GPU or driver.
+        BackendError: TensorRT or the GPU is absent or refuses the engine.
+    """
+
+    provider = "tensorrt"
+    workers = 1
+
+    def __init__(self, path: Path, engine_file: Path | None = None, *, device_id: int = 0) -> None:
+        content = read_file(path)
+        session = open_session(content, "cpu", source=str(path))
+        self._manifest = read_manifest(session.get_modelmeta().custom_metadata_map, source=str(path))
+        check_graph(session, self._manifest, path)
+        file = engine_file or path.with_suffix(".engine")
+        self._buckets: dict[int, _Bucket] = {}
+        self._owner = ThreadPoolExecutor(1, thread_name_prefix="kaem-tensorrt")
+        try:
+            self._owner.submit(self._open, file, content, device_id).result()
+        except BaseException:
+            self._owner.shutdown()
+            raise
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the artifact says about itself."""
+        return self._manifest
+
+    @property
+    def numerics_id(self) -> str:
+        """Digest of artifact, build, TensorRT's version, GPU and driver."""
+        return self._numerics_id
+
+    def decode(self, uniform: Uniforms) -> Images:
+        """Map rows of uniforms, shape (N, D), to images, shape (N, C, H, W); the first call of each N records.
+
+        Raises:
+            BackendError: The GPU failed.
+        """
+        most = max(profile[2] for profile in self._profiles)
+        sizes = [size for size in self._manifest.batch_sizes if size <= most]
+        pieces = calls(uniform, sizes, most)
+        return joined([self._owner.submit(self._run, piece).result() for piece in pieces], len(uniform))
+
+    def close(self) -> None:
+        """Free what is on the GPU and stop the owner thread."""
+        self._owner.submit(self._release).result()
+        self._owner.shutdown(wait=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, file: Path, content: bytes, device_id: int) -> None:
+        engine = matching_engine(file, content, device=device_id)
+        self._stream = Stream(cuda_runtime(), device_id)  # from here on the GPU is this thread's
+        try:
+            self._engine = deserialised(engine, file)
+            _check_tensors(self._engine, self._manifest, file)
+        except BaseException:
+            self._stream.close()
+            raise
+        self._profiles = engine.profiles
+        self._numerics_id = fingerprint("\n".join(("tensorrt", engine.key.digest, fingerprint(engine.plan))).encode())
+
+    def _run(self, uniform: Uniforms) -> Images:
+        profile, rows = fit(len(uniform), self._profiles)
+        bucket = self._buckets.get(rows)
+        if bucket is None:
+            bucket = self._buckets[rows] = _Bucket(self._engine, self._stream, self._manifest, profile, rows)
+        return bucket.run(padded(uniform, (rows,)))[: len(uniform)]
+
+    def _release(self) -> None:
+        for bucket in self._buckets.values():
+            bucket.close()
+        self._buckets.clear()
+        self._stream.close()
+
+
+class _Bucket:
+    """One number of rows: a context, its buffers, and the recorded way of a batch from upload to download.
+
+    Args:
+        engine: A `tensorrt.ICudaEngine`.
+        stream: Where it computes.
+        manifest: Of the model.
+        profile: Number of the profile that takes so many rows.
+        rows: Of every batch.
+    """
+
+    def __init__(self, engine: Any, stream: Stream, manifest: Manifest, profile: int, rows: int) -> None:
+        self._stream = stream
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise BackendError(f"TensorRT has no room for batches of {rows}", hint="see nvidia-smi for free memory")
+        _require(self._context.set_optimization_profile_async(profile, stream.handle), "the profile", rows)
+        _require(self._context.set_input_shape("uniform", (rows, manifest.noise_dim)), "the shape", rows)
+        self._uniform = stream.host_array((rows, manifest.noise_dim), np.float32)
+        self._image = stream.host_array((rows, *manifest.image_shape), manifest.image_type)
+        self._addresses = {
+            "uniform": stream.device_memory(self._uniform.nbytes),
+            "image": stream.device_memory(self._image.nbytes),
+            "latent": stream.device_memory(4 * rows * manifest.latent_dim),
+        }
+        for name, address in self._addresses.items():
+            _require(self._context.set_tensor_address(name, address), f"the address of {name!r}", rows)
+        # Once without recording: TensorRT sets up what the new shape needs, and that cannot be replayed.
+        self._uniform[:] = 0
+        self._enqueue(rows)
+        stream.wait()
+        stream.begin_recording()
+        try:
+            self._enqueue(rows)
+        finally:
+            self._recording = stream.end_recording()
+
+    def run(self, uniform: Uniforms) -> NDArray[Any]:
+        """Return the images of a full batch, in memory of their own."""
+        self._uniform[:] = uniform
+        self._stream.replay(self._recording)
+        self._stream.wait()
+        return self._image.copy()
+
+    def close(self) -> None:
+        """Free the recording; the buffers are the stream's."""
+        self._stream.forget(self._recording)
+
+    def _enqueue(self, rows: int) -> None:
+        self._stream.upload(self._addresses["uniform"], self._uniform)
+        _require(self._context.execute_async_v3(self._stream.handle), "to compute", rows)
+        self._stream.download(self._image, self._addresses["image"])
+
+
+def _require(is_done: bool, what: str, rows: int) -> None:
+    if not is_done:
+        raise BackendError(f"TensorRT refuses {what} for a batch of {rows}", hint="build the engine again")
+
+
+def _check_tensors(engine: Any, manifest: Manifest, file: Path) -> None:
+    """Refuse an engine whose inputs and outputs are not what the manifest says.
+
+    Raises:
+        ArtifactError: They are not.
+    """
+    names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+    found = {name: (engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name))[1:]) for name in names}
+    expected = {
+        "uniform": ("FLOAT", (manifest.noise_dim,)),
+        "image": ("FLOAT" if manifest.image_type == "float32" else "UINT8", tuple(manifest.image_shape)),
+        "latent": ("FLOAT", (manifest.latent_dim,)),
+    }
+    if found != expected:
+        raise ArtifactError(
+            f"the engine {file} has the tensors {found}, but the model's manifest says {expected}",
+            hint="build it again, here: kaem export MODEL --target tensorrt",
+        )
