@@ -28,7 +28,7 @@ def row_figures(sampler: LocalSampler, artifact: Path, batches: Sequence[int] = 
         batches: Sizes; each at the start, in the middle and at the end of a row of probes, in order and reversed.
     """
     num = max(batches)
-    uniform = probe_uniforms(sampler.manifest.noise_dim, -(-num // 2))[:num]
+    uniform = probe_uniforms(sampler.manifest.noise_dim, max(2, -(-num // 2)))[:num]  # tails come in pairs
     alone = np.concatenate([sampler.decode(row[None]) for row in uniform]).astype(np.float32)
     places = [
         (first, size, step)

@@ -15,10 +15,12 @@ import kaem
 from kaem.artifact import MANIFEST_KEY, seal
 from kaem.errors import ArtifactError, RequestError, VerificationError
 from kaem.noise import uniforms
+from kaem.runtime import LocalSampler
 from kaem_export.certificate import verify
 from kaem_export.compile import export
 from kaem_export.graph import graph_fingerprint
 from kaem_export.oracle import LatentOracle
+from kaem_export.row_certificate import row_figures
 from kaem_train.checkpoint import load_model
 
 
@@ -295,3 +297,11 @@ def test_an_export_that_cannot_be_written_leaves_nothing(exported, tmp_path):
     with pytest.raises(RequestError, match="is a folder"):
         export(exported[0], tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("batches", [(1, 2), (1, 2, 3), (1, 2, 3, 5)])
+def test_few_rows_are_compared_too(exported, batches):
+    _, artifact = exported
+    with LocalSampler(artifact, workers=1) as sampler:
+        moved, threaded = row_figures(sampler, artifact, batches)
+    assert (moved.value, threaded.value) == (0.0, 0.0)
