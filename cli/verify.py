@@ -32,10 +32,16 @@ def verify(
 
     import kaem
     from cli.tables import certificate_table
+    from kaem.errors import ArtifactError, VerificationError
+    from kaem.runtime import read_file
     from kaem_train.inputs import require_checkpoint
 
-    kaem.load(artifact, workers=1).close()
+    read_file(artifact)
     require_checkpoint(checkpoint)
+    try:
+        kaem.load(artifact, workers=1).close()
+    except ArtifactError as error:  # the file is there, so it is its content that is wrong
+        raise VerificationError(error.message, hint=error.hint) from None
 
     from kaem_export.certificate import verify as verify_artifact  # with torch, which takes seconds to load
 

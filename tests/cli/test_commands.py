@@ -214,7 +214,7 @@ import sys
 from command import run_here
 for words in {commands!r}:
     done = run_here(*words)
-    assert done.returncode == 2, (words, done)
+    assert done.returncode == (1 if words[:2] == ["verify", "rubbish.onnx"] else 2), (words, done)
     assert done.stderr.startswith("error: "), (words, done)
     assert "torch" not in sys.modules, words
 """
