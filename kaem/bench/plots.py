@@ -61,11 +61,11 @@ def frontier_svg(report: Report) -> str:
             members.sort()
             style = {**_style(index), "linewidth": 1 if len(members) > 1 else 0}
             axis.plot([x for x, _, _ in members], [y for _, y, _ in members], label=group, **style)
-            for number, (x, y, label) in enumerate(members):  # above and below in turn, for neighbours lie close
-                offset = (5, 5) if number % 2 == 0 else (5, -12)
-                axis.annotate(label, (x, y), xytext=offset, textcoords="offset points", fontsize=8)
+            for number, (x, y, label) in enumerate(members):  # right and left in turn, for neighbours lie close
+                offset, side = ((6, -3), "left") if number % 2 == 0 else ((-6, -3), "right")
+                axis.annotate(label, (x, y), xytext=offset, textcoords="offset points", fontsize=8, ha=side)
         axis.set(xscale="log", yscale="log", xlabel="images/s and thread", ylabel="Frechet distance")
-        axis.margins(x=0.12, y=0.1)
+        axis.margins(x=0.14, y=0.1)
 
     return _svg(draw, columns=1, height=4.6, is_legend=True)
 
