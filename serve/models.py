@@ -132,7 +132,10 @@ class Models:
         versions = self._models.get(name)
         if versions is None:
             offered = ", ".join(repr(known) for known in sorted(self._models)) or "none at present"
-            error = RequestError(f"no model named {name!r}", hint=f"this server offers {offered}")
+            error = RequestError(
+                f"no model named {name!r}" if name else "no model is named, and there are several",
+                hint=f"this server offers {offered}",
+            )
             raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="model")
         model = versions.get(version or max(versions))
         if model is None:
