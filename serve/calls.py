@@ -205,8 +205,8 @@ class Reception:
         async def call(requests: AsyncIterator[Request | Malformed], context: Context) -> None:
             told = call_of(method, context)
             try:
-                self._guard.identify(told)
                 self.gate.check_open()
+                self._guard.identify(told)
             except RefusedError as refused:
                 await self.answered(method, partial(_raise, refused))(requests, context)
             else:
@@ -229,12 +229,12 @@ class Reception:
         """
 
         async def let_in() -> Answer:
-            with self._guard.visit(call):
-                self.gate.enter()
-                try:
+            self.gate.enter()  # first: a server that drains answers everybody the same
+            try:
+                with self._guard.visit(call):
                     return await work()
-                finally:
-                    self.gate.leave()
+            finally:
+                self.gate.leave()
 
         return await self._attend(call, let_in, why)
 

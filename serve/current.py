@@ -50,6 +50,12 @@ current: ContextVar[Call | None] = ContextVar("kaem_call", default=None)
 """The call whose handler runs in this context."""
 
 
+def may_use(model: str) -> bool:
+    """Whether whoever calls may use a model."""
+    call = current.get()
+    return call is None or call.caller is None or call.caller.may_use(model)
+
+
 def check_allowed(model: str) -> None:
     """Check that whoever calls may use a model.
 

@@ -186,13 +186,14 @@ class Fleet:
 
     def _keep(self, seat: Seat) -> None:
         """Start a device again whenever it is lost, until the fleet is closed; a thread of its own."""
-        failures = 0
-        while (worker := seat.worker) is not None:
+        failures, worker = 0, seat.worker
+        while worker is not None:
             began = time.monotonic()
             worker.process.wait()
             self._roster.wait_left(seat)
             worker.release()
             failures = 0 if time.monotonic() - began >= _LONG_S else failures
+            worker = None
             while not self._roster.given_up.wait(pause_s(failures)):
                 failures += 1
                 try:
@@ -201,6 +202,7 @@ class Fleet:
                     if not self._roster.given_up.is_set():
                         _log.error("%s cannot be started again: %s", seat.device, error)
                     continue
+                worker = newcomer  # whatever becomes of it as soon as it is seated
                 self._roster.seat(seat, newcomer)
                 _log.warning("%s is back, as process %d, for %s", seat.device, newcomer.process.pid, self._model.path)
                 break

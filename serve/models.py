@@ -22,7 +22,7 @@ from kaem.protocol.messages import (
     rows_per_chunk,
 )
 from serve.buckets import power_sizes
-from serve.current import check_allowed
+from serve.current import check_allowed, may_use
 from serve.demand import Bounds
 from serve.engine import Engine, Warmth, agreed, warm_up
 from serve.fleet import Fleet, fleet_of
@@ -128,10 +128,11 @@ class Models:
         """
         if not name and len(self._models) == 1:
             name = next(iter(self._models))
-        check_allowed(name)
+        if name:
+            check_allowed(name)
         versions = self._models.get(name)
         if versions is None:
-            offered = ", ".join(repr(known) for known in sorted(self._models)) or "none at present"
+            offered = ", ".join(repr(known) for known in sorted(self._models) if may_use(known)) or "none at present"
             error = RequestError(
                 f"no model named {name!r}" if name else "no model is named, and there are several",
                 hint=f"this server offers {offered}",

@@ -138,6 +138,7 @@ class Shelf:
         Raises:
             KaemError: It cannot be loaded; the message names its file.
         """
+        is_new = found.key not in self.entries
         entry = self.entries.setdefault(found.key, Entry(found, found.key.name))
         before = entry.found
         entry.found, entry.is_loading = found, True
@@ -146,7 +147,7 @@ class Shelf:
             running = await self._open(entry)
         except asyncio.CancelledError:  # as if it had not been asked for
             entry.found = before
-            if entry.running is None and entry.error is None:
+            if is_new:
                 del self.entries[found.key]
             raise
         except Exception as raised:

@@ -29,11 +29,11 @@ def find_model(models: Models, name: str, version: str, *, fields: tuple[str, st
         error = RequestError(f"version is {version[:40]!r}", hint="give a whole number, or none for the default")
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, error, field=version_field)
     try:
+        if len(version) <= _MOST_DIGITS:
+            return models.get(name, int(version or 0))
         model = models.get(name)
-        if len(version) > _MOST_DIGITS:
-            error = RequestError(f"no version {version[:40]}... of model {model.info.name!r}")
-            raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="version")
-        return models.get(name, int(version)) if version else model
+        error = RequestError(f"no version {version[:40]}... of model {model.info.name!r}")
+        raise RefusedError(grpc.StatusCode.NOT_FOUND, error, field="version")
     except RefusedError as refused:
         if refused.code is not grpc.StatusCode.UNAVAILABLE:  # for which no field is to blame
             refused.field = version_field if refused.field == "version" else name_field

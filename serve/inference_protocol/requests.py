@@ -24,6 +24,7 @@ from serve.sources import Given, Source
 from serve.statuses import blaming
 
 _Request = inference_pb2.ModelInferRequest
+_MOST_ID = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,9 @@ def read_inference(request: _Request, models: Models, manners: Manners) -> Infer
     """
     model = find_model(models, request.model_name, request.model_version, fields=("model_name", "model_version"))
     check_known(request.parameters)
+    with blaming("id"):
+        if len(request.id) > _MOST_ID:  # every chunk of a stream repeats it
+            raise RequestError(f"the id has {len(request.id)} characters", hint=f"send at most {_MOST_ID}")
     outputs = _read_outputs(request.outputs, model)
     check_expected_numerics(request.parameters, model.info.numerics_id)
     source: Source

@@ -13,11 +13,13 @@ from contextlib import aclosing
 from functools import partial
 
 from kaem.protocol import inference_pb2
+from kaem.protocol.status import details_from_error
 from serve.calls import Context, Malformed, Reception, call_of, well_formed, why_cancelled
 from serve.statuses import RefusedError
 
 _MOST_RUNNING = 64  # requests of one stream; further ones are not read, so their sender has to wait
 _STATUS_KEY = "triton_grpc_error"
+_MOST_ECHOED = 1024  # characters of a request in the answer that refuses it
 _FINAL = "triton_final_response"
 
 Request = inference_pb2.ModelInferRequest
@@ -102,8 +104,8 @@ class Conversations:
 
 
 async def _send_failure(request: Request, refused: RefusedError, context: Context, writing: asyncio.Lock) -> None:
-    told = inference_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
+    told = inference_pb2.ModelInferResponse(model_name=request.model_name[:_MOST_ECHOED], id=request.id[:_MOST_ECHOED])
     told.parameters[_FINAL].bool_param = True
     async with writing:
-        message = f"[{refused.code.name}] {refused.error.message}"
+        message = f"[{refused.code.name}] {details_from_error(refused.error)}"
         await context.write(Response(error_message=message, infer_response=told))
