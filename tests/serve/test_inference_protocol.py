@@ -265,6 +265,7 @@ def by_tensor(*tensors, raw=(ROW,), **fields):
 Output = Infer.InferRequestedOutputTensor
 WRONG = [
     (Infer(model_name="other"), "NOT_FOUND", "model_name", "no model named 'other'"),
+    (Infer(model_name="fake", id="i" * 2000), "INVALID_ARGUMENT", "id", "the id has 2000 characters"),
     (Infer(model_name="fake", model_version="2"), "NOT_FOUND", "model_version", "no version 2"),
     (Infer(model_name="fake", model_version="x1"), "INVALID_ARGUMENT", "model_version", "version is 'x1'"),
     (by_seed(), "INVALID_ARGUMENT", "parameters[seed]", "no seed"),
