@@ -33,7 +33,7 @@ class AdminPort:
     def __init__(self, address: str, handler: grpc.GenericRpcHandler[object, object]) -> None:
         self._address = parse_admin_address(address)
         self._handler = handler
-        self._socket: Path | None = None  # ours, once there is one
+        self._socket: tuple[Path, tuple[int, int]] | None = None  # ours and its inode, once there is one
 
     async def start(self) -> str:
         """Listen.
@@ -54,7 +54,9 @@ class AdminPort:
         """Stop, once running calls are answered or a moment has passed."""
         await self._grpc.stop(_STOP_GRACE_S)
         if self._socket is not None:
-            self._socket.unlink(missing_ok=True)
+            path, inode = self._socket
+            if _inode(path) == inode:  # otherwise it is already that of the next server
+                path.unlink(missing_ok=True)
 
     def _bind_tcp(self) -> str:
         host, _, port = self._address.rpartition(":")
@@ -75,8 +77,16 @@ class AdminPort:
             raise ConfigError(
                 f"cannot listen on {self._address}", hint="does the folder exist, and may you write there?"
             ) from None
-        self._socket = path
+        self._socket = path, _inode(path)
         return self._address
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    try:
+        found = path.lstat()
+    except OSError:
+        return (0, 0)
+    return found.st_dev, found.st_ino
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import json
 import math
 import secrets
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,7 +44,8 @@ METHOD = "/http/sample.png"
 
 _DEFAULT_NUM = 16
 _MOST_IMAGES = 256
-_MOST_SHEET_BYTES = 64 << 20
+_MOST_DRAWN = 2  # sheets at a time
+_MOST_SHEET_BYTES = 16 << 20
 _MOST_DIGITS = 20  # of 2^64
 _PATIENCE_S = 30.0  # HTTP has no deadlines: what would take longer is refused
 _PARAMETERS = ("seed", "start", "n", "scale", "model")
@@ -102,6 +104,8 @@ class Pictures:
         self._orders = Orders(settings)
         self._observer = observer
         self._reception = reception
+        # Threads of its own: sheets take memory that --max-memory does not count, so few are drawn at a time.
+        self._drawing = ThreadPoolExecutor(_MOST_DRAWN, "picture")
 
     def routes(self) -> list[Route]:
         """Return what is answered."""
@@ -141,7 +145,8 @@ class Pictures:
         )
         async with submitted as job:
             images = await anext(job)
-            file = await asyncio.to_thread(lambda: encode_png(contact_sheet(images, scale=sheet.scale)))
+            drawing = partial(contact_sheet, images, scale=sheet.scale)
+            file = await asyncio.get_running_loop().run_in_executor(self._drawing, lambda: encode_png(drawing()))
         told = sheet.model.info
         self._observer.on_sent(model=told.name, version=told.version, rows=sheet.num, seconds=0.0)
         return Response(file, media_type="image/png", headers=headers)

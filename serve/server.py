@@ -265,7 +265,7 @@ async def _run_until_signal(
     # the loop under gRPC, which then never stops.
     for number in _signals():
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    server = Server(repository, settings, on_drain=partial(signals.put_nowait, signal.SIGTERM))
+    server = Server(repository, settings, on_drain=_once(partial(signals.put_nowait, signal.SIGTERM)))
     try:
         starting = asyncio.create_task(server.start())
         early = await _signal_during(starting, signals)
@@ -282,6 +282,12 @@ async def _run_until_signal(
         return None
     finally:
         await server.stop()
+
+
+def _once(act: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that acts when it is first called: who asks for a drain twice wants no more than one."""
+    left = [act]
+    return lambda: left.pop()() if left else None
 
 
 def _signals() -> list[signal.Signals]:

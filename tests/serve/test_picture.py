@@ -91,7 +91,7 @@ def test_what_a_browser_has_already_is_not_computed_again(server, get):
         ("seed=1&n=0", 400, "n is 0, outside 1 .. 256"),
         ("seed=1&n=257", 400, "n is 257"),
         ("seed=1&scale=0", 400, "scale is 0"),
-        ("seed=1&scale=1000", 400, "the sheet at most 64 MiB"),
+        ("seed=1&scale=1000", 400, "the sheet at most 16 MiB"),
         ("seed=1&sede=1", 400, "unknown parameter 'sede'"),
         ("seed=1&seed=2", 400, "seed is given twice"),
         (f"seed=1&n=2&start={NUM_INDICES - 1}", 400, "passes 2^64"),
