@@ -13,7 +13,7 @@ engine is refused.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,7 +69,13 @@ class Warmth:
     numerics_id: str
 
 
-def warm_up(engine: Engine, sizes: Sequence[int], *, clock: Callable[[], float] = time.perf_counter) -> Warmth:
+def warm_up(
+    engine: Engine,
+    sizes: Sequence[int],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> Warmth:
     """Run every size, compare their bits and measure their time.
 
     A model whose sampler takes many steps is slow at any size: sizes that ten seconds do not reach are left out.
@@ -78,11 +84,13 @@ def warm_up(engine: Engine, sizes: Sequence[int], *, clock: Callable[[], float] 
         engine: What computes.
         sizes: Numbers of rows, ascending.
         clock: In seconds.
+        is_wanted: Asked before every size; once it says no, the rest is left.
 
     Raises:
-        BackendError: The engine does not run, or gives a row other bits at another place of the same batch.
+        BackendError: The engine does not run, gives a row other bits at another place of the same batch, or is not
+            wanted any more.
     """
-    found = _probe_sizes(engine, sizes, clock)
+    found = _probe_sizes(engine, _while_wanted(sizes, is_wanted), clock)
     alone, largest = _probed(engine, 1), found[max(found)]
     numerics_id = engine.numerics_id
     allowed = [size for size, images in found.items() if _is_equal(images, alone)]
@@ -94,7 +102,8 @@ def warm_up(engine: Engine, sizes: Sequence[int], *, clock: Callable[[], float] 
             )
         allowed = [size for size, images in found.items() if _is_equal(images, largest)]
         numerics_id = fingerprint(f"{numerics_id}\nrows {allowed[0]}".encode())
-    return Warmth(CostTable({size: _seconds(engine, size, clock) for size in allowed}), numerics_id)
+    costs = {size: _seconds(engine, size, clock) for size in _while_wanted(allowed, is_wanted)}
+    return Warmth(CostTable(costs), numerics_id)
 
 
 def agreed(engines: Sequence[Engine], warmths: Sequence[Warmth]) -> Warmth:
@@ -118,7 +127,7 @@ def agreed(engines: Sequence[Engine], warmths: Sequence[Warmth]) -> Warmth:
     return Warmth(CostTable(seconds), first.numerics_id)
 
 
-def _probe_sizes(engine: Engine, sizes: Sequence[int], clock: Callable[[], float]) -> dict[int, Images | None]:
+def _probe_sizes(engine: Engine, sizes: Iterable[int], clock: Callable[[], float]) -> dict[int, Images | None]:
     """Return the probes' images in batches of every size that is reached in time; see `_probed`."""
     began = clock()
     found: dict[int, Images | None] = {}
@@ -127,6 +136,13 @@ def _probe_sizes(engine: Engine, sizes: Sequence[int], clock: Callable[[], float
         if clock() - began > _WARM_UP_S:
             break
     return found
+
+
+def _while_wanted(sizes: Iterable[int], is_wanted: Callable[[], bool]) -> Iterator[int]:
+    for size in sizes:
+        if not is_wanted():
+            raise BackendError("it is not wanted any more")
+        yield size
 
 
 def _probed(engine: Engine, size: int) -> Images | None:

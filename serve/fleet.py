@@ -11,7 +11,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -71,13 +71,21 @@ class Fleet:
         path: The artifact.
         devices: At least one.
         workers: Threads of each process that share its batches, on a CPU; None to share the cores.
+        is_wanted: Asked now and then while the processes start; once it says no, they are ended.
 
     Raises:
         ArtifactError: The artifact cannot be used.
         BackendError: A device cannot be used, or computes other bits than the first.
     """
 
-    def __init__(self, path: Path, devices: Sequence[Device], *, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        devices: Sequence[Device],
+        *,
+        workers: int | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._model = Model(path, read_file(path))
         self._workers = workers_of(devices, workers)
         self._keepers: list[threading.Thread] = []
@@ -85,7 +93,7 @@ class Fleet:
         try:
             started.extend(Worker(self._model, device, self._workers) for device in devices)
             for device, worker in zip(devices, started, strict=True):
-                _greet(worker, device, started[0])
+                _greet(worker, device, started[0], is_wanted)
                 _log.info("%s is process %d, for %s", device, worker.process.pid, path)
         except BaseException:
             for worker in started:
@@ -233,7 +241,7 @@ def fleet_of(engines: Sequence[object]) -> Fleet | None:
     return next((engine.fleet for engine in engines if isinstance(engine, DeviceEngine)), None)
 
 
-def _greet(worker: Worker, device: Device, first: Worker) -> None:
+def _greet(worker: Worker, device: Device, first: Worker, is_wanted: Callable[[], bool]) -> None:
     """Wait for a worker of a starting fleet.
 
     Raises:
@@ -241,7 +249,7 @@ def _greet(worker: Worker, device: Device, first: Worker) -> None:
         BackendError: It ended, or its bits are not those of the first.
     """
     try:
-        worker.greet()
+        worker.greet(is_wanted)
     except WorkerLostError as error:
         raise BackendError(f"{device}: {error}", hint="see what it wrote above") from None
     if worker.numerics_id != first.numerics_id:

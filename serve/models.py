@@ -149,21 +149,25 @@ class Models:
         return model
 
 
-def warm_engines(engines: Sequence[Engine], max_batch: int | None) -> Warmth:
+def warm_engines(
+    engines: Sequence[Engine], max_batch: int | None, is_wanted: Callable[[], bool] = lambda: True
+) -> Warmth:
     """Run the engines of one model at every size; takes seconds, and is for a thread of its own.
 
     Args:
         engines: One per device, all of the same artifact.
         max_batch: Rows of the largest batch; None for as many as make batches more efficient.
+        is_wanted: Asked now and then; once it says no, the rest is left.
 
     Returns:
         What holds for all of them: the costs are those of the slowest.
 
     Raises:
-        BackendError: An engine does not run, or they do not compute the same bits.
+        BackendError: An engine does not run, they do not compute the same bits, or it is not wanted any more.
     """
     first = engines[0]
-    warmth = agreed(engines, [warm_up(engine, _sizes(first, max_batch)) for engine in engines])
+    sizes = _sizes(first, max_batch)
+    warmth = agreed(engines, [warm_up(engine, sizes, is_wanted=is_wanted) for engine in engines])
     if max_batch:
         return warmth
     return replace(warmth, costs=warmth.costs.up_to_the_knee(_LEAST_BATCH_ROWS * first.workers))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from serve.link import (
 _START_S = 600.0  # to open a model, and to compute the first batch of a size: kernels may be compiled and captured
 _PATIENCE_S = 60.0  # with a batch of a known size, beside the time that the slowest one took
 _PATIENCE_TIMES = 20
+_LOOK_S = 0.1  # between two looks whether a process that starts is still wanted
 _END_S = 5.0  # from the end of the link to the end of the process
 _ERRORS = {cls.__name__: cls for cls in (ArtifactError, BackendError, ConfigError, RequestError)}
 
@@ -106,14 +109,23 @@ class Worker:
         finally:
             theirs.close()
 
-    def greet(self) -> None:
+    def greet(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Wait until the model is open and note what it is.
+
+        Args:
+            is_wanted: Asked now and then; once it says no, there is no more waiting.
 
         Raises:
             KaemError: The worker's own, if it cannot open the model.
-            WorkerLostError: It ended.
+            WorkerLostError: It ended, took too long, or is not wanted any more.
         """
-        self._link.settimeout(_START_S)
+        answers = select.poll()  # unlike select, for descriptors of any number
+        answers.register(self._link, select.POLLIN)
+        until = time.monotonic() + _START_S
+        while time.monotonic() < until and not answers.poll(1e3 * _LOOK_S):
+            if not is_wanted():
+                raise WorkerLostError("its process is not needed any more")
+        self._link.settimeout(_PATIENCE_S)
         try:
             content = self._answer(READY)
             self.manifest = read_manifest({MANIFEST_KEY: content["manifest"]}, source=str(self._path))

@@ -178,6 +178,7 @@ class Shelf:
 
     async def close(self) -> None:
         """Stop everything at once."""
+        self._workshop.leave_off()  # first: engines are closed by the same thread
         tasks = list(self._draining)
         all_running = [*self._draining.values(), *(entry.running for entry in self if entry.running is not None)]
         for task in tasks:

@@ -7,6 +7,7 @@ its last batch and not under it.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
@@ -16,8 +17,11 @@ from pathlib import Path
 from serve.engine import Engine, Warmth
 from serve.models import warm_engines
 
-OpenEngines = Callable[[Path], AbstractContextManager[Sequence[Engine]]]
-"""Artifact -> its engines, one per device, which are closed at the end of the block."""
+OpenEngines = Callable[[Path, Callable[[], bool]], AbstractContextManager[Sequence[Engine]]]
+"""Artifact -> its engines, one per device, which are closed at the end of the block.
+
+The second argument says whether they are still wanted; whoever waits long for a device asks it now and then.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +51,7 @@ class Workshop:
         self._open_engines = open_engines
         self._max_batch = max_batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kaem-load")
+        self._is_over = threading.Event()
 
     async def open(self, path: Path) -> Opened:
         """Open an artifact and run it at every size.
@@ -66,14 +71,21 @@ class Workshop:
         """Close engines that compute no more."""
         await asyncio.wrap_future(self._thread.submit(opened.stack.close))
 
+    def leave_off(self) -> None:
+        """Load nothing more; what is just loaded is left at its next size, or the next look for a process."""
+        self._is_over.set()
+
     async def end(self) -> None:
         """End the thread, after what it is doing."""
         await asyncio.to_thread(self._thread.shutdown)
 
     def _open(self, path: Path) -> Opened:
         with ExitStack() as stack:
-            engines = stack.enter_context(self._open_engines(path))
-            return Opened(engines, warm_engines(engines, self._max_batch), stack.pop_all())
+            engines = stack.enter_context(self._open_engines(path, self._is_wanted))
+            return Opened(engines, warm_engines(engines, self._max_batch, self._is_wanted), stack.pop_all())
+
+    def _is_wanted(self) -> bool:
+        return not self._is_over.is_set()
 
 
 def _close_unwanted(future: Future[Opened]) -> None:

@@ -99,7 +99,7 @@ class Held:
         return {self._key: Found(self._key, Path("in memory"), Signature(0, 0, 0))}
 
     @contextlib.contextmanager
-    def open(self, path):
+    def open(self, path, is_wanted):
         yield [self._backend]
 
 

@@ -222,6 +222,13 @@ def test_a_form_for_large_batches_keeps_all_sizes_that_it_runs():
     assert warm_up(Branched(), (1, 2)).numerics_id == Branched().numerics_id
 
 
+def test_a_warm_up_that_is_not_wanted_any_more_runs_no_further_size():
+    backend, left = Backend(), [True, True]
+    with pytest.raises(BackendError, match="not wanted any more"):
+        warm_up(backend, (2, 4, 8, 16), is_wanted=lambda: bool(left) and left.pop())
+    assert max(backend.batches) == 4
+
+
 def test_devices_share_the_sizes_that_all_of_them_reached_at_the_pace_of_the_slowest():
     quick = Warmth(CostTable({1: 0.1, 2: 0.2, 4: 0.3}), "sha256:1")
     slow = Warmth(CostTable({1: 0.5, 2: 0.1}), "sha256:1")

@@ -304,8 +304,8 @@ class Changeling(Worker):
     otherwise = ()
     started = 0
 
-    def greet(self):
-        super().greet()
+    def greet(self, *is_wanted):
+        super().greet(*is_wanted)
         if Changeling.started in Changeling.otherwise:
             self.numerics_id = "sha256:other"
         Changeling.started += 1
@@ -316,6 +316,13 @@ def changeling(monkeypatch):
     monkeypatch.setattr(fleets, "Worker", Changeling)
     monkeypatch.setattr(Changeling, "started", 0)
     return lambda *numbers: monkeypatch.setattr(Changeling, "otherwise", numbers)
+
+
+def test_processes_that_are_not_wanted_any_more_are_ended_before_they_are_ready(artifact_path):
+    before = psutil.Process().children()
+    with pytest.raises(BackendError, match="not needed any more"):
+        Fleet(artifact_path, TWO, workers=1, is_wanted=lambda: False)
+    assert psutil.Process().children() == before
 
 
 def test_devices_with_other_numerics_ids_are_refused(artifact_path, changeling):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_server import Backend, Notes
 
-from kaem.errors import ArtifactError, ConfigError
+from kaem.errors import ArtifactError, BackendError, ConfigError
 from serve.health import Health
 from serve.loading import Loader
 from serve.models import Models
@@ -78,7 +80,7 @@ class Library:
         self.loader = Loader(Folder(folder), self.shelf)
 
     @contextlib.contextmanager
-    def _open(self, path):
+    def _open(self, path, is_wanted):
         text = path.read_text().strip()
         if text.startswith("bad"):
             raise ArtifactError(f"{path} is damaged")
@@ -203,6 +205,29 @@ def test_a_poll_leaves_alone_what_is_still_being_written_or_gone_for_a_moment(tm
     run(tmp_path, steps)
 
 
+def test_closing_does_not_wait_for_a_load_that_is_under_way(tmp_path):
+    put(tmp_path / "served.onnx", "served")  # whose engines are closed by the thread that loads
+    began = threading.Event()
+
+    async def steps(library):
+        @contextlib.contextmanager
+        def endless(path, is_wanted):
+            began.set()
+            while is_wanted():
+                os.sched_yield()
+            raise BackendError("it is not wanted any more")
+            yield
+
+        library.shelf._workshop._open_engines = endless
+        put(tmp_path / "x.onnx", "first")
+        loading = asyncio.create_task(library.loader.reload())
+        await asyncio.to_thread(began.wait)
+        loading.cancel()
+        await asyncio.wait((loading,))
+
+    run(tmp_path, steps)  # whose end closes the shelf, and waits for its thread
+
+
 def test_a_file_that_changes_while_it_is_read_is_no_failure_and_is_looked_at_again(tmp_path, caplog):
     path = put(tmp_path / "x.onnx", "first")
 
@@ -210,7 +235,7 @@ def test_a_file_that_changes_while_it_is_read_is_no_failure_and_is_looked_at_aga
         opened = library._open
 
         @contextlib.contextmanager
-        def slow(there):
+        def slow(there, is_wanted):
             put(there, "second one")
             raise ArtifactError("half a file")
             yield
