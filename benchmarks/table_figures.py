@@ -54,7 +54,7 @@ def figures(laws: Laws, tables: QuantileTables) -> Figures:
     own = tables.reading(np.arange(count))
     depth = np.geomspace(2.0**-33, 0.5, max(50, 100_000 // count), dtype=np.float32)[:, None]
     common = np.concatenate([uniforms(3, 0, max(200, 500_000 // count), 1), depth, -depth])
-    v = np.concatenate([np.repeat(common, count, axis=1), _in_every_leaf(tables, 16)])
+    v = np.concatenate([np.repeat(common, count, axis=1), in_every_leaf(tables, 16)])
     v = np.where(np.abs(v) < _LEAST, _LEAST, v)
     z = own.look_up(v)
     scores, u_error, rounding = (np.empty(v.shape) for _ in range(3))
@@ -121,7 +121,7 @@ def _descent(laws: Laws, own: QuantileTables, common) -> float:
     return deepest
 
 
-def _in_every_leaf(tables: QuantileTables, count: int):
+def in_every_leaf(tables: QuantileTables, count: int):
     """Random v in every leaf of every function: shape (N, functions), padded with 1/4."""
     rng = np.random.default_rng(1)
     columns = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -11,6 +13,10 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import NUM, ZOO
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from table_figures import in_every_leaf, squared_tilt
 
 from kaem.noise import uniforms
 from kaem_export.bake import bake, run_lookup, score
@@ -32,22 +38,6 @@ def _noise(count):
     return np.concatenate([uniforms(5, 0, count, 1), DEPTH[:, None], -DEPTH[:, None]])
 
 
-def _in_every_leaf(tables, count):
-    """Random v in every leaf of every function: shape (N, R), padded with 1/4."""
-    edges = []
-    for function in range(tables.num_functions):
-        last = tables.block[function + 1] if function + 1 < tables.num_functions else len(tables.second)
-        starts = tables.leaves[tables.block[function] * tables.fan_out : last * tables.fan_out]
-        edges.append(np.append(starts[starts[:, 3:].any(axis=1), 0], np.float32(0.5)))
-    rng = np.random.default_rng(1)
-    columns = []
-    for edge in edges:
-        places = rng.random((len(edge) - 1, count))
-        columns.append((edge[:-1, None] + np.diff(edge)[:, None] * places).reshape(-1))
-    most = max(map(len, columns))
-    return np.stack([np.pad(column, (0, most - len(column)), constant_values=0.25) for column in columns], axis=1)
-
-
 def _scores(name, v):
     laws, tables = _baked(name)
     v = np.broadcast_to(v, (len(v), len(laws))).astype(np.float32)
@@ -61,7 +51,7 @@ def _scores(name, v):
 def test_uniforms_are_right_to_24_bits_or_latents_to_one_float(name):
     _, tables = _baked(name)
     draws = _noise(1_000_000 // (len(ZOO) * NUM))
-    scores = np.concatenate([_scores(name, v)[2].reshape(-1) for v in (draws, _in_every_leaf(tables, 16))])
+    scores = np.concatenate([_scores(name, v)[2].reshape(-1) for v in (draws, in_every_leaf(tables, 16))])
     assert np.quantile(scores, 0.999) <= 1.0
     assert scores.max() <= 1.25
 
@@ -108,32 +98,10 @@ def test_the_graph_is_the_numpy_lookup_bit_for_bit_whatever_the_batch(name):
 def test_no_test_of_the_samples_can_see_the_table(name):
     """The best possible test of n samples has the noncentrality n times the integral of (F(T(u))' - 1)^2."""
     laws, tables = _baked(name)
-    tilt = _squared_tilt(laws, tables)
+    tilt = squared_tilt(laws, tables)
     assert tilt.max() <= 2e-7
     if name in {"near flat", "rbf20 f 2", "rbf20 f 8", "gaussian", "lognormal", "relu kink"}:
         assert tilt.max() <= 1e-9
-
-
-def _squared_tilt(laws, tables):
-    """Integrate (p(z) dz/du - 1)^2 in float64 over the leaves of the float32 table, per function."""
-    rows = tables.leaves.astype(np.float64)
-    used = np.flatnonzero(tables.leaves[:, 3:].any(axis=1))
-    function = np.searchsorted(tables.block, used // tables.fan_out, side="right") - 1
-    start = rows[used, 0]
-    end = np.append(start[1:], 0.5)
-    end = np.where(end <= start, 0.5, end)
-    points, weights = np.polynomial.legendre.leggauss(16)
-    width = (end - start)[:, None]
-    r = width * (points + 1) / 2
-    kappa, gamma = rows[used, 1:2], rows[used, 2:3]
-    y = r / (gamma * r + kappa)
-    powers = y[:, :, None] ** np.arange(6)
-    z = np.einsum("nk,npk->np", rows[used, 3:], powers)
-    slope = np.einsum("nk,npk->np", rows[used, 4:] * np.arange(1, 6), powers[:, :, :5])
-    slope = slope * kappa / (gamma * r + kappa) ** 2
-    density = laws.parts[0].evaluate(function[:, None], z)[2]
-    part = ((density * slope - 1) ** 2 * weights / 2 * width).sum(axis=1)
-    return np.bincount(function, part)
 
 
 def test_sizes_are_small():
