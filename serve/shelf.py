@@ -230,7 +230,8 @@ class Shelf:
             error = raised
         else:
             error = type(raised)(f"{path}: {raised.message}", hint=raised.hint)
-        _log.error("model %r version %d is not loaded: %s", entry.name, entry.version, error.message)
+        name = entry.name or entry.found.path.name  # a file that was never opened has told no name
+        _log.error("model %r version %d is not loaded: %s", name, entry.version, error.message)
         self._observer.on_load_failed(model=entry.name, version=entry.version)
         return error
 

@@ -93,7 +93,10 @@ def read_evaluation(path: Path) -> Evaluation:
             f"no evaluation at {path}", hint=f"make one with: kaem eval model.onnx --json {path}"
         ) from None
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"cannot read {path} as an evaluation: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else "it is no JSON"
+        raise ArtifactError(
+            f"cannot read {path} as an evaluation: {why}", hint="make one with: kaem eval model.onnx --json eval.json"
+        ) from None
     try:
         evaluation = _evaluation(path, content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
