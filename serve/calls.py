@@ -6,7 +6,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -150,19 +151,11 @@ class Reception:
     def admitted(
         self, method: str, handler: Callable[[Request, Context], Awaitable[Answer]]
     ) -> Callable[[Request | Malformed, Context], Awaitable[Answer | None]]:
-        """Return `answered(handler)` for well-formed requests that are let in by the gate, then by the guard.
-
-        In this order: a server that drains answers everybody the same, and one whose token is out of samples goes
-        elsewhere instead of waiting here.
-        """
+        """Return `answered(handler)` for well-formed requests that are let in, see `_inside`."""
 
         async def call(request: Request | Malformed, context: Context) -> Answer:
-            self.gate.enter()
-            try:
-                with self._guard.visit(_current()):
-                    return await handler(well_formed(request), context)
-            finally:
-                self.gate.leave()
+            with self._inside(_current()):
+                return await handler(well_formed(request), context)
 
         return self.answered(method, call)
 
@@ -217,7 +210,7 @@ class Reception:
     async def serve(
         self, call: Call, work: Callable[[], Awaitable[Answer]], why: Callable[[], grpc.StatusCode]
     ) -> Answer:
-        """Do the work of a call that is let in by guard and gate.
+        """Do the work of a call that is let in, see `_inside`.
 
         Args:
             call: Who asks for what.
@@ -229,14 +222,27 @@ class Reception:
         """
 
         async def let_in() -> Answer:
-            self.gate.enter()  # first: a server that drains answers everybody the same
-            try:
-                with self._guard.visit(call):
-                    return await work()
-            finally:
-                self.gate.leave()
+            with self._inside(call):
+                return await work()
 
         return await self._attend(call, let_in, why)
+
+    @contextmanager
+    def _inside(self, call: Call) -> Iterator[None]:
+        """Let a call in, by the gate and then by the guard, and count it out at the end of the block.
+
+        In this order: a server that drains answers everybody the same, and one whose token is out of samples goes
+        elsewhere instead of waiting here.
+
+        Raises:
+            RefusedError: It is not let in.
+        """
+        self.gate.enter()
+        try:
+            with self._guard.visit(call):
+                yield
+        finally:
+            self.gate.leave()
 
     async def _attend(
         self, call: Call, work: Callable[[], Awaitable[Answer]], why: Callable[[], grpc.StatusCode]
