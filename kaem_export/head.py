@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import helper
 
+from kaem_export.choice import choice_nodes
 from kaem_export.lookup import Constants, quantile_nodes, signed_nodes
+from kaem_export.own_frames import own_frame_nodes
 from kaem_export.prior_tables import (
     Affine,
     CollapsedTables,
@@ -45,6 +47,10 @@ def head_nodes(tables: PriorTables, frame: Frame | None) -> tuple[Nodes, Constan
     elif isinstance(tables, ExpertTables):
         latent_dim = tables.tables.columns.shape[1]
         noise_dim = latent_dim + 1
+        if frame is not None and frame.offset.ndim == 2:
+            frame = frame if tables.affine is None else _folded(tables.affine, frame)
+            nodes, constants = own_frame_nodes(tables, frame.offset, frame.matrix)
+            return nodes, constants, noise_dim, latent_dim
         nodes, constants = _expert_nodes(tables, target)
     elif isinstance(tables, SummandTables):
         latent_dim, terms = tables.tables.columns.shape
@@ -56,10 +62,8 @@ def head_nodes(tables: PriorTables, frame: Frame | None) -> tuple[Nodes, Constan
         nodes, constants = _component_nodes(tables, target)
     if frame is not None:
         # A row of a matrix product does not depend on the others; the certificate measures it.
-        constants |= {"frame_matrix": np.ascontiguousarray(frame.matrix.swapaxes(-1, -2)), "frame_offset": frame.offset}
-        nodes += _own_frame_nodes(target) if frame.offset.ndim == 2 else _common_frame_nodes(target)
-        if frame.offset.ndim == 2:
-            constants["row_axis"] = np.array([1], np.int64)
+        constants |= {"frame_matrix": np.ascontiguousarray(frame.matrix.T), "frame_offset": frame.offset}
+        nodes.append(helper.make_node("Gemm", [target, "frame_matrix", "frame_offset"], ["latent"]))
     return nodes, constants, noise_dim, latent_dim
 
 
@@ -67,26 +71,9 @@ def _folded(affine: Affine, frame: Frame) -> Frame:
     """b + W (offset + scale x) = (b + W offset) + (W scale) x."""
     matrix = frame.matrix.astype(np.float64)
     return Frame(
-        offset=(frame.offset + matrix @ affine.offset).astype(np.float32),
-        matrix=(matrix * affine.scale).astype(np.float32),
+        offset=(frame.offset + (matrix @ affine.offset[..., None])[..., 0]).astype(np.float32),
+        matrix=(matrix * affine.scale[..., None, :]).astype(np.float32),
     )
-
-
-def _common_frame_nodes(source: str) -> Nodes:
-    return [helper.make_node("Gemm", [source, "frame_matrix", "frame_offset"], ["latent"])]
-
-
-def _own_frame_nodes(source: str) -> Nodes:
-    """z = b_k + W_k u, k from `expert` (N,): every row is multiplied by the matrix gathered for it."""
-    node = helper.make_node
-    return [
-        node("Gather", ["frame_matrix", "expert"], ["own_matrix"], axis=0),  # (N, Q, Q)
-        node("Gather", ["frame_offset", "expert"], ["own_offset"], axis=0),  # (N, Q)
-        node("Unsqueeze", [source, "row_axis"], ["row_vector"]),  # (N, 1, Q)
-        node("MatMul", ["row_vector", "own_matrix"], ["turned_1"]),
-        node("Squeeze", ["turned_1", "row_axis"], ["turned"]),
-        node("Add", ["turned", "own_offset"], ["latent"]),
-    ]
 
 
 def _collapsed_nodes(tables: CollapsedTables, target: str) -> tuple[Nodes, Constants]:
@@ -113,7 +100,7 @@ def _expert_nodes(tables: ExpertTables, target: str) -> tuple[Nodes, Constants]:
     }
     nodes += [
         node("Split", ["all_signed", "uniform_sizes"], ["signed", "choice"], axis=1),
-        *_choice_nodes("choice", "expert"),
+        *choice_nodes("choice", "expert"),
     ]
     if tables.tables.num_functions == 1:
         alike = tables.tables.reading(np.zeros(1, np.int64))
@@ -173,7 +160,7 @@ def _component_nodes(tables: ComponentTables, target: str) -> tuple[Nodes, Const
     nodes += [
         node("Split", ["all_signed", "uniform_sizes"], ["signed", "flat_choice"], axis=1),
         node("Unsqueeze", ["flat_choice", "choice_axis"], ["choice"]),
-        *_choice_nodes("choice", "own_component"),
+        *choice_nodes("choice", "own_component"),
         node("Add", ["own_component", "first_components"], ["component"]),
         *more,
     ]
@@ -188,16 +175,6 @@ def _component_nodes(tables: ComponentTables, target: str) -> tuple[Nodes, Const
             f"{name}s": np.asarray(value).reshape(-1) for name, value in _affine_constants(tables.affine, ()).items()
         }
     return nodes, constants
-
-
-def _choice_nodes(source: str, target: str) -> Nodes:
-    """Count the thresholds that a signed uniform has passed, along `choice_axis`, to an int32."""
-    return [
-        helper.make_node("GreaterOrEqual", [source, "thresholds"], ["choice_is_passed"]),
-        helper.make_node("Cast", ["choice_is_passed"], ["choice_passed"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceSum", ["choice_passed", "choice_axis"], ["choice_count"], keepdims=0),
-        helper.make_node("Cast", ["choice_count"], [target], to=TensorProto.INT32),
-    ]
 
 
 def _affine_nodes(source: str, target: str) -> Nodes:

@@ -121,7 +121,9 @@ def _probes(oracle: LatentOracle, prior: PriorConfig) -> Iterator[_Probe]:
 
 
 def _table_tensor(artifact: Path, state: Mapping[str, torch.Tensor]) -> str | None:
-    """Return the graph's tensor of quantiles, (N, Q), that are the checkpoint's latents before the frame.
+    """Return the graph's tensor of quantiles that are the checkpoint's latents before the frame.
+
+    Its shape is (N, Q), or (N, Q + 1, 1) with a constant last where frames are the experts' own.
 
     None where tables hold a standard law that a product and a sum, or the frame, then carry to its place and size.
     """
@@ -136,8 +138,9 @@ def _table_tensor(artifact: Path, state: Mapping[str, torch.Tensor]) -> str | No
         np.asarray(state[name], np.float32) for name in ("prior.frame.matrix", "prior.frames.matrix") if name in state
     )
     matrix = numpy_helper.to_array(held["frame_matrix"]) if held else None
-    is_plain = matrix is not None and matrix.shape == own.shape and np.array_equal(matrix.swapaxes(-1, -2), own)
-    return "unframed" if is_plain else None
+    if matrix is not None:
+        matrix = matrix.T if own.ndim == 2 else matrix[..., :-1]
+    return "unframed" if matrix is not None and np.array_equal(matrix, own) else None
 
 
 def _quantiles(
@@ -145,7 +148,7 @@ def _quantiles(
 ) -> Iterator[tuple[int, Quantiles]]:
     uniform = probe.uniform[:: _STRIDE_OF_SUMS if oracle.is_sum else 1]
     signed = np.where(uniform < 0.5, uniform, uniform - np.float32(1))
-    latents = inner_tensor(artifact, tensor, uniform)
+    latents = inner_tensor(artifact, tensor, uniform).reshape(len(uniform), -1)
     for q in range(prior.num_latents):
         row, z = probe.first_row + q, latents[:, q].astype(np.float64)
         cdf = oracle.cdf(row, z)

@@ -1,8 +1,8 @@
 """The quantile lookup of `tree.py`, node by node.
 
-32 nodes, two gathers, indices in int32; block numbers stay exact in float32. Everything here must stay in float32 on
-every target: half precision cannot hold a uniform or a block number. Only operators whose rows do not depend
-on the batch around them are used.
+32 nodes, two gathers, indices in int32; block numbers stay exact in float32, in which ONNX Runtime counts faster than
+in integers. Everything here must stay in float32 on every target: half precision cannot hold a uniform or a block
+number. Only operators whose rows do not depend on the batch around them are used.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def quantile_nodes(
     *,
     chosen: str | None = None,
     chosen_axes: Literal[1, 2] = 1,
+    keep_axis: bool = False,
 ) -> tuple[list[onnx.NodeProto], Constants]:
     """Look up one quantile per signed uniform.
 
@@ -65,6 +66,7 @@ def quantile_nodes(
         chosen: int32 indices, by default none: of shape (N,) where row n follows the functions `columns[chosen[n]]`,
             or (N, C) where every quantile follows a function `columns[chosen[n, c]]` of its own.
         chosen_axes: Which of both.
+        keep_axis: Leave the axis that fields of a leaf are read along: shape (N, *columns, 1).
 
     Returns:
         Nodes and constants.
@@ -78,7 +80,6 @@ def quantile_nodes(
         name("first_axis"): np.array([0 if chosen is None else chosen_axes], np.int64),
         name("last_axis"): np.array([-1], np.int64),
         name("first"): separators[:, None] if chosen is None else separators,
-        name("blocks"): blocks[None] if chosen is None else blocks,
         name("second"): tables.second,
         name("fan_out"): np.float32(tables.fan_out),
         name("leaves"): tables.leaves,
@@ -86,28 +87,34 @@ def quantile_nodes(
         name("high"): tables.high,
     }
     nodes: list[onnx.NodeProto] = []
-    first, own_blocks = name("first"), name("blocks")
+    first, block = name("first"), name("in_function")
     if chosen is not None:
-        nodes += [
-            node("Gather", [first, chosen], [name("own_first")], axis=0),
-            node("Gather", [own_blocks, chosen], [name("own_blocks")], axis=0),
-        ]
-        first, own_blocks = name("own_first"), name("own_blocks")
+        nodes.append(node("Gather", [first, chosen], [name("own_first")], axis=0))
+        first = name("own_first")
     nodes += [
         # The block: how many of the first level's separators v has passed.
         node("Unsqueeze", [signed, name("first_axis")], [name("v_first")]),
         node("GreaterOrEqual", [name("v_first"), first], [name("is_passed")]),
         node("Cast", [name("is_passed")], [name("passed")], to=TensorProto.FLOAT),
         node("ReduceSum", [name("passed"), name("first_axis")], [name("in_function")], keepdims=0),
-        node("Add", [name("in_function"), own_blocks], [name("block")]),
-        node("Cast", [name("block")], [name("block_row")], to=TensorProto.INT32),
+    ]
+    if blocks.any():  # otherwise every function begins at block 0
+        first_block = name("blocks")
+        constants[first_block] = blocks[None] if chosen is None else blocks
+        if chosen is not None:
+            nodes.append(node("Gather", [first_block, chosen], [name("own_blocks")], axis=0))
+            first_block = name("own_blocks")
+        block = name("block")
+        nodes.append(node("Add", [name("in_function"), first_block], [block]))
+    nodes += [
+        node("Cast", [block], [name("block_row")], to=TensorProto.INT32),
         # The leaf: how many of the block's.
         node("Gather", [name("second"), name("block_row")], [name("separators")], axis=0),
         node("Unsqueeze", [signed, name("last_axis")], [name("v")]),
         node("GreaterOrEqual", [name("v"), name("separators")], [name("is_behind")]),
         node("Cast", [name("is_behind")], [name("behind")], to=TensorProto.FLOAT),
         node("ReduceSum", [name("behind"), name("last_axis")], [name("in_block")], keepdims=0),
-        node("Mul", [name("block"), name("fan_out")], [name("before")]),
+        node("Mul", [block, name("fan_out")], [name("before")]),
         node("Add", [name("before"), name("in_block")], [name("leaf")]),
         node("Cast", [name("leaf")], [name("leaf_row")], to=TensorProto.INT32),
         node("Gather", [name("leaves"), name("leaf_row")], [name("row")], axis=0),
@@ -123,10 +130,10 @@ def quantile_nodes(
         nodes.append(node("Mul", [value, name("y")], [name(f"product_{power}")]))
         nodes.append(node("Add", [name(f"product_{power}"), name(f"c{power}")], [name(f"sum_{power}")]))
         value = name(f"sum_{power}")
-    nodes += [
-        node("Squeeze", [value, name("last_axis")], [name("unclipped")]),
-        node("Clip", [name("unclipped"), name("low"), name("high")], [target]),
-    ]
+    if not keep_axis:
+        nodes.append(node("Squeeze", [value, name("last_axis")], [name("unclipped")]))
+        value = name("unclipped")
+    nodes.append(node("Clip", [value, name("low"), name("high")], [target]))
     return nodes, constants
 
 

@@ -65,6 +65,29 @@ class QuantileTables:
         """Return the same tables, looked up by other columns."""
         return replace(self, columns=columns)
 
+    def with_constant(self, value: np.float32) -> QuantileTables:
+        """Return the tables with one more function, the last, that is `value` everywhere.
+
+        Its block is the last one and is reached by passing one separator more than any other function has, all at
+        -inf: so a single function's first block stays 0, and nothing need be added to what was counted.
+
+        Args:
+            value: Within [low, high].
+        """
+        depth, (num_blocks, width) = len(self.first) + 1, self.second.shape
+        first = np.full((depth, self.num_functions + 1), np.inf, np.float32)
+        first[:-1, :-1] = self.first
+        first[:, -1] = -np.inf
+        leaves = np.zeros((self.fan_out, ROW), np.float32)
+        leaves[:, 1], leaves[:, 3] = 1.0, value
+        return replace(
+            self,
+            first=first,
+            block=np.append(self.block, num_blocks - depth),
+            second=np.concatenate([self.second, np.full((1, width), np.inf, np.float32)]),
+            leaves=np.concatenate([self.leaves, leaves]),
+        )
+
     def look_up(self, v: Float32) -> Float32:
         """Return the quantiles of signed uniforms: shape (N, C) -> (N, C), equal to the graph's bit for bit."""
         row = self.leaf(v)

@@ -64,6 +64,30 @@ def test_offset_and_scale_of_gaussians_are_folded_into_the_frame():
     assert np.abs(head(v) - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize("domain", [(-8.0, 8.0), (-0.3, 0.4), (-3.0, 0.1)])  # the constant is 8, 1/4 and -2
+@pytest.mark.parametrize("amplitude", [1.5, 0.0])  # functions of their own, and one that all share
+def test_experts_in_own_frames_give_offset_plus_matrix_times_quantiles(domain, amplitude):
+    overrides = tuple(
+        f"prior.{end}={value}" for end, value in zip(("low", "high", "grid_low", "grid_high"), 2 * domain)
+    )
+    _, model = random_model(*VARIANTS["experts in own frames"], *overrides, amplitude=amplitude)
+    prior = model.prior
+    tabulated, frame = tabulate(prior).tables, frame_of(prior)
+    assert (tabulated.tables.num_functions == 1) == (amplitude == 0.0)
+    head, noise = _head(prior)
+    uniform = uniforms(4, 0, 3000, noise)
+    expert = np.searchsorted(tabulated.thresholds, uniform[:, -1], side="right")
+    assert len(set(expert)) == prior.num_components
+    u = np.empty((len(uniform), noise - 1))
+    for k in range(prior.num_components):
+        rows = expert == k
+        u[rows] = tabulated.tables.reading(tabulated.tables.columns[k]).look_up(uniform[rows, :-1])
+    if tabulated.affine is not None:
+        u = tabulated.affine.offset[expert] + tabulated.affine.scale[expert] * u
+    expected = frame.offset[expert] + np.einsum("nij,nj->ni", frame.matrix[expert].astype(np.float64), u)
+    assert np.abs(head(uniform) - expected).max() < 1e-6 * max(1.0, np.abs(expected).max())
+
+
 @pytest.mark.parametrize(
     "variant", ["gaussian mixture", "experts in own frames", "experts in a frame", "shared uniforms"]
 )

@@ -119,6 +119,17 @@ def test_the_lookup_has_35_nodes_two_gathers_and_plain_types():
     assert all(node.domain == "" for node in nodes)
 
 
+@given(st.sampled_from(["rbf20 f 8", "near flat", "gaussian"]), st.lists(st.floats(-0.5, 0.5, width=32), min_size=1))
+@settings(max_examples=40, deadline=None)
+def test_a_constant_beside_quantile_functions_changes_none_of_them(name, values):
+    _, tables = _baked(name)
+    v = np.array(values, np.float32)[:, None].repeat(tables.num_functions + 1, axis=1)
+    more = tables.with_constant(np.float32(0.5))
+    found = more.reading(np.arange(tables.num_functions + 1)).look_up(v)
+    assert np.all(found[:, -1] == np.float32(0.5))
+    assert np.array_equal(found[:, :-1], tables.reading(np.arange(tables.num_functions)).look_up(v[:, :-1]))
+
+
 @given(st.sampled_from(["rbf20 f 8", "gaps e^-40", "gaussian"]), st.lists(st.floats(-0.5, 0.5, width=32), min_size=1))
 @settings(max_examples=60, deadline=None)
 def test_the_tree_finds_the_leaf_that_a_search_through_all_finds(name, values):
