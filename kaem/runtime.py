@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +24,7 @@ from kaem.padding import padded
 from kaem.providers import PROVIDERS
 from kaem.requests import check_memory, check_range, check_uniforms, whole
 from kaem.sampler import Chunk, Images, OnProgress, Uniforms
+from kaem.workers import row_workers
 
 MAX_ROWS = 256
 """Rows of one session call: large enough to amortise its overhead, small enough to stay near the cache."""
@@ -67,7 +67,7 @@ class LocalSampler:
         self._numerics_id = fingerprint(
             "\n".join((fingerprint(content), provider, *runtime, build_id(content, provider))).encode()
         )
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kaem-rows")
+        self._pool = row_workers(workers)
         self._is_closed = False
 
     @property

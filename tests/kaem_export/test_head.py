@@ -15,6 +15,8 @@ from kaem_export.head import head_nodes
 from kaem_export.lookup import wrap
 from kaem_export.prior_tables import noise_dim, tabulate
 
+_ENDS = ("low", "high", "grid_low", "grid_high")
+
 
 def _head(prior, *, keep_components=False):
     """Return uniforms -> latents, in ONNX Runtime, and D."""
@@ -67,9 +69,7 @@ def test_offset_and_scale_of_gaussians_are_folded_into_the_frame():
 @pytest.mark.parametrize("domain", [(-8.0, 8.0), (-0.3, 0.4), (-3.0, 0.1)])  # the constant is 8, 1/4 and -2
 @pytest.mark.parametrize("amplitude", [1.5, 0.0])  # functions of their own, and one that all share
 def test_experts_in_own_frames_give_offset_plus_matrix_times_quantiles(domain, amplitude):
-    overrides = tuple(
-        f"prior.{end}={value}" for end, value in zip(("low", "high", "grid_low", "grid_high"), 2 * domain)
-    )
+    overrides = tuple(f"prior.{end}={value}" for end, value in zip(_ENDS, 2 * domain, strict=True))
     _, model = random_model(*VARIANTS["experts in own frames"], *overrides, amplitude=amplitude)
     prior = model.prior
     tabulated, frame = tabulate(prior).tables, frame_of(prior)

@@ -1,0 +1,32 @@
+"""Threads that share a batch by rows, each with its own share of the processors."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from queue import SimpleQueue
+
+import numpy as np
+
+
+def row_workers(num: int) -> ThreadPoolExecutor:
+    """Return a pool of `num` threads that run side by side.
+
+    Left alone, Linux may wake two of them on one processor while another is idle and leave them there for longer than
+    a batch takes, which then takes as long as on one thread (seen on virtual machines). So the processors that this
+    process may use are dealt out, and every thread stays on its share; more threads than processors go anywhere.
+    """
+    processors = sorted(os.sched_getaffinity(0))
+    if not 1 < num <= len(processors):
+        return ThreadPoolExecutor(num, thread_name_prefix="kaem-rows")
+    shares: SimpleQueue[set[int]] = SimpleQueue()
+    for share in np.array_split(processors, num):
+        shares.put({int(processor) for processor in share})
+    return ThreadPoolExecutor(num, thread_name_prefix="kaem-rows", initializer=_stay_on, initargs=(shares,))
+
+
+def _stay_on(shares: SimpleQueue[set[int]]) -> None:
+    """Keep the calling thread on the next share."""
+    with suppress(OSError):  # a processor has been taken away since, or a sandbox forbids it: only speed depends on it
+        os.sched_setaffinity(0, shares.get_nowait())
