@@ -1,7 +1,7 @@
 """The quantile lookup of `tree.py`, node by node.
 
-32 nodes, two gathers, indices in int32; block numbers stay exact in float32, in which ONNX Runtime counts faster than
-in integers. Everything here must stay in float32 on every target: half precision cannot hold a uniform or a block
+31 or 32 nodes, two gathers, indices in int32; block numbers stay exact in float32, in which ONNX Runtime counts faster
+than in integers. Everything here must stay in float32 on every target: half precision cannot hold a uniform or a block
 number. Only operators whose rows do not depend on the batch around them are used.
 """
 
@@ -75,9 +75,10 @@ def quantile_nodes(
     columns = tables.columns
     separators = np.moveaxis(tables.first[:, columns], 0, 0 if chosen is None else 1)
     blocks = tables.block[columns].astype(np.float32)
+    rank = 1 + columns.ndim if chosen is None else 2
     fields = [name(field) for field in ("v0", "kappa", "gamma", *(f"c{k}" for k in range(6)))]
     constants: Constants = {
-        name("first_axis"): np.array([0 if chosen is None else chosen_axes], np.int64),
+        name("leading_axis"): np.array([0], np.int64),
         name("last_axis"): np.array([-1], np.int64),
         name("first"): separators[:, None] if chosen is None else separators,
         name("second"): tables.second,
@@ -87,16 +88,19 @@ def quantile_nodes(
         name("high"): tables.high,
     }
     nodes: list[onnx.NodeProto] = []
-    first, block = name("first"), name("in_function")
+    v, first, first_axis, block = signed, name("first"), name("leading_axis"), name("in_function")
     if chosen is not None:
-        nodes.append(node("Gather", [first, chosen], [name("own_first")], axis=0))
-        first = name("own_first")
+        v, first, first_axis = name("v_first"), name("own_first"), name("first_axis")
+        constants[first_axis] = np.array([chosen_axes], np.int64)
+        nodes += [
+            node("Gather", [name("first"), chosen], [first], axis=0),
+            node("Unsqueeze", [signed, first_axis], [v]),
+        ]
     nodes += [
         # The block: how many of the first level's separators v has passed.
-        node("Unsqueeze", [signed, name("first_axis")], [name("v_first")]),
-        node("GreaterOrEqual", [name("v_first"), first], [name("is_passed")]),
+        node("GreaterOrEqual", [v, first], [name("is_passed")]),
         node("Cast", [name("is_passed")], [name("passed")], to=TensorProto.FLOAT),
-        node("ReduceSum", [name("passed"), name("first_axis")], [name("in_function")], keepdims=0),
+        node("ReduceSum", [name("passed"), first_axis], [name("in_function")], keepdims=0),
     ]
     if blocks.any():  # otherwise every function begins at block 0
         first_block = name("blocks")
@@ -108,16 +112,18 @@ def quantile_nodes(
         nodes.append(node("Add", [name("in_function"), first_block], [block]))
     nodes += [
         node("Cast", [block], [name("block_row")], to=TensorProto.INT32),
-        # The leaf: how many of the block's.
-        node("Gather", [name("second"), name("block_row")], [name("separators")], axis=0),
-        node("Unsqueeze", [signed, name("last_axis")], [name("v")]),
-        node("GreaterOrEqual", [name("v"), name("separators")], [name("is_behind")]),
+        # The leaf: how many of the block's. Separators are put in front of v's axes: compared a few numbers at a time,
+        # they would take a quarter of the whole lookup.
+        node("Gather", [name("second"), name("block_row")], [name("block_separators")], axis=0),
+        node("Transpose", [name("block_separators")], [name("separators")], perm=[rank, *range(rank)]),
+        node("GreaterOrEqual", [signed, name("separators")], [name("is_behind")]),
         node("Cast", [name("is_behind")], [name("behind")], to=TensorProto.FLOAT),
-        node("ReduceSum", [name("behind"), name("last_axis")], [name("in_block")], keepdims=0),
+        node("ReduceSum", [name("behind"), name("leading_axis")], [name("in_block")], keepdims=0),
         node("Mul", [block, name("fan_out")], [name("before")]),
         node("Add", [name("before"), name("in_block")], [name("leaf")]),
         node("Cast", [name("leaf")], [name("leaf_row")], to=TensorProto.INT32),
         node("Gather", [name("leaves"), name("leaf_row")], [name("row")], axis=0),
+        node("Unsqueeze", [signed, name("last_axis")], [name("v")]),
         node("Split", [name("row")], fields, axis=-1, num_outputs=len(fields)),
         # y = r / (gamma r + kappa), then Horner's rule.
         node("Sub", [name("v"), name("v0")], [name("r")]),

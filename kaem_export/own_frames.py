@@ -1,7 +1,8 @@
 """Experts in frames of their own: z = b_k + W_k u as one product [W_k | b_k] [u; 1], k picked by the last uniform.
 
-The column of that uniform is looked up with the others and follows a constant, so nothing splits it off and no sum
-adds the offset: at one row, where every node costs about as much as any other, that is a third of what experts cost.
+The column of that uniform is looked up with the others. What it follows is 1 everywhere, so that no sum adds the
+offset; and where one function serves all experts, the leaf in which it is found is k, so that nothing else picks it. At
+one row, where every node costs about as much as any other, that halves what experts cost.
 """
 
 from __future__ import annotations
@@ -29,29 +30,35 @@ def own_frame_nodes(
     """
     node = helper.make_node
     latent_dim = offset.shape[1]
-    looked_up = tables.tables
-    one = _one(looked_up)
-    if looked_up.num_functions == 1:
-        columns = np.append(np.zeros(latent_dim, np.int64), 1)
-        chosen = None
-    else:
-        columns = np.pad(looked_up.columns, ((0, 0), (0, 1)), constant_values=looked_up.num_functions)
-        chosen = "expert"
+    looked_up, one = tables.tables, _one(tables.tables)
     nodes, constants = signed_nodes("uniform", "signed")
-    more, own = quantile_nodes(
-        looked_up.with_constant(one).reading(columns), "signed", "unframed", chosen=chosen, keep_axis=True
-    )
-    constants |= own
     constants |= {
-        "choice_column": np.array([latent_dim], np.int32),
-        "choice_axis": np.array([1], np.int64),
-        "thresholds": tables.thresholds[None, :],
+        "choice_column": np.array(latent_dim, np.int32),
         "frame_matrix": np.concatenate([matrix, offset[..., None] / one], axis=2),  # (K, Q, Q + 1)
     }
+    if looked_up.num_functions == 1:
+        columns = np.append(np.zeros(latent_dim, np.int64), 1)
+        more, own = quantile_nodes(
+            looked_up.with_steps(tables.thresholds, one).reading(columns), "signed", "unframed", keep_axis=True
+        )
+        nodes += [*more, node("Gather", ["leaf_row", "choice_column"], ["expert"], axis=1)]
+    else:
+        columns = np.pad(looked_up.columns, ((0, 0), (0, 1)), constant_values=looked_up.num_functions)
+        more, own = quantile_nodes(
+            looked_up.with_steps(tables.thresholds[:0], one).reading(columns),
+            "signed",
+            "unframed",
+            chosen="expert",
+            keep_axis=True,
+        )
+        constants |= {"thresholds": tables.thresholds[:, None], "choice_axis": np.array([0], np.int64)}
+        nodes += [
+            node("Gather", ["signed", "choice_column"], ["choice"], axis=1),
+            *choice_nodes("choice", "expert"),
+            *more,
+        ]
+    constants |= own
     nodes += [
-        node("Gather", ["signed", "choice_column"], ["choice"], axis=1),
-        *choice_nodes("choice", "expert"),
-        *more,
         # A row of a matrix product does not depend on the others; the certificate measures it.
         node("Gather", ["frame_matrix", "expert"], ["own_matrix"], axis=0),  # (N, Q, Q + 1)
         node("MatMul", ["own_matrix", "unframed"], ["framed"]),  # (N, Q, 1)

@@ -65,27 +65,31 @@ class QuantileTables:
         """Return the same tables, looked up by other columns."""
         return replace(self, columns=columns)
 
-    def with_constant(self, value: np.float32) -> QuantileTables:
-        """Return the tables with one more function, the last, that is `value` everywhere.
+    def with_steps(self, thresholds: Float32, value: np.float32) -> QuantileTables:
+        """Return the tables with one more function, the last, that is `value` everywhere, in leaves of its own.
 
-        Its block is the last one and is reached by passing one separator more than any other function has, all at
-        -inf: so a single function's first block stays 0, and nothing need be added to what was counted.
+        Its leaves are the first rows of all: row k begins at the k-th threshold, so the row that a uniform leads to
+        is the number of thresholds that it has passed.
 
         Args:
+            thresholds: Ascending, shape (K - 1,); there may be none.
             value: Within [low, high].
         """
-        depth, (num_blocks, width) = len(self.first) + 1, self.second.shape
-        first = np.full((depth, self.num_functions + 1), np.inf, np.float32)
-        first[:-1, :-1] = self.first
-        first[:, -1] = -np.inf
-        leaves = np.zeros((self.fan_out, ROW), np.float32)
+        fan_out, num_functions = self.fan_out, self.num_functions
+        num_blocks = len(thresholds) // fan_out + 1
+        starts = np.full(num_blocks * fan_out, np.inf, np.float32)
+        starts[1 : len(thresholds) + 1] = thresholds
+        first = np.full((max(len(self.first), num_blocks - 1), num_functions + 1), np.inf, np.float32)
+        first[: len(self.first), :-1] = self.first
+        first[: num_blocks - 1, -1] = starts[fan_out::fan_out]
+        leaves = np.zeros((len(starts), ROW), np.float32)
         leaves[:, 1], leaves[:, 3] = 1.0, value
         return replace(
             self,
             first=first,
-            block=np.append(self.block, num_blocks - depth),
-            second=np.concatenate([self.second, np.full((1, width), np.inf, np.float32)]),
-            leaves=np.concatenate([self.leaves, leaves]),
+            block=np.append(self.block + num_blocks, 0),
+            second=np.concatenate([starts.reshape(num_blocks, fan_out)[:, 1:], self.second]),
+            leaves=np.concatenate([leaves, self.leaves]),
         )
 
     def look_up(self, v: Float32) -> Float32:

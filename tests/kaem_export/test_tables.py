@@ -119,14 +119,23 @@ def test_the_lookup_has_35_nodes_two_gathers_and_plain_types():
     assert all(node.domain == "" for node in nodes)
 
 
-@given(st.sampled_from(["rbf20 f 8", "near flat", "gaussian"]), st.lists(st.floats(-0.5, 0.5, width=32), min_size=1))
-@settings(max_examples=40, deadline=None)
-def test_a_constant_beside_quantile_functions_changes_none_of_them(name, values):
+UNIFORM = st.floats(-0.5, 0.5, width=32)
+
+
+@given(
+    st.sampled_from(["rbf20 f 8", "near flat", "gaussian"]),
+    st.lists(UNIFORM, min_size=1),
+    st.lists(UNIFORM, max_size=40).map(sorted),
+)
+@settings(max_examples=60, deadline=None)
+def test_steps_beside_quantile_functions_count_thresholds_and_change_no_function(name, values, thresholds):
     _, tables = _baked(name)
-    v = np.array(values, np.float32)[:, None].repeat(tables.num_functions + 1, axis=1)
-    more = tables.with_constant(np.float32(0.5))
-    found = more.reading(np.arange(tables.num_functions + 1)).look_up(v)
+    thresholds = np.array(thresholds, np.float32)
+    v = np.array([*values, *thresholds], np.float32)[:, None].repeat(tables.num_functions + 1, axis=1)
+    more = tables.with_steps(thresholds, np.float32(0.5)).reading(np.arange(tables.num_functions + 1))
+    found = more.look_up(v)
     assert np.all(found[:, -1] == np.float32(0.5))
+    assert np.array_equal(more.leaf(v)[:, -1], np.searchsorted(thresholds, v[:, -1], side="right"))
     assert np.array_equal(found[:, :-1], tables.reading(np.arange(tables.num_functions)).look_up(v[:, :-1]))
 
 
