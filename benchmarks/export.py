@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from models import random_model
 from kaem.backend import installed_runtime, open_session
 from kaem.errors import VerificationError
 from kaem.noise import uniforms
+from kaem.workers import row_workers
 from kaem_export.compile import export, frame_of
 from kaem_export.graph import build_graph, traced_generator
 from kaem_export.optimise import optimise
@@ -55,10 +55,12 @@ WORKLOADS = {
     "kan-nist": (41, (1, 28, 28), GeneratorConfig(kind="kan", hidden=(82,))),
 }
 _LEVELS = {"default": Options(), "large-batch": Options(optimize="large-batch")}
+_EXPERTS = ("prior.variant=experts",)
 _PRIORS = {
-    "mixture of 32": ("prior.variant=mixture",),
-    "32 experts": ("prior.variant=experts",),
-    "32 experts in own frames": ("prior.variant=experts", "prior.frame=own"),
+    "mixture of 32": (1.5, ("prior.variant=mixture",)),
+    "32 experts": (1.5, _EXPERTS),
+    "32 experts in own frames": (1.5, (*_EXPERTS, "prior.frame=own")),
+    "32 Gaussian experts in own frames, as the presets' refit leaves them": (0.0, (*_EXPERTS, "prior.frame=own")),
 }
 
 
@@ -145,7 +147,7 @@ def _all_cores(name: str, batches: list[int], seconds: float, *, with_compile: b
     print("| rows | " + " | ".join(names) + " |")
     print("|---" * (len(names) + 1) + "|")
     torch.set_num_threads(cores)
-    with ThreadPoolExecutor(cores) as pool:
+    with row_workers(cores) as pool:
         for batch in batches:
             latent = uniforms(0, 0, batch, num_latents)
             parts = np.array_split(latent, min(cores, batch))
@@ -169,9 +171,9 @@ def _prior_shares(name: str, batches: list[int], seconds: float) -> None:
     print(f"**{name}**, one thread: the prior's share of the whole graph in its large-batch form\n")
     print("| prior | " + " | ".join(f"{batch} rows" for batch in batches) + " |")
     print("|---" * (len(batches) + 1) + "|")
-    for label, settings in _PRIORS.items():
+    for label, (amplitude, settings) in _PRIORS.items():
         words = (f"prior.num_latents={num_latents}", "prior.num_components=32", "prior.low=-8", "prior.high=8")
-        prior = random_model(*words, *settings)[1].prior
+        prior = random_model(*words, *settings, amplitude=amplitude)[1].prior
         whole = build_graph(tabulate(prior).tables, generator, "float32", frame_of(prior))
         whole = optimise(whole, _LEVELS["large-batch"]).model
         shares = [_prior_share(whole, batch, seconds) for batch in batches]
