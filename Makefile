@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DATA   ?= ../shared/data
 
-.PHONY: help setup demo test test-fast test-gpu lint fix docs protocol bench bench-export bench-serve bench-servers bench-peers soak check-image results-small clean
+.PHONY: help setup demo test test-fast test-gpu lint fix docs protocol bench bench-parts bench-export bench-serve bench-servers bench-peers soak check-image results-small clean
 
 help:                ## List the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  *## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20 | sort -u
@@ -59,6 +59,9 @@ protocol: setup      ## Regenerate the gRPC code from kaem/protocol/*.proto
 bench: setup         ## Measure the model that the demo made on every engine, with a page of plots
 	@test -f demo/model.onnx || { echo "no demo/model.onnx yet; run: make demo" >&2; exit 1; }
 	$(BIN)/kaem bench demo/model.onnx --engine onnxruntime,openvino,torch-eager --threads 1 --json demo/bench.json --html demo/bench.html
+
+bench-parts: setup   ## Measure noise, tables, rewrites, scheduler and transport by themselves: 1 to 2 minutes; ARGS=--benchmark-autosave
+	PYTHONPATH="$(CURDIR)" $(BIN)/python -m pytest benchmarks/parts $(ARGS)
 
 bench-serve: setup   ## Measure what serving costs, against the same model called in-process: 2 minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/serving.py

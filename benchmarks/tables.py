@@ -17,29 +17,26 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
-from onnx import TensorProto, helper
-from scipy.stats import sampling
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from table_figures import BARS, Figures, figures, worst
-from zoo import ZOO, Family
+from table_rivals import compare_sum_gather, own_lookup, plain_uniforms, rbf_laws, scipys_pinv
+from zoo import ZOO
 
 from kaem.errors import KaemError
 from kaem.noise import uniforms
 from kaem_export.bake import bake
 from kaem_export.collapse import collapse
 from kaem_export.laws import Laws
-from kaem_export.lookup import quantile_nodes, signed_nodes, wrap
+from kaem_export.lookup import quantile_nodes, signed_nodes
 from kaem_export.noise_certificate import noise_mismatches
 from kaem_export.prior_tables import tabulate
 from kaem_train.checkpoint import load_kaem
 from kaem_train.model.prior import MixturePrior
 from kaem_train.sections import PriorConfig
 
-_GRID = 200
 _ROUNDS = 15
 _COLUMNS = ("leaves", "kilobytes", "score_999", "score", "u_error", "tail", "far_tail", "descent", "outside", "tilt")
 _SMOOTH = ("near flat", "rbf20 f 2", "rbf20 f 8", "gaussian", "lognormal", "relu kink")
@@ -106,7 +103,7 @@ def _print_row(name: str, laws: Laws, baked, seconds: float) -> Figures:
 
 def _sizes_and_speeds(*, quick: bool) -> list[tuple[str, float, float]]:
     """Bake the two large sets and race the lookup: figures with their bars."""
-    tables = bake(_rbf_laws(100)).tables
+    tables = bake(rbf_laws(100)).tables
     nodes = signed_nodes("uniform", "signed")[0] + quantile_nodes(tables, "signed", "quantile")[0]
     bars = [
         ("nodes of a lookup", float(len(nodes)), 35.0),
@@ -114,7 +111,7 @@ def _sizes_and_speeds(*, quick: bool) -> list[tuple[str, float, float]]:
     ]
     for label, laws_of, seconds, megabytes in (
         ("100 marginals of 201 components", _marginals, 5.0, 1.0),
-        ("3240 functions", lambda: _rbf_laws(3240), 10.0, 16.0),
+        ("3240 functions", lambda: rbf_laws(3240), 10.0, 16.0),
     ):
         if quick:
             break
@@ -136,15 +133,6 @@ def _seconds(work) -> float:
     return time.process_time() - start
 
 
-def _rbf_laws(count: int) -> Laws:
-    family, rng = ZOO["rbf20 f 8"], np.random.default_rng(0)
-    parts = []
-    for first in range(0, count, 128):
-        weights = rng.uniform(-8, 8, (min(128, count - first), family.weights.shape[1]))
-        parts.append(Family(family.features, weights, family.edges, family.reference).integrated())
-    return Laws(parts=tuple(parts), law_of=np.arange(count), offset=np.zeros(count), scale=np.ones(count))
-
-
 def _marginals() -> Laws:
     prior = MixturePrior(PriorConfig(num_latents=100, num_components=201))
     with torch.no_grad():
@@ -154,64 +142,15 @@ def _marginals() -> Laws:
 
 
 def _speed(batch: int) -> tuple[float, float, float]:
-    laws = _rbf_laws(100)
-    tables = bake(laws).tables
-    signed, constants = signed_nodes("uniform", "signed")
-    nodes, more = quantile_nodes(tables, "signed", "latent")
-    ours = _session(signed + nodes, constants | more)
-    theirs = _session(*_compare_sum_gather(laws))
+    laws = rbf_laws(100)
+    ours, theirs, pinv = own_lookup(bake(laws).tables), compare_sum_gather(laws), scipys_pinv()
     v = uniforms(1, 0, batch, 100)
-    plain = np.mod(v, np.float32(1)).clip(0, np.float32(1 - 2**-24))
-    pinv = _pinv()
+    plain = plain_uniforms(v)
     u = plain.astype(np.float64).reshape(-1)
     took = _alternately(
         lambda: ours.run(None, {"uniform": v}), lambda: theirs.run(None, {"uniform": plain}), lambda: pinv.ppf(u)
     )
     return took[0] / v.size * 1e9, took[0] / took[1], took[0] / took[2]
-
-
-def _session(nodes, constants) -> onnxruntime.InferenceSession:
-    model = wrap(nodes, constants, source=("uniform", 100), target=("latent", 100), opset=21, ir_version=10)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _compare_sum_gather(laws: Laws):
-    """F at 200 points of z, compared with u, summed and gathered."""
-    z = np.linspace(-6, 6, _GRID)
-    cdf = np.stack([laws.evaluate(row, z)[0] for row in range(100)]).astype(np.float32)
-    constants = {
-        "last": np.array([2], np.int64),
-        "cdf": cdf[None],
-        "rows": (np.arange(100, dtype=np.int32) * _GRID)[None],
-        "top": np.int32(_GRID - 1),
-        "points": np.tile(z.astype(np.float32), 100),
-    }
-    node = helper.make_node
-    nodes = [
-        node("Unsqueeze", ["uniform", "last"], ["u"]),
-        node("Greater", ["u", "cdf"], ["above"]),
-        node("Cast", ["above"], ["ones"], to=TensorProto.FLOAT),
-        node("ReduceSum", ["ones", "last"], ["count"], keepdims=0),
-        node("Cast", ["count"], ["cell"], to=TensorProto.INT32),
-        node("Min", ["cell", "top"], ["inside"]),
-        node("Add", ["inside", "rows"], ["row"]),
-        node("Gather", ["points", "row"], ["latent"], axis=0),
-    ]
-    return nodes, constants
-
-
-def _pinv():
-    family = ZOO["rbf20 f 8"]
-
-    class Density:
-        def pdf(self, z):
-            return float(np.exp(family.log_density(0, z)[0]))
-
-    mode = np.linspace(-6, 6, 10_001)
-    center = float(mode[family.log_density(0, mode).argmax()])
-    return sampling.NumericalInversePolynomial(Density(), center=center, domain=(-6, 6), u_resolution=1e-10, order=5)
 
 
 def _alternately(*works) -> list[float]:

@@ -6,6 +6,7 @@ before the first request are the sizes that requests meet.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 
@@ -45,6 +46,8 @@ class CostTable:
 
         Padding 65 rows up to 128 may take longer than a batch of 64 and another of 1; the table knows.
         """
+        if waiting >= self.largest:  # full batches by the thousand may wait, and this is asked before each
+            return self.largest
         padded, below = self.fitting(waiting), self._below(waiting)
         return below if below and self._split(waiting) < self._seconds[padded] else padded
 
@@ -59,13 +62,12 @@ class CostTable:
 
     def _split(self, rows: int) -> float:
         """Return the time of a batch of the largest size that `rows` rows fill, and of the rest at its best."""
-        below = self._below(rows)
-        rest = rows - below
-        seconds = self._seconds[below]
-        if rest:
-            padded = self._seconds[self.fitting(rest)]
-            seconds += min(padded, self._split(rest)) if self._below(rest) else padded
-        return seconds
+        best, spent = math.inf, 0.0
+        while below := self._below(rows):
+            spent += self._seconds[below]
+            rows -= below
+            best = min(best, spent + (self._seconds[self.fitting(rows)] if rows else 0.0))
+        return best
 
     def _below(self, rows: int) -> int:
         """Return the largest size that `rows` rows fill, or 0."""

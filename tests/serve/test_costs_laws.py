@@ -36,6 +36,12 @@ def test_the_batches_chosen_for_what_waits_never_take_longer_than_one_padded_bat
     assert waiting < table.largest or table.best(waiting) == table.largest
 
 
+def test_a_size_is_chosen_however_much_waits():
+    assert CostTable({1: 1.0}).best(1 << 20) == 1
+    flat, steep = CostTable({1: 1.0, 4096: 2.0}), CostTable({1: 1.0, 4096: 5000.0})
+    assert (flat.best(4095), steep.best(4095)) == (4096, 1)
+
+
 def test_a_batch_is_padded_where_that_is_cheap_and_split_where_it_is_not():
     flat = CostTable({1: 1.0, 64: 1.1, 128: 1.2})
     steep = CostTable({1: 0.1, 64: 6.4, 128: 12.8})

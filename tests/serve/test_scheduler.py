@@ -59,6 +59,14 @@ def test_jobs_share_a_batch_which_is_padded_to_a_warmed_size():
     assert not stepped.step()
 
 
+def test_the_next_batch_is_planned_however_many_full_ones_wait():
+    stepped = Stepped(max_batch=1)
+    for number in range(2000):
+        stepped.submit(number, 1)
+    assert stepped.step()
+    assert [len(batch) for batch in stepped.batches] == [1]
+
+
 def test_only_warmed_sizes_are_run():
     stepped = Stepped(max_batch=24, seconds=float)
     for rows in range(1, 40):
