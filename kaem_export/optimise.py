@@ -21,9 +21,11 @@ from kaem_export.passes.constants import fold_constants
 from kaem_export.passes.editing import with_shapes
 from kaem_export.passes.first_layer import first_layer_to_gemm
 from kaem_export.passes.half import to_float16
+from kaem_export.passes.int8 import ROWS_PER_CALL as INT8_ROWS
 from kaem_export.passes.int8 import to_int8
 from kaem_export.passes.kan import fold_kan_layers
 from kaem_export.passes.scales import fold_scales
+from kaem_export.passes.toom_cook import ROWS_PER_CALL as TOOM_COOK_ROWS
 from kaem_export.passes.toom_cook import add_large_batch_branch, has_large_batch_form, to_toom_cook
 from kaem_export.timing import speedup, thread_seconds
 
@@ -35,7 +37,8 @@ EXACT: tuple[Rewrite, ...] = (fold_constants, fold_scales, fold_affine_chains, f
 LARGE_BATCH = 16
 """Rows from which the large-batch form runs where nothing was measured."""
 
-_TRIED = (8, 16, 32, 64, 128)
+_TRIED = (8, 16, 32)
+"""No more than `rows_per_call` lets through."""
 _WORTH = 1.03
 
 
@@ -46,10 +49,12 @@ class Step:
     Attributes:
         name: Of the rewrite.
         model: What it left.
+        rows_per_call: Rows of one call beyond which it gets slower per row on a processor; 0 where that is not so.
     """
 
     name: str
     model: onnx.ModelProto
+    rows_per_call: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,11 @@ class Optimised:
     def model(self) -> onnx.ModelProto:
         """The result."""
         return self.steps[-1].model
+
+    @property
+    def rows_per_call(self) -> int:
+        """Rows of one call beyond which the result gets slower per row; 0 where that is not so, or sizes are fixed."""
+        return self.steps[-1].rows_per_call
 
     @property
     def passes(self) -> list[str]:
@@ -99,20 +109,20 @@ def optimise(model: onnx.ModelProto, options: Options | None = None) -> Optimise
     elif options.precision == "float16":
         done = _after(done, "to_float16", to_float16)
     else:
-        done = replace(done, steps=(*done.steps, Step("to_int8", to_int8(done.model))))
+        done = replace(done, steps=(*done.steps, Step("to_int8", to_int8(done.model), INT8_ROWS)))
     if len(options.batch) == 1:
         done = _after(done, "fix_batch", partial(fix_batch, rows=options.batch[0]))
     return done
 
 
-def _after(done: Optimised, name: str, rewrite: Rewrite) -> Optimised:
+def _after(done: Optimised, name: str, rewrite: Rewrite, rows_per_call: int = 0) -> Optimised:
     graph = rewrite(with_shapes(ir.from_proto(done.model)))
     after = ir.to_proto(graph)
     onnx.checker.check_model(after, full_check=True)
     before = done.model.graph
     if after.graph.node == before.node and after.graph.input == before.input:
         return done
-    return replace(done, steps=(*done.steps, Step(name, after)))
+    return replace(done, steps=(*done.steps, Step(name, after, rows_per_call)))
 
 
 def _large_batch(done: Optimised, options: Options) -> Optimised:
@@ -121,7 +131,7 @@ def _large_batch(done: Optimised, options: Options) -> Optimised:
         with_shapes(ir.from_proto(done.model))
     ):
         return done
-    rewritten = _after(done, "to_toom_cook", to_toom_cook)
+    rewritten = _after(done, "to_toom_cook", to_toom_cook, TOOM_COOK_ROWS)
     rows = LARGE_BATCH if options.optimize == "large-batch" else paying_rows(done.model, rewritten.model)
     if rows == 0 or (options.batch and options.batch[-1] < rows):
         return done
@@ -129,7 +139,8 @@ def _large_batch(done: Optimised, options: Options) -> Optimised:
         return replace(rewritten, large_batch_rows=1)
     if not options.branches:
         return done
-    branched = _after(done, "add_large_batch_branch", partial(add_large_batch_branch, least_rows=rows))
+    branch = partial(add_large_batch_branch, least_rows=rows)
+    branched = _after(done, "add_large_batch_branch", branch, TOOM_COOK_ROWS)
     return replace(branched, large_batch_rows=rows)
 
 
