@@ -26,7 +26,12 @@ from kaem_export.passes.int8 import to_int8
 from kaem_export.passes.kan import fold_kan_layers
 from kaem_export.passes.scales import fold_scales
 from kaem_export.passes.toom_cook import ROWS_PER_CALL as TOOM_COOK_ROWS
-from kaem_export.passes.toom_cook import add_large_batch_branch, has_large_batch_form, to_toom_cook
+from kaem_export.passes.toom_cook import (
+    add_large_batch_branch,
+    has_large_batch_form,
+    rows_of_equal_bits,
+    to_toom_cook,
+)
 from kaem_export.timing import speedup, thread_seconds
 
 Rewrite = Callable[[ir.Model], ir.Model]
@@ -127,12 +132,12 @@ def _after(done: Optimised, name: str, rewrite: Rewrite, rows_per_call: int = 0)
 
 def _large_batch(done: Optimised, options: Options) -> Optimised:
     """Add the large-batch form where it is wanted: for any batch size in a branch, for fixed ones in its place."""
-    if options.optimize not in ("large-batch", "auto") or not has_large_batch_form(
-        with_shapes(ir.from_proto(done.model))
-    ):
+    graph = with_shapes(ir.from_proto(done.model))
+    if options.optimize not in ("large-batch", "auto") or not has_large_batch_form(graph):
         return done
     rewritten = _after(done, "to_toom_cook", to_toom_cook, TOOM_COOK_ROWS)
     rows = LARGE_BATCH if options.optimize == "large-batch" else paying_rows(done.model, rewritten.model)
+    rows = rows and max(rows, rows_of_equal_bits(graph))
     if rows == 0 or (options.batch and options.batch[-1] < rows):
         return done
     if options.batch and options.batch[0] >= rows:

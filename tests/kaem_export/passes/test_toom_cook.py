@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaem_export.passes.cost import graph_cost
-from kaem_export.passes.toom_cook import add_large_batch_branch, has_large_batch_form, to_toom_cook
+from kaem_export.passes.toom_cook import (
+    add_large_batch_branch,
+    has_large_batch_form,
+    rows_of_equal_bits,
+    to_toom_cook,
+)
 
 _LAYER = "ConvTranspose<strides=[2,2], pads=[1,1,1,1]>"
 
@@ -111,11 +116,15 @@ def test_an_activation_that_makes_nothing_of_a_one_ends_its_chain():
     assert np.mean(close) > 0.99  # a value at the threshold may fall on its other side
 
 
-def test_a_row_has_the_same_bits_in_every_batch_of_the_size_of_a_call():
-    graph = to_toom_cook(_chain())
-    x = normal(32, 512)
+@pytest.mark.parametrize("inputs", [32, 511, 512, 1030])
+def test_a_row_has_the_same_bits_in_every_batch_of_the_size_of_a_call(inputs):
+    graph, _ = _one_layer(inputs, 32, 4, floats(32))
+    x = normal(32, inputs * 16)
+    plain, least = run(graph, x), max(rows_of_equal_bits(graph), 16)
+    to_toom_cook(graph)
     whole = run(graph, x)
-    for rows in (16, 17, 23, 31):
+    assert np.abs(whole - plain).max() < 5e-6 * np.abs(plain).max()
+    for rows in (least, 17, 23, 31):
         assert np.array_equal(run(graph, x[:rows]), whole[:rows])
         assert np.array_equal(run(graph, x[-rows:]), whole[-rows:])
 
