@@ -4,8 +4,8 @@ The arithmetic is in `toom_cook_maps.py`: values of the inputs at points, produc
 values. Once products are few, time goes into moving numbers, so the layout decides. Activations are (H, W, C, N):
 
 - both maps of an axis are products with small constant matrices on the left, without a transposition;
-- the core is one batched MatMul, (point, phase, point, phase O, I) times (tile, point, tile, point, I, N): all weights
-  of one parity of columns stand above each other, so that ONNX Runtime packs few numbers (N columns) for many rows;
+- the core is one batched MatMul, (point, phase, point, phase O, I) times (tile, point, tile, point, I, N): the weights
+  of both phases of columns stand above each other, and ONNX Runtime packs few numbers (N columns) for many rows;
 - biases need no pass of their own: a further channel is 1 everywhere, and its weights are the biases. It also keeps
   rows of memory from being a power of two apart.
 
