@@ -41,7 +41,7 @@ from kaem_export.compile import export, frame_of
 from kaem_export.graph import build_graph, traced_generator
 from kaem_export.optimise import optimise
 from kaem_export.options import Options
-from kaem_export.passes import int8
+from kaem_export.passes import int8, toom_cook
 from kaem_export.passes.cost import graph_cost
 from kaem_export.prior_tables import tabulate
 from kaem_export.timing import estimate, interleaved
@@ -56,6 +56,7 @@ WORKLOADS = {
 }
 _LEVELS = {"default": Options(), "large-batch": Options(optimize="large-batch")}
 _EXPERTS = ("prior.variant=experts",)
+_ROWS_PER_CALL = {"large-batch": toom_cook.ROWS_PER_CALL, "int8": int8.ROWS_PER_CALL}
 _PRIORS = {
     "mixture of 32": (1.5, ("prior.variant=mixture",)),
     "32 experts": (1.5, _EXPERTS),
@@ -184,8 +185,8 @@ def _prior_shares(name: str, batches: list[int], seconds: float) -> None:
 def _prior_share(model: onnx.ModelProto, batch: int, seconds: float) -> str:
     feed = {"uniform": uniforms(0, 0, batch, model.graph.input[0].type.tensor_type.shape.dim[1].dim_value)}
     calls = [
-        partial(_session(model).run, ["image"], feed),
-        partial(_session(_prior_alone(model)).run, ["latent"], feed),
+        _call(_session(model), "large-batch", feed),
+        _call(_session(_prior_alone(model)), "large-batch", feed, output="latent"),
     ]
     times = interleaved(calls, time.thread_time, seconds=seconds)
     share = estimate(times[:, 1] / times[:, 0])
@@ -260,12 +261,12 @@ def _in_parts(pool, session, label, parts):
     return list(pool.map(lambda rows: _call(session, label, {"latent": rows})(), parts))
 
 
-def _call(session, label, feed):
-    """Run a graph as kaem does: one in int8 on `ROWS_PER_CALL` rows at a time."""
+def _call(session, label, feed, output="image"):
+    """Run a graph as kaem does: some on a limited number of rows at a time."""
     ((name, rows),) = feed.items()
-    most = int8.ROWS_PER_CALL if label == "int8" else len(rows)
+    most = _ROWS_PER_CALL.get(label, len(rows))
     parts = [{name: rows[first : first + most]} for first in range(0, len(rows), most)]
-    return lambda: [session.run(["image"], part) for part in parts]
+    return lambda: [session.run([output], part) for part in parts]
 
 
 def _without_gradient(module, latent):

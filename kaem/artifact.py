@@ -63,8 +63,8 @@ class Manifest:
         tools: Versions of the programs that made the file.
         compilation: How the graph was made: `passes` in order, `precision` of the generator, `batch_sizes` that it is
             to be called with (none: any), `large_batch_rows` from which another form of it runs (0: none),
-            `rows_per_call` at most, where more are slower (0: no such limit). Empty in artifacts of kaem before it had
-            them.
+            `rows_per_call` at most on a processor, where more are slower (0: no such limit). Empty in artifacts of
+            kaem before it had them.
         updates: Optimiser steps that the weights have had; 0 for untrained ones, None in artifacts of kaem before it
             said so.
         format_version: Version of this manifest.
@@ -99,7 +99,7 @@ class Manifest:
 
     @property
     def rows_per_call(self) -> int:
-        """Rows of one call beyond which the graph gets slower per row; 0 where that is not so."""
+        """Rows of one call beyond which the graph gets slower per row on a processor; 0 where that is not so."""
         return int(self.compilation.get("rows_per_call", 0))
 
     @property

@@ -176,7 +176,8 @@ class LocalSampler:
             raise RequestError("this sampler is closed")
         num = len(uniform)
         parts = max(1, min(self.workers, num // _MIN_ROWS_PER_WORKER))
-        rows = min(self._manifest.rows_per_call or MAX_ROWS, MAX_ROWS, -(-num // parts))
+        limit = self._manifest.rows_per_call if self.provider == "cpu" else 0  # a matter of a processor's caches
+        rows = min(limit or MAX_ROWS, MAX_ROWS, -(-num // parts))
         if sizes := self._manifest.batch_sizes:  # full batches, for every call is padded to one of these
             rows = next((size for size in sizes if size >= rows), sizes[-1])
         pieces = [uniform[first : first + rows] for first in range(0, num, rows)]

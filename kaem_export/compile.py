@@ -30,7 +30,6 @@ from kaem_export.leaves import TOLERANCE
 from kaem_export.one_thread import one_thread
 from kaem_export.optimise import Optimised, Step, optimise
 from kaem_export.options import Options
-from kaem_export.passes.int8 import ROWS_PER_CALL
 from kaem_export.prior_tables import noise_dim, tabulate
 from kaem_export.promise import densities, promise, refuse_tables, require_tolerance
 from kaem_train.baselines.diffusion import Diffusion
@@ -108,7 +107,7 @@ def export(
                 "precision": options.precision,
                 "batch_sizes": list(options.batch),
                 "large_batch_rows": optimised.large_batch_rows,
-                "rows_per_call": ROWS_PER_CALL if options.precision == "int8" else 0,
+                "rows_per_call": optimised.rows_per_call,
             },
             updates=read_checkpoint(checkpoint).step,
         )

@@ -18,7 +18,7 @@ class Row:
 
     Attributes:
         name: Of the rewrite.
-        batch: Rows per call.
+        batch: Rows computed, in calls of as many as kaem makes.
         cost: Of the graph it left, per row.
         microseconds: Processor time per row on one thread.
         gain: How many times faster than the graph before it; None for the first.
@@ -50,7 +50,13 @@ def explain(optimised: Optimised, batches: tuple[int, ...] = (1, 64), *, seconds
         batches = (min(sizes),)
     rows = []
     for batch in batches:
-        times = thread_seconds([step.model for step in steps], batch, seconds=seconds, least_rounds=_ROUNDS)
+        times = thread_seconds(
+            [step.model for step in steps],
+            batch,
+            seconds=seconds,
+            least_rounds=_ROUNDS,
+            rows_per_call=[step.rows_per_call for step in steps],
+        )
         for index, step in enumerate(steps):
             rows.append(
                 Row(

@@ -21,10 +21,17 @@ from kaem_export.passes.constants import fold_constants
 from kaem_export.passes.editing import with_shapes
 from kaem_export.passes.first_layer import first_layer_to_gemm
 from kaem_export.passes.half import to_float16
+from kaem_export.passes.int8 import ROWS_PER_CALL as INT8_ROWS
 from kaem_export.passes.int8 import to_int8
 from kaem_export.passes.kan import fold_kan_layers
 from kaem_export.passes.scales import fold_scales
-from kaem_export.passes.toom_cook import add_large_batch_branch, has_large_batch_form, to_toom_cook
+from kaem_export.passes.toom_cook import ROWS_PER_CALL as TOOM_COOK_ROWS
+from kaem_export.passes.toom_cook import (
+    add_large_batch_branch,
+    has_large_batch_form,
+    rows_of_equal_bits,
+    to_toom_cook,
+)
 from kaem_export.timing import speedup, thread_seconds
 
 Rewrite = Callable[[ir.Model], ir.Model]
@@ -35,7 +42,8 @@ EXACT: tuple[Rewrite, ...] = (fold_constants, fold_scales, fold_affine_chains, f
 LARGE_BATCH = 16
 """Rows from which the large-batch form runs where nothing was measured."""
 
-_TRIED = (8, 16, 32, 64, 128)
+_TRIED = (8, 16, 32)
+"""No more than `rows_per_call` lets through."""
 _WORTH = 1.03
 
 
@@ -46,10 +54,12 @@ class Step:
     Attributes:
         name: Of the rewrite.
         model: What it left.
+        rows_per_call: Rows of one call beyond which it gets slower per row on a processor; 0 where that is not so.
     """
 
     name: str
     model: onnx.ModelProto
+    rows_per_call: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +78,11 @@ class Optimised:
     def model(self) -> onnx.ModelProto:
         """The result."""
         return self.steps[-1].model
+
+    @property
+    def rows_per_call(self) -> int:
+        """Rows of one call beyond which the result gets slower per row; 0 where that is not so, or sizes are fixed."""
+        return self.steps[-1].rows_per_call
 
     @property
     def passes(self) -> list[str]:
@@ -99,37 +114,38 @@ def optimise(model: onnx.ModelProto, options: Options | None = None) -> Optimise
     elif options.precision == "float16":
         done = _after(done, "to_float16", to_float16)
     else:
-        done = replace(done, steps=(*done.steps, Step("to_int8", to_int8(done.model))))
+        done = replace(done, steps=(*done.steps, Step("to_int8", to_int8(done.model), INT8_ROWS)))
     if len(options.batch) == 1:
         done = _after(done, "fix_batch", partial(fix_batch, rows=options.batch[0]))
     return done
 
 
-def _after(done: Optimised, name: str, rewrite: Rewrite) -> Optimised:
+def _after(done: Optimised, name: str, rewrite: Rewrite, rows_per_call: int = 0) -> Optimised:
     graph = rewrite(with_shapes(ir.from_proto(done.model)))
     after = ir.to_proto(graph)
     onnx.checker.check_model(after, full_check=True)
     before = done.model.graph
     if after.graph.node == before.node and after.graph.input == before.input:
         return done
-    return replace(done, steps=(*done.steps, Step(name, after)))
+    return replace(done, steps=(*done.steps, Step(name, after, rows_per_call)))
 
 
 def _large_batch(done: Optimised, options: Options) -> Optimised:
     """Add the large-batch form where it is wanted: for any batch size in a branch, for fixed ones in its place."""
-    if options.optimize not in ("large-batch", "auto") or not has_large_batch_form(
-        with_shapes(ir.from_proto(done.model))
-    ):
+    graph = with_shapes(ir.from_proto(done.model))
+    if options.optimize not in ("large-batch", "auto") or not has_large_batch_form(graph):
         return done
-    rewritten = _after(done, "to_toom_cook", to_toom_cook)
+    rewritten = _after(done, "to_toom_cook", to_toom_cook, TOOM_COOK_ROWS)
     rows = LARGE_BATCH if options.optimize == "large-batch" else paying_rows(done.model, rewritten.model)
+    rows = rows and max(rows, rows_of_equal_bits(graph))
     if rows == 0 or (options.batch and options.batch[-1] < rows):
         return done
     if options.batch and options.batch[0] >= rows:
         return replace(rewritten, large_batch_rows=1)
     if not options.branches:
         return done
-    branched = _after(done, "add_large_batch_branch", partial(add_large_batch_branch, least_rows=rows))
+    branch = partial(add_large_batch_branch, least_rows=rows)
+    branched = _after(done, "add_large_batch_branch", branch, TOOM_COOK_ROWS)
     return replace(branched, large_batch_rows=rows)
 
 

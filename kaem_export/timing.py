@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -50,24 +51,39 @@ def estimate(samples: NDArray[np.float64]) -> Estimate:
 
 
 def thread_seconds(
-    models: Sequence[onnx.ModelProto], batch: int, *, seconds: float, least_rounds: int = 9
+    models: Sequence[onnx.ModelProto],
+    batch: int,
+    *,
+    seconds: float,
+    least_rounds: int = 9,
+    rows_per_call: Sequence[int] | None = None,
 ) -> NDArray[np.float64]:
     """Time graphs of one input and an output `image` against each other.
 
     Args:
         models: Graphs with the same input.
-        batch: Rows per call.
+        batch: Rows to compute.
         seconds: About how long to measure.
+        rows_per_call: For every graph how many rows one call may have, 0 for all of them; by default all for all.
         least_rounds: But never fewer rounds than these.
 
     Returns:
         Processor seconds of every round and graph: shape (R, models).
     """
     source = models[0].graph.input[0]
-    feed = {source.name: uniforms(_SEED, 0, batch, source.type.tensor_type.shape.dim[1].dim_value)}
+    rows = uniforms(_SEED, 0, batch, source.type.tensor_type.shape.dim[1].dim_value)
     sessions = [open_session(model.SerializeToString(), "cpu", source="the graph") for model in models]
-    calls = [partial(session.run, ["image"], feed) for session in sessions]
+    limits = rows_per_call or [0] * len(models)
+    calls = [
+        partial(_in_parts, session, source.name, rows, limit or batch)
+        for session, limit in zip(sessions, limits, strict=True)
+    ]
     return interleaved(calls, time.thread_time, seconds=seconds, least_rounds=least_rounds)
+
+
+def _in_parts(session: Any, name: str, rows: NDArray[np.float32], limit: int) -> None:
+    for first in range(0, len(rows), limit):
+        session.run(["image"], {name: rows[first : first + limit]})
 
 
 def interleaved(

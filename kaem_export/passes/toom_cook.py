@@ -1,21 +1,21 @@
 """Transposed convolutions of kernel 4, stride 2, padding 1 with 2.56 times fewer products, for large batches.
 
-Along one axis such a layer maps x_i to outputs y_(2 i + k - 1) = sum_i x_i w_k, k = 0..3. With X(t) = sum_i x_i t^i and
-for phase r = 0, 1 the kernel's half W_r(t) = w_r + w_(r+2) t, the outputs of one parity are the coefficients of
-X(t) W_r(t). Of four inputs X W_r has degree 4, so five values determine it (Toom 1963, Cook 1966): at the points
-1/2, -1/2, 3/2, -3/2 and infinity. Five products instead of eight for four
-outputs; nested over both axes 25 instead of 64.
-Both phases share the values of X. Tiles of four inputs overlap by one output; adding the overlap, and dropping the
-outputs beyond the border, are part of the last linear map.
+The arithmetic is in `toom_cook_maps.py`: values of the inputs at points, products at every point, outputs from their
+values. Once products are few, time goes into moving numbers, so the layout decides. Activations are (H, W, C, N):
 
-Layout: activations are (H, W, N, C), so evaluating X and interpolating X W are products with small constant matrices
-on the left, and the core is one batched MatMul, (tile, point, 1, point, 1, tile N, I) times (point, phase, point,
-phase, I, O).
+- both maps of an axis are products with small constant matrices on the left, without a transposition;
+- the core is one batched MatMul, (point, phase, point, phase O, I) times (tile, point, tile, point, I, N): the weights
+  of both phases of columns stand above each other, and ONNX Runtime packs few numbers (N columns) for many rows;
+- biases need no pass of their own: a further channel is 1 everywhere, and its weights are the biases. It also keeps
+  rows of memory from being a power of two apart.
+
+For this `ROWS_PER_CALL` rows at a time are best: ONNX Runtime's packed columns then fit the first level of cache.
 
 Matches: chains of ConvTranspose with constant float32 weights, no groups, square images whose side is a multiple of 4,
 and at least a quarter of the operations to save, linked by elementwise operators that only the next layer reads.
 Leaves alone: all other layers, as the last one to few channels, which runs as before on the result.
-After it: the same values up to a few more roundings (2 to 4 times those of the plain layer). Constants grow by 6.25.
+After it: the same values up to a few more roundings (a layer's error is 1e-6 to 4e-6 of its largest output, of which
+the plain one's is 2e-7). Constants grow by 6.25.
 """
 
 from __future__ import annotations
@@ -27,18 +27,23 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from kaem.backend import open_session
 from kaem_export.passes.editing import UNARY, Patch, constant, row_shape, sole_user, swept, with_shapes
+from kaem_export.passes.toom_cook_maps import NUM_POINTS, TILE, Float64, evaluation, interpolation, transformed_weight
+from kaem_train.decoder_graph import IR_VERSION, OPSET
 
-Float64 = NDArray[np.float64]
+ROWS_PER_CALL = 32
+"""Of fewer rows a call reads the weights too often; of more, the columns that ONNX Runtime packs leave the first level
+of cache and what lies between two operators the last one."""
 
-POINTS = (0.5, -0.5, 1.5, -1.5)
-"""And infinity, whose value is the leading coefficient. Half the rounding error of 0, 1, -1, 1/2 and infinity, the best
-of the usual small numbers; all their powers are exact in float32."""
+_MOST_SUMMED = 512
+"""Inputs up to which ONNX Runtime makes one sum whatever the number of rows of a call. Of more it makes one sum for 16
+rows and several for 17 to 32, and a row's bits would tell."""
 
-_TILE = 4
-_NUM_POINTS = _TILE + 1
 _MOST_SHARE = 0.75
 """Of a layer's operations that the rewritten one may need: small savings are lost again in memory traffic."""
+_LEVELS = (0.01, 100.0)
+"""Between which the channel of ones must stay after an activation, lest biases lose digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +88,34 @@ def has_large_batch_form(model: ir.Model) -> bool:
     return bool(_chains(model))
 
 
+def rows_of_equal_bits(model: ir.Model) -> int:
+    """Rows of a call from which, up to `ROWS_PER_CALL`, a row's bits in the rewritten form do not depend on them."""
+    layers = [node for chain in _chains(model) for node in chain.nodes if node.op_type == "ConvTranspose"]
+    sums = [1 + len(np.asarray(constant(layer.inputs[1]))) for layer in layers]
+    return 17 if max(sums, default=0) > _MOST_SUMMED else 1
+
+
 def _branch(chain: _Chain, name: str, *, toom_cook: bool) -> ir.Graph:
     """One branch of the If: a graph without inputs that reads the chain's source from around it."""
     prefix = f"{chain.result.name}_{name}"
     end = ir.node("Identity", [chain.source], outputs=[ir.Value(name=f"{prefix}_result")])
     graph = ir.Graph([], end.outputs, nodes=[end], name=prefix)
     patch = Patch(end, prefix)
-    result = _rewritten(patch, chain) if toom_cook else _repeated(patch, chain)
+    if toom_cook:
+        result = _rewritten(patch, chain)
+    else:
+        result = chain.source
+        for node in chain.nodes:
+            result = _repeated(patch, node, result)
     end.replace_input_with(0, result)
     end.outputs[0].type, end.outputs[0].shape = chain.result.type, chain.result.shape
     return graph
 
 
-def _repeated(patch: Patch, chain: _Chain) -> ir.Value:
-    """Write the chain down once more as it is."""
-    value = chain.source
-    for node in chain.nodes:
-        constants = [patch.constant(np.asarray(constant(entry))) for entry in node.inputs[1:] if entry is not None]
-        value = patch.node(node.op_type, [value, *constants], **dict(node.attributes))
-    return value
+def _repeated(patch: Patch, node: ir.Node, value: ir.Value) -> ir.Value:
+    """Write a node down once more, for another first input."""
+    constants = [patch.constant(np.asarray(constant(entry))) for entry in node.inputs[1:] if entry is not None]
+    return patch.node(node.op_type, [value, *constants], **dict(node.attributes))
 
 
 def _chains(model: ir.Model) -> list[_Chain]:
@@ -110,9 +124,12 @@ def _chains(model: ir.Model) -> list[_Chain]:
     for node in model.graph:
         if node in used or not _is_suitable(node):
             continue
-        nodes = [node]
+        nodes, level = [node], 1.0
         while (user := sole_user(nodes[-1].outputs[0])) is not None:
             if not _is_suitable(user) and not _is_elementwise(user):
+                break
+            level = 1.0 if user.op_type == "ConvTranspose" else _level(user, level)
+            if not _LEVELS[0] <= abs(level) <= _LEVELS[1]:
                 break
             nodes.append(user)
         used |= {*nodes}
@@ -137,12 +154,12 @@ def _is_suitable(node: ir.Node) -> bool:
         and node.attributes.get_int("group", 1) == 1
         and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
     )
-    return is_plain and sides[1] == sides[2] and sides[1] % _TILE == 0 and _saves_much(weight, sides[1])
+    return is_plain and sides[1] == sides[2] and sides[1] % TILE == 0 and _saves_much(weight, sides[1])
 
 
 def _saves_much(weight: NDArray[Any], side: int) -> bool:
     num_inputs, num_outputs = weight.shape[:2]
-    points = side // _TILE * _NUM_POINTS
+    points = side // TILE * NUM_POINTS
     core = (2 * points) ** 2 * num_inputs * num_outputs
     maps = points * side * (side + points) * num_inputs + 4 * points * side * (points + side) * num_outputs
     return bool(core + maps <= _MOST_SHARE * 16 * side * side * num_inputs * num_outputs)
@@ -153,41 +170,73 @@ def _is_elementwise(node: ir.Node) -> bool:
     return node.op_type in UNARY and all(array is not None and array.ndim == 0 for array in further)
 
 
+def _level(activation: ir.Node, level: float) -> float:
+    """What an elementwise operator makes of a channel that is `level` everywhere."""
+    source = ir.Value(name="level", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape((1,)))
+    end = ir.node("Identity", [source], outputs=[ir.Value(name="result", type=source.type, shape=source.shape)])
+    graph = ir.Graph([source], end.outputs, nodes=[end], opset_imports={"": OPSET}, name="level")
+    end.replace_input_with(0, _repeated(Patch(end, "level"), activation, source))
+    model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION))
+    session = open_session(model.SerializeToString(), "cpu", source="the activation")
+    return float(session.run(None, {"level": np.array([level], np.float32)})[0][0])
+
+
 def _rewritten(patch: Patch, chain: _Chain) -> ir.Value:
-    """Write down the chain in the layout (H, W, N, C), and its result as (N, C, H, W)."""
+    """Write down the chain in the layout (H, W, C, N), and its result as (N, C, H, W)."""
     channels, side, _ = row_shape(chain.source) or (0, 0, 0)
-    value = patch.node("Transpose", [chain.source], perm=[2, 3, 0, 1])
+    layers = [node for node in chain.nodes if node.op_type == "ConvTranspose"]
+    value, level = _with_ones(patch, chain.source, channels, side), 1.0
     for node in chain.nodes:
         if node.op_type == "ConvTranspose":
-            weight = np.asarray(constant(node.inputs[1]))
-            bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-            value = _layer(patch, value, side, weight, bias)
+            weight = _with_bias(node, level, keep_ones=node is not layers[-1])
+            value, level = _layer(patch, value, side, weight), 1.0
             side, channels = 2 * side, weight.shape[1]
         else:
-            constants = [patch.constant(np.asarray(constant(entry))) for entry in node.inputs[1:] if entry is not None]
-            value = patch.node(node.op_type, [value, *constants], **dict(node.attributes))
-    whole = _reshaped(patch, value, side, side, -1, channels)
-    return patch.node("Transpose", [whole], perm=[2, 3, 0, 1])
+            value, level = _repeated(patch, node, value), _level(node, level)
+    # Two transpositions of matrices: one of four axes takes several times as long.
+    value = patch.node("Transpose", [_reshaped(patch, value, side * side * channels, -1)], perm=[1, 0])
+    value = patch.node("Transpose", [_reshaped(patch, value, -1, side * side, channels)], perm=[0, 2, 1])
+    return _reshaped(patch, value, -1, channels, side, side)
 
 
-def _layer(patch: Patch, value: ir.Value, side: int, weight: NDArray[Any], bias: NDArray[Any] | None) -> ir.Value:
-    """One layer on any array with the elements of (H, W, N, I): rows (2 H 2 W N, O)."""
+def _with_ones(patch: Patch, source: ir.Value, channels: int, side: int) -> ir.Value:
+    """Images (N, C, H, W) -> (H W, C + 1, N), ones in the last channel."""
+    value = patch.node("Transpose", [_reshaped(patch, source, -1, channels * side * side)], perm=[1, 0])
+    rows = patch.node("Shape", [source], start=0, end=1)
+    shape = patch.node("Concat", [patch.constant(np.array([side * side], np.int64), "pixels"), rows], axis=0)
+    ones = patch.node("Expand", [patch.constant(np.ones((1, 1), np.float32), "one"), shape])
+    value = patch.node("Concat", [value, ones], axis=0)
+    return patch.node("Transpose", [_reshaped(patch, value, channels + 1, side * side, -1)], perm=[1, 0, 2])
+
+
+def _with_bias(layer: ir.Node, level: float, *, keep_ones: bool) -> Float64:
+    """Weights (I + 1, O or O + 1, 4, 4) for inputs of which the last channel is `level` everywhere.
+
+    Taps 1 and 2 of an axis reach every output once, those at the border too.
+    """
+    weight = np.asarray(constant(layer.inputs[1]), np.float64)
+    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
     num_inputs, num_outputs = weight.shape[:2]
-    tiles = side // _TILE
-    evaluate, interpolate = _evaluation(side), _interpolation(side)
-    rows_in, columns_in = evaluate.reshape(-1, side), evaluate.swapaxes(0, 1).reshape(-1, side)
-    rows_out = interpolate.reshape(2 * side, -1)  # over (tile, point, phase)
-    columns_out = interpolate.transpose(0, 2, 3, 1).reshape(2 * side, -1)  # over (point, phase, tile)
-    value = _times(patch, rows_in, _reshaped(patch, value, side, -1))  # (tile point, W N I)
-    value = _times(patch, columns_in, _reshaped(patch, value, tiles * _NUM_POINTS, side, -1))
-    value = _reshaped(patch, value, tiles, _NUM_POINTS, 1, _NUM_POINTS, 1, -1, num_inputs)
-    kernel = patch.constant(transformed_weight(weight)[None], "kernel")
-    value = patch.node("MatMul", [value, kernel])  # (tile, point, phase, point, phase, tile N, O)
-    both = 2 * tiles * _NUM_POINTS
-    value = _times(patch, columns_out, _reshaped(patch, value, both, both, -1))
-    value = _times(patch, rows_out, _reshaped(patch, value, both, -1))  # (2 H, 2 W N O)
-    value = _reshaped(patch, value, -1, num_outputs)
-    return value if bias is None else patch.node("Add", [value, patch.constant(bias, "bias")])
+    result = np.zeros((num_inputs + 1, num_outputs + keep_ones, 4, 4))
+    result[:num_inputs, :num_outputs] = weight
+    result[num_inputs, :num_outputs, 1:3, 1:3] = 0.0 if bias is None else bias[:, None, None] / level
+    result[num_inputs, num_outputs:, 1:3, 1:3] = 1.0 / level
+    return result
+
+
+def _layer(patch: Patch, value: ir.Value, side: int, weight: Float64) -> ir.Value:
+    """One layer on any array with the elements of (H, W, I, N): the elements of (2 H, 2 W, O, N)."""
+    num_inputs, num_outputs = weight.shape[:2]
+    tiles = side // TILE
+    both = 2 * tiles * NUM_POINTS
+    into, out = evaluation(side), interpolation(side)
+    value = _times(patch, into, _reshaped(patch, value, side, -1))  # (tile point, W I N)
+    value = _times(patch, into, _reshaped(patch, value, tiles * NUM_POINTS, side, -1))
+    value = _reshaped(patch, value, tiles, NUM_POINTS, 1, tiles, NUM_POINTS, num_inputs, -1)
+    kernel = transformed_weight(weight).reshape(1, NUM_POINTS, 2, 1, NUM_POINTS, 2 * num_outputs, num_inputs)
+    value = patch.node("MatMul", [patch.constant(kernel, "kernel"), value])  # (tile, point, phase) twice, then (O, N)
+    value = _times(patch, out, _reshaped(patch, value, both, both, -1))
+    return _times(patch, out, _reshaped(patch, value, both, -1))
 
 
 def _times(patch: Patch, matrix: Float64, value: ir.Value) -> ir.Value:
@@ -196,46 +245,3 @@ def _times(patch: Patch, matrix: Float64, value: ir.Value) -> ir.Value:
 
 def _reshaped(patch: Patch, value: ir.Value, *sides: int) -> ir.Value:
     return patch.node("Reshape", [value, patch.constant(np.array(sides, np.int64), "shape")])
-
-
-def transformed_weight(weight: NDArray[Any]) -> NDArray[np.float32]:
-    """Values of both halves of a kernel at the points, along both axes.
-
-    Args:
-        weight: Shape (I, O, 4, 4).
-
-    Returns:
-        Shape (point, phase, point, phase, I, O), computed in float64.
-    """
-    halves = weight.astype(np.float64).reshape(*weight.shape[:2], 2, 2, 2, 2)  # w_(2 j + r): (j, r, j, r)
-    values = _vandermonde(2)
-    return np.asarray(np.einsum("pj,iojrks,qk->prqsio", values, halves, values), np.float32)
-
-
-def _evaluation(side: int) -> Float64:
-    """The map from the inputs of an axis to the values of X of every tile: shape (tile, point, side)."""
-    tiles = side // _TILE
-    result = np.zeros((tiles, _NUM_POINTS, side))
-    for tile in range(tiles):
-        result[tile, :, tile * _TILE : (tile + 1) * _TILE] = _vandermonde(_TILE)
-    return result
-
-
-def _interpolation(side: int) -> Float64:
-    """The map from values of X W_r to the outputs of an axis: shape (2 side, tile, point, phase)."""
-    tiles = side // _TILE
-    result = np.zeros((2 * side, tiles, _NUM_POINTS, 2))
-    inverse = np.linalg.inv(_vandermonde(_NUM_POINTS))
-    for tile in range(tiles):
-        for phase in range(2):
-            for power in range(_NUM_POINTS):
-                output = 2 * (tile * _TILE + power) + phase - 1
-                if 0 <= output < 2 * side:
-                    result[output, tile, :, phase] += inverse[power]
-    return result
-
-
-def _vandermonde(size: int) -> Float64:
-    """Powers 0 .. size - 1 of every point, and for infinity the last one alone: shape (5, size)."""
-    finite = [[point**power for power in range(size)] for point in POINTS]
-    return np.array([*finite, [0.0] * (size - 1) + [1.0]])
