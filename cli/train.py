@@ -99,7 +99,8 @@ def train(
         return
     _make(folder)
     if settings.family != "kaem":
-        console.print(prescription_note(settings.family), soft_wrap=True, highlight=False, markup=False)
+        note = prescription_note(settings.family, settings.posterior.kind)
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{settings.name}: {divide(settings, dataset).summary}; "
         f"update {done} to {settings.training.updates}; folder {folder}",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
@@ -26,8 +27,8 @@ class Plan:
     Attributes:
         num_parameters: Trained numbers by part: `prior`, `generator`, and `encoder` where there is one.
         division: The images to train on, those that only judge the final refit, and those held out.
-        update_seconds: Time of one update while the prior is the reference, and after; without a start of the
-            prior, or before a switch that the run never comes to, the first of the two alone.
+        update_seconds: Time of one update in each part of the run: it ends where the prior replaces the reference, and
+            where a weighted bound begins to take its k draws. A part that the run never comes to is left out.
         start_seconds: Time of the prior's start at encoded images; 0 where there is none.
         total_seconds: Of all updates; reports, sample grids, checkpoints, the final refit and the held-out bound come
             on top.
@@ -51,19 +52,22 @@ def plan_run(config: Config, dataset: Dataset) -> Plan:
         KaemError: The first updates give numbers that are not finite.
     """
     trainer = Trainer(config, dataset)
-    updates = config.training.updates
-    start = round(config.posterior.prior_from * updates) if config.posterior.has_encoder else 0
-    first = _seconds(trainer)
-    seconds: tuple[float, ...] = (first,)
-    start_seconds, total = 0.0, first * updates
-    if 0 < start < updates:
-        trainer.step = start
-        begin = time.perf_counter()
-        trainer.update(None)
-        with_start = time.perf_counter() - begin
-        second = _seconds(trainer)
-        start_seconds = max(with_start - second, 0.0)
-        seconds, total = (first, second), first * start + second * (updates - start) + start_seconds
+    updates, posterior = config.training.updates, config.posterior
+    start = round(posterior.prior_from * updates) if posterior.has_encoder else 0
+    bound = round(posterior.bound_from * updates) if posterior.kind == "weighted_bound" else 0
+    begins = [0, *sorted(step for step in {start, bound} if 0 < step < updates)]
+    seconds, start_seconds = [], 0.0
+    for begin in begins:
+        trainer.step = begin
+        clock = time.perf_counter()
+        if begin and begin == start:
+            trainer.update(None)
+        with_start = time.perf_counter() - clock
+        seconds.append(_seconds(trainer))
+        if begin and begin == start:
+            start_seconds = max(with_start - seconds[-1], 0.0)
+    lengths = (end - begin for begin, end in pairwise([*begins, updates]))
+    total = sum(length * each for length, each in zip(lengths, seconds, strict=True)) + start_seconds
     model = trainer.model
     parts = {"generator": model.generator, "encoder": trainer.posterior.network}
     if not isinstance(model, Diffusion):
@@ -72,7 +76,7 @@ def plan_run(config: Config, dataset: Dataset) -> Plan:
     return Plan(
         num_parameters={name: count for name, count in counts.items() if count},
         division=divide(config, dataset),
-        update_seconds=seconds,
+        update_seconds=tuple(seconds),
         start_seconds=start_seconds,
         total_seconds=total,
     )

@@ -125,6 +125,7 @@ class Trainer:
         self._judges = None if division.judges is None else division.judges.served_on(self.device)
         self.step = 0
         self.finished: FinishedModel | None = None
+        self._has_checkpoint = False
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             self.model = build_model(config)
@@ -241,6 +242,7 @@ class Trainer:
                 finished=self.finished or self._averaged_model(),
             ),
         )
+        self._has_checkpoint = True
         self._tell(Saved(step=self.step, path=path))
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -274,6 +276,7 @@ class Trainer:
                 "the checkpoint's state does not fit its configuration", hint="the file is damaged: train again"
             ) from None
         self.step = checkpoint.step
+        self._has_checkpoint = True
 
     def held_out_bound(self) -> float | None:
         """Return the finished model's bound of `likelihood.held_out_bound` on held-out images, from its own noise.
@@ -309,10 +312,9 @@ class Trainer:
         return {name: value.clone() for name, value in self.posterior.network.state_dict().items()}
 
     def _refuse(self, broken: str, checkpoint: Path | None) -> NoReturn:
-        raise KaemError(
-            f"{broken} at update {self.step + 1}",
-            hint=f"lower training.learning_rate; the last good checkpoint, if any, is {checkpoint}",
-        )
+        # Without one of this run, the file may be that of a run that is being replaced.
+        kept = f"the last good checkpoint is {checkpoint}" if self._has_checkpoint else "no checkpoint was written yet"
+        raise KaemError(f"{broken} at update {self.step + 1}", hint=f"lower training.learning_rate; {kept}")
 
     def _noise(self, purpose: Purpose) -> torch.Generator:
         return noise_stream(self.config.training.seed, self.step, purpose)

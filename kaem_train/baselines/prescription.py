@@ -59,6 +59,15 @@ def prescribe(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def prescription_note(family: str) -> str:
-    """Return in one line what `family` overrides; empty for a KAEM."""
-    return f"family {family}: {_NOTES[family]}" if family in _NOTES else ""
+def prescription_note(family: str, posterior: str) -> str:
+    """Return in one line what `family` overrides; empty for a KAEM.
+
+    Args:
+        family: Of the run.
+        posterior: `posterior.kind`: with the weighted bound a VAE is an IWAE, which is not what its name says.
+    """
+    if family not in _NOTES:
+        return ""
+    is_weighted = family == "vae" and posterior == "weighted_bound"
+    bound = "; posterior.kind = weighted_bound makes it an importance-weighted one (IWAE)" if is_weighted else ""
+    return f"family {family}: {_NOTES[family]}{bound}"

@@ -11,6 +11,7 @@ import torch
 from kaem.errors import DataError
 from kaem_train.data.arrays import checked_images
 from kaem_train.data.cache import DecodedImages, Progress, decoded_images
+from kaem_train.data.encoded import split_by_folder
 from kaem_train.data.files import RawImages
 from kaem_train.data.pixels import Images, pixel_digest
 from kaem_train.data.source import open_source
@@ -48,34 +49,41 @@ def load_dataset(config: DataConfig, *, progress: Progress = lambda _done, _tota
         DataError: Files are not given, missing, corrupt, empty, or of another type or shape than configured.
     """
     require_data(config)
-    if config.source == "digits":
-        origin, found = _checked(_embedded_digits(), config)
+    source = _embedded_digits() if config.source == "digits" else open_source(config.path)
+    if isinstance(source, RawImages):
+        found = _checked(source, config)
+        _require_enough(len(found.train), source.origin, config, has_split=found.holdout is not None)
     else:
-        source = open_source(config.path)
-        if isinstance(source, RawImages):
-            origin, found = _checked(source, config)
-        else:
-            origin, found = source.origin, decoded_images(source, config, progress)
+        train_names, holdout_names = split_by_folder(source.names)
+        # Before the images are decoded, which may take minutes.
+        _require_enough(len(train_names), source.origin, config, has_split=holdout_names is not None)
+        found = decoded_images(source, config, progress)
     if found.holdout is not None:
         train, holdout = Images.whole(found.train), Images.whole(found.holdout)
         split = ""
     else:
-        train, holdout = _split(Images.whole(found.train), config.num_holdout, origin)
+        train, holdout = _split(Images.whole(found.train), config.num_holdout)
         split = f"num_holdout={config.num_holdout}"
     if config.num_train:
-        train = _first(train, config.num_train, origin)
+        train = Images(train.stored, train.rows[: config.num_train])
         split += f" num_train={config.num_train}"
     digest = hashlib.sha256(" ".join([*found.digests, split]).encode())
     return Dataset(train=train, holdout=holdout, fingerprint=f"sha256:{digest.hexdigest()}")
 
 
-def _first(images: Images, num: int, origin: str) -> Images:
-    if num > len(images):
+def _require_enough(num: int, origin: str, config: DataConfig, *, has_split: bool) -> None:
+    """Refuse a set of `num` images, beside those held out where it `has_split`, that is smaller than what is asked."""
+    if not has_split and config.num_holdout >= num:
         raise DataError(
-            f"{origin} holds {len(images)} images to train on, fewer than data.num_train = {num}",
+            f"{origin} holds {num} images, too few to hold out {config.num_holdout}",
+            hint="lower data.num_holdout",
+        )
+    num_train = num if has_split else num - config.num_holdout
+    if config.num_train > num_train:
+        raise DataError(
+            f"{origin} holds {num_train} images to train on, fewer than data.num_train = {config.num_train}",
             hint="lower data.num_train, or set it to 0 to take all",
         )
-    return Images(images.stored, images.rows[:num])
 
 
 def _embedded_digits() -> RawImages:
@@ -90,19 +98,14 @@ def _embedded_digits() -> RawImages:
     return RawImages(origin="scikit-learn's digits", train=images.astype(np.float32), holdout=None)
 
 
-def _checked(raw: RawImages, config: DataConfig) -> tuple[str, DecodedImages]:
+def _checked(raw: RawImages, config: DataConfig) -> DecodedImages:
     train = checked_images(raw.train, config, raw.origin)
     holdout = None if raw.holdout is None else checked_images(raw.holdout, config, raw.origin)
     digests = tuple(pixel_digest(part) for part in (train, holdout) if part is not None)
-    return raw.origin, DecodedImages(train=train, holdout=holdout, digests=digests)
+    return DecodedImages(train=train, holdout=holdout, digests=digests)
 
 
-def _split(images: Images, num_holdout: int, origin: str) -> tuple[Images, Images]:
+def _split(images: Images, num_holdout: int) -> tuple[Images, Images]:
     """Hold out `num_holdout` images, the same ones for every training seed so that runs compare."""
-    if num_holdout >= len(images):
-        raise DataError(
-            f"{origin} holds {len(images)} images, too few to hold out {num_holdout}",
-            hint="lower data.num_holdout",
-        )
     order = images.rows[np.random.default_rng(0).permutation(len(images))]
     return Images(images.stored, order[num_holdout:]), Images(images.stored, order[:num_holdout])

@@ -71,6 +71,9 @@ def test_a_family_has_a_folder_of_its_own_and_says_what_it_overrides():
     assert result.stdout == "runs/digits-vae/ckpt.pt\n"
     assert "of [prior], only num_latents is used" in result.stderr
     assert read_checkpoint(Path("runs/digits-vae/ckpt.pt")).config.family == "vae"
+    assert "IWAE" not in result.stderr
+    weighted = _run("digits", "--family", "vae", *SMALL, "--force", "--set", "posterior.kind=weighted_bound")
+    assert "posterior.kind = weighted_bound makes it an importance-weighted one (IWAE)" in weighted.stderr
     assert isinstance(_error("digits", "--family", "gan"), ConfigError)
 
 
@@ -116,8 +119,9 @@ def test_an_archive_of_images_is_decoded_once_and_a_run_on_it_resumes(tmp_path, 
 
 def test_a_bad_image_is_one_line_with_a_hint_and_exit_2(tmp_path):
     folder = write_folder(tmp_path / "faces", {**files(pixels(4, (28, 28))), "cut.png": b"\x89PNG\r\n\x1a\n"})
+    enough = ("--set", "data.num_holdout=2")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "cli.main", "train", "mnist", "--data", str(folder)],
+        [sys.executable, "-W", "error", "-m", "cli.main", "train", "mnist", "--data", str(folder), *enough],
         capture_output=True,
         text=True,
         check=False,

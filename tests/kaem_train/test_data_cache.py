@@ -49,6 +49,26 @@ def test_progress_counts_up_to_all(tmp_path):
     assert count.calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_train": 11}, "10 images to train on, fewer than data.num_train = 11"),
+        ({"num_holdout": 12}, "12 images, too few to hold out 12"),
+    ],
+)
+def test_a_set_that_is_too_small_is_refused_before_it_is_decoded(tmp_path, settings, message):
+    count = _Count()
+    config = DataConfig(
+        source="files",
+        path=str(write_tar(tmp_path / "a.tar", files(pixels()))),
+        image_shape=(3, 8, 6),
+        **{"num_holdout": 2, **settings},
+    )
+    with pytest.raises(DataError, match=rf"a\.tar holds {message}"):
+        load_dataset(config, progress=count)
+    assert count.calls == []
+
+
 def test_other_pixels_or_another_recipe_are_decoded_anew(tmp_path):
     images = pixels()
     folder = write_folder(tmp_path, files(images))
@@ -104,7 +124,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, cache):
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))\n"
         "from kaem_train.data import load_dataset\n"
         "from kaem_train.sections import DataConfig\n"
-        "load_dataset(DataConfig(source='files', path=sys.argv[1], image_shape=(3, 8, 6)))"
+        "load_dataset(DataConfig(source='files', path=sys.argv[1], image_shape=(3, 8, 6), num_holdout=2))"
     )
     command = [sys.executable, "-B", "-c", code, str(folder)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)

@@ -61,7 +61,8 @@ def test_one_parquet_file_is_a_set(datasets, tmp_path, same):
 
 def test_a_damaged_image_is_named_by_split_and_number(datasets, tmp_path):
     features = datasets.Features({"image": datasets.Image()})
-    rows = {"image": [{"bytes": encode(TRAIN[0]), "path": None}, {"bytes": b"\x89PNG damaged", "path": None}]}
+    contents = (encode(TRAIN[0]), b"\x89PNG damaged", encode(TRAIN[1]))
+    rows = {"image": [{"bytes": content, "path": None} for content in contents]}
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match=r"train/000000001 in .*saved"):
         _load(tmp_path / "saved")

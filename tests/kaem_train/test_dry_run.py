@@ -31,6 +31,21 @@ def test_a_plan_counts_every_trained_number_and_adds_up(tiny):
     assert plan.total_seconds == pytest.approx(60 * first + 40 * second + plan.start_seconds)
 
 
+@pytest.mark.parametrize(
+    ("prior_from", "bound_from", "parts"), [(0.5, 0.8, (50, 30, 20)), (0.8, 0.5, (50, 30, 20)), (0.5, 0.5, (50, 50))]
+)
+def test_a_plan_knows_when_a_weighted_bound_begins(tiny, prior_from, bound_from, parts):
+    bound = (
+        "posterior.kind=weighted_bound",
+        f"posterior.prior_from={prior_from}",
+        f"posterior.bound_from={bound_from}",
+    )
+    config = tiny("training.updates=100", *bound)
+    plan = plan_run(config, load_dataset(config.data))
+    updates = sum(length * seconds for length, seconds in zip(parts, plan.update_seconds, strict=True))
+    assert plan.total_seconds == pytest.approx(updates + plan.start_seconds)
+
+
 def test_a_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["train", "digits", "--dry-run", "--seed", "7", *(word for item in TINY for word in ("--set", item))]

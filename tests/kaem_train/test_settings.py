@@ -26,8 +26,9 @@ def test_a_file_wins_over_its_preset_and_an_override_over_both(tmp_path):
     assert config.prior == load_config("digits").prior
 
 
-def test_a_strict_preset_has_one_energy_per_latent_and_is_otherwise_its_parent():
-    strict, parent = load_config("fashion-mnist-strict"), load_config("fashion-mnist")
+@pytest.mark.parametrize("name", ["celeba", "digits", "fashion-mnist", "mnist", "svhn"])
+def test_a_strict_preset_has_one_energy_per_latent_and_is_otherwise_its_parent(name):
+    strict, parent = load_config(f"{name}-strict"), load_config(name)
     assert (strict.prior.variant, strict.prior.num_components, strict.prior.frame) == ("mixture", 1, "global")
     assert strict.refit.kind == "none"
     assert strict.posterior == replace(parent.posterior, kind="amortized")

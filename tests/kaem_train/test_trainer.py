@@ -229,10 +229,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     broken = digits.train[:].clone()
     broken[:] = float("nan")
     trained.dataset = dataclasses.replace(digits, train=broken)
-    with pytest.raises(KaemError, match=r"nan at update 5.*learning_rate.*ckpt\.pt"):
+    with pytest.raises(KaemError, match=r"nan at update 5.*learning_rate.*the last good checkpoint is .*ckpt\.pt"):
         trained.update(path)
     _assert_equal(dict(trained.model.state_dict()), before)
     assert read_checkpoint(path).step == 4
+    anew = Trainer(config, digits)
+    anew.dataset = trained.dataset
+    with pytest.raises(KaemError, match="no checkpoint was written yet"):
+        anew.update(path)  # the file there is another run's
 
 
 def test_resuming_with_another_setting_names_it(tmp_path, tiny, digits):
