@@ -23,7 +23,7 @@ from kaem.bench.environment import describe_machine, processor_ticks, stolen_sha
 from kaem.bench.page import write_page
 from kaem.bench.record import Report, Search, ServerRow, read_report, to_json, write_report
 from kaem.bench.remote import Load, Target, search_target
-from kaem.bench.tables import report_markdown, tables_of
+from kaem.bench.tables import closing_lines, report_markdown, tables_of
 from kaem.bench.words import parse_duration, parse_objective, parse_rates
 from kaem.errors import ArtifactError, ConfigError, RequestError
 from kaem.files import replacing, require_place
@@ -121,7 +121,8 @@ def run(
         _print(console, table)
     for note in report.notes:
         console.print(note, highlight=False, markup=False)
-    console.print(", ".join(f"{name} {value}" for name, value in report.machine.items()), highlight=False, markup=False)
+    for line in closing_lines(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if json and json != Path("-"):
         write_report(json, report)
     if markdown:

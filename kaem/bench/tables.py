@@ -68,6 +68,18 @@ def report_markdown(report: Report) -> str:
     return "\n".join(parts) + "\n"
 
 
+def closing_lines(report: Report) -> list[str]:
+    """Say on what all was measured, what really ran, and the command that measures the same."""
+    about = [(name_of(one), one.settings) for one in report.entrants]
+    return [
+        *(
+            f"{name}: {', '.join(f'{key} {value}' for key, value in pairs.items())}."
+            for name, pairs in (("Machine", report.machine), *about)
+        ),
+        f"Command: {report.command}",
+    ]
+
+
 def _local(report: Report, scenario: str) -> Table:
     rows = [row for row in report.local if row.scenario == scenario]
     qualities = {entrant.key: entrant.quality for entrant in report.entrants}

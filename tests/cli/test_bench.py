@@ -50,6 +50,8 @@ def test_a_model_and_a_server_are_shown_side_by_side(reports):
         "server, one caller",
         "too few launches",
         "total s",
+        "): provider CPUExecutionProvider, ",
+        "Command: kaem bench ",
     ):
         assert word in said
 
