@@ -193,14 +193,15 @@ def _measured(options: Options) -> Report:
     words = options.words()
     machine = describe_machine()
     ticks = processor_ticks()
-    results = _load_servers(options) if options.is_server else compare_locally(options)
+    results = _load_servers(options, machine) if options.is_server else compare_locally(options)
     machine["load after"] = f"{os.getloadavg()[0]:.2f}"
     machine["stolen by the hypervisor"] = f"{100 * stolen_share(ticks, processor_ticks()):.1f} %"
     report = Report(command=shlex.join(["kaem", "bench", *words]), arguments=words, machine=machine, **results)
     return dataclasses.replace(report, notes=tuple(_notes(report, options)))
 
 
-def _load_servers(options: Options) -> dict[str, Any]:
+def _load_servers(options: Options, machine: dict[str, str]) -> dict[str, Any]:
+    """Measure the server scenario; return the fields of the report that it fills, and note in `machine` who served."""
     for source in options.sources:
         if not is_remote(source):
             hint = f"start one: kaem serve {shlex.quote(source)}"
@@ -229,6 +230,7 @@ def _load_servers(options: Options) -> dict[str, Any]:
 
         for source in options.sources:
             target = Target(source, seed=options.seed)
+            machine[f"served by {source}"] = f"{target.model}, numerics {target.numerics_id}"
             for rate in rates:
                 rows += target.run(rate, load, on_watch)
             if load.objective is not None:

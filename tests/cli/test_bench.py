@@ -101,6 +101,7 @@ def test_a_server_is_loaded_at_every_rate_and_searched(server):
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
     assert [row["rate"] for row in content["server"] if row["kind"] == "all"][:2] == [40.0, 80.0]
+    assert ", numerics sha256:" in content["machine"][f"served by {server}"]
     whole = content["server"][0]
     assert whole["arrivals"] == whole["completed"] + whole["rejected"] + whole["timed_out"] + whole["failed"]
     assert content["searches"][0]["highest_met"] is None
