@@ -13,6 +13,7 @@ _LOCAL, _SERVER, _OUT = "One caller", "Server scenario", "Report"
 
 
 def bench(
+    context: typer.Context,
     sources: Annotated[
         list[str] | None,
         typer.Argument(metavar="[MODEL]...", help="Models, checkpoints or servers (grpc://host:port) to compare."),
@@ -147,4 +148,7 @@ def bench(
         mix=mix,
         seed=seed,
     )
-    run(options, compare_with=compare, margin=margin, json=json, markdown=markdown, html=html)
+    given = {
+        name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    run(options, given=given, compare_with=compare, margin=margin, json=json, markdown=markdown, html=html)

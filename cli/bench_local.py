@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 TORCH_ENGINES = "kaem_export.torch_engine"
 """Named, not imported: only the process of a contestant on torch loads it."""
 
+MAX_BATCH = 1_048_576
+MAX_THREADS = 1024
+
 
 def compare_locally(options: Options) -> dict[str, Any]:
     """Measure the local scenarios; return the fields of the report that they fill."""
-    if options.rate or options.slo:
-        raise RequestError("--rate and --slo are of the scenario server", hint="add: --scenario server")
     scenarios = options.scenario.split(",")
     for name in scenarios:
         if name not in DEFAULT_BATCHES or scenarios.count(name) > 1:
@@ -38,7 +39,7 @@ def compare_locally(options: Options) -> dict[str, Any]:
             raise RequestError(f"cannot read scenario {options.scenario!r}", hint=f"known are {known}")
     batches = {name: DEFAULT_BATCHES[name] for name in scenarios}
     if options.batch is not None:
-        chosen = parse_counts(options.batch, "batch sizes")
+        chosen = parse_counts(options.batch, "batch sizes", MAX_BATCH)
         batches = {name: sizes if name == "single" else chosen for name, sizes in batches.items()}
     effort = Effort(
         seconds=options.seconds,
@@ -89,7 +90,7 @@ def _contestants(options: Options, subjects: Mapping[str, Subject]) -> list[Cont
     if len(set(engines)) < len(engines):
         raise RequestError(f"an engine is named twice: {options.engine}")
     threads = options.threads or str(len(os.sched_getaffinity(0)))
-    numbers = parse_counts(threads, "numbers of threads")
+    numbers = parse_counts(threads, "numbers of threads", MAX_THREADS)
     found = []
     for source in options.sources:
         if is_remote(source):

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shlex
 import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +16,18 @@ import typer
 from cli.bench_local import compare_locally, local_notes
 from cli.bench_progress import progress_bar
 from cli.source import is_remote
-from kaem.bench.arrivals import parse_mix
+from kaem.bench.arrivals import check_arrivals, parse_mix
 from kaem.bench.cells import Table
-from kaem.bench.compare import change_table, compare, differing_machines
+from kaem.bench.compare import change_table, check_margin, compare, differing_machines
 from kaem.bench.environment import describe_machine, processor_ticks, stolen_share
 from kaem.bench.page import write_page
 from kaem.bench.record import Report, Search, ServerRow, read_report, to_json, write_report
 from kaem.bench.remote import Load, Target, search_target
-from kaem.bench.tables import report_markdown, tables_of
+from kaem.bench.tables import closing_lines, report_markdown, tables_of
 from kaem.bench.words import parse_duration, parse_objective, parse_rates
 from kaem.errors import ArtifactError, ConfigError, RequestError
-from kaem.files import replacing
+from kaem.files import replacing, require_place
+from kaem.requests import check_range
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,24 +75,41 @@ class Options:
 
 _LOCAL_ONLY = ("engine", "batch", "threads", "provider", "seconds", "launches", "precision", "longest", "quality")
 _SERVER_ONLY = ("rate", "duration", "deadline", "slo", "mix")
+_WHAT = ("scenario", "seed", *_LOCAL_ONLY, *_SERVER_ONLY)
 
 
 def run(
     options: Options,
     *,
+    given: Collection[str],
     compare_with: Path | None,
     margin: float,
     json: Path | None,
     markdown: Path | None,
     html: Path | None,
 ) -> None:
-    """Measure, show and write; exit 1 if a comparison supports that something has become slower."""
+    """Measure, show and write; exit 1 if a comparison supports that something has become slower.
+
+    Args:
+        options: What to measure.
+        given: Names of the options that the user wrote, as against their defaults.
+        compare_with: An earlier report.
+        margin: Relative change that a comparison ignores.
+        json: Where to write the report, `-` for standard output.
+        markdown: The same as Markdown.
+        html: The same as a page.
+
+    Raises:
+        RequestError: Something was asked for that cannot be done, or an option that would be ignored was given.
+    """
     from rich.console import Console
 
-    old = read_report(compare_with) if compare_with else None
-    for path in (json, markdown, html):  # before anything costs time
-        if path is not None and path != Path("-") and not path.parent.is_dir():
-            raise RequestError(f"no folder {path.parent} to write {path.name} into", hint="create it first")
+    old = read_report(compare_with) if compare_with else None  # this and what follows: before anything costs time
+    _refuse_ignored(options, given, is_compared=old is not None)
+    check_margin(margin)
+    for path in (json, markdown, html):
+        if path is not None and path != Path("-"):
+            require_place(path)
     if html:
         _require_matplotlib()
     console = Console() if sys.stdout.isatty() else Console(width=160)
@@ -102,7 +121,8 @@ def run(
         _print(console, table)
     for note in report.notes:
         console.print(note, highlight=False, markup=False)
-    console.print(", ".join(f"{name} {value}" for name, value in report.machine.items()), highlight=False, markup=False)
+    for line in closing_lines(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if json and json != Path("-"):
         write_report(json, report)
     if markdown:
@@ -114,10 +134,33 @@ def run(
         raise typer.Exit(1)
 
 
+def _refuse_ignored(options: Options, given: Collection[str], *, is_compared: bool) -> None:
+    """Refuse what would silently do nothing: the user believes that it was measured so."""
+
+    def written(names: Sequence[str]) -> str:
+        return ", ".join(f"--{name}" for name in names if name in given)
+
+    if "margin" in given and not is_compared:
+        raise RequestError("--margin is of a comparison", hint="add: --compare old.json")
+    if is_compared and (not options.sources or _is_report(options.sources)) and (words := written(_WHAT)):
+        raise RequestError(
+            f"the report says what is measured, so {words} would change nothing",
+            hint="name the models to measure them otherwise: kaem bench model.onnx --compare old.json",
+        )
+    if options.is_server and (words := written(_LOCAL_ONLY)):
+        raise RequestError(f"{words}: not of the scenario server", hint="leave it out, or choose another --scenario")
+    if not options.is_server and (words := written(_SERVER_ONLY)):
+        raise RequestError(f"{words}: only of the scenario server", hint="add: --scenario server")
+
+
+def _is_report(sources: Sequence[str]) -> bool:
+    return len(sources) == 1 and sources[0].endswith(".json")
+
+
 def _obtain(options: Options, old: Report | None) -> Report:
     """Return the report that was named, or measure: what was asked, or what the earlier report measured."""
     sources = options.sources
-    if len(sources) == 1 and sources[0].endswith(".json"):
+    if _is_report(sources):
         if old is None:
             raise RequestError(f"{sources[0]} is a report", hint="compare it: kaem bench --compare old.json new.json")
         return read_report(Path(sources[0]))
@@ -146,17 +189,19 @@ def _options_of(old: Report | None) -> Options:
 def _measured(options: Options) -> Report:
     if len(set(options.sources)) < len(options.sources):
         raise RequestError(f"a model is named twice: {', '.join(options.sources)}")
+    check_range(1, options.seed, 0)
     words = options.words()
     machine = describe_machine()
     ticks = processor_ticks()
-    results = _load_servers(options) if options.is_server else compare_locally(options)
+    results = _load_servers(options, machine) if options.is_server else compare_locally(options)
     machine["load after"] = f"{os.getloadavg()[0]:.2f}"
     machine["stolen by the hypervisor"] = f"{100 * stolen_share(ticks, processor_ticks()):.1f} %"
     report = Report(command=shlex.join(["kaem", "bench", *words]), arguments=words, machine=machine, **results)
     return dataclasses.replace(report, notes=tuple(_notes(report, options)))
 
 
-def _load_servers(options: Options) -> dict[str, Any]:
+def _load_servers(options: Options, machine: dict[str, str]) -> dict[str, Any]:
+    """Measure the server scenario; return the fields of the report that it fills, and note in `machine` who served."""
     for source in options.sources:
         if not is_remote(source):
             hint = f"start one: kaem serve {shlex.quote(source)}"
@@ -173,6 +218,8 @@ def _load_servers(options: Options) -> dict[str, Any]:
         seed=options.seed,
         objective=parse_objective(options.slo) if options.slo else None,
     )
+    for rate in rates:  # all of them before the first is measured
+        check_arrivals(rate, load.duration_s)
     rows: list[ServerRow] = []
     searches: list[Search] = []
     with progress_bar("loading") as update:
@@ -183,6 +230,7 @@ def _load_servers(options: Options) -> dict[str, Any]:
 
         for source in options.sources:
             target = Target(source, seed=options.seed)
+            machine[f"served by {source}"] = f"{target.model}, numerics {target.numerics_id}"
             for rate in rates:
                 rows += target.run(rate, load, on_watch)
             if load.objective is not None:

@@ -7,6 +7,7 @@ queueing: "coordinated omission"). The whole schedule is a function of its seed.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ def parse_mix(text: str) -> tuple[Kind, ...]:
     kinds = []
     for word in text.split(","):
         name, _, share = word.strip().partition(":")
-        images = KINDS.get(name) or (int(name) if name.isascii() and name.isdigit() else 0)
+        images = KINDS.get(name) or (int(name) if re.fullmatch("[0-9]{1,9}", name) else 0)
         try:
             value = float(share or "1")
         except ValueError:
@@ -65,6 +66,18 @@ def parse_mix(text: str) -> tuple[Kind, ...]:
     return tuple(Kind(name=kind.name, images=kind.images, share=kind.share / total) for kind in kinds)
 
 
+def check_arrivals(rate: float, duration_s: float) -> None:
+    """Refuse a rate (requests a second) and a duration (seconds) that no run can have.
+
+    Raises:
+        RequestError: One is not positive, or there would be too many arrivals.
+    """
+    if not 0 < rate < math.inf or not 0 < duration_s < math.inf:
+        raise RequestError(f"rate is {rate:g}/s and duration {duration_s:g} s; both must be positive")
+    if rate * duration_s > MAX_ARRIVALS:
+        raise RequestError(f"{rate:g}/s for {duration_s:g} s are more than {MAX_ARRIVALS:,} requests")
+
+
 def poisson_arrivals(rate: float, duration_s: float, mix: Sequence[Kind], seed: int) -> list[Arrival]:
     """Draw the arrivals of a Poisson process of a rate on [0, duration_s), each of a kind drawn by its share.
 
@@ -77,10 +90,7 @@ def poisson_arrivals(rate: float, duration_s: float, mix: Sequence[Kind], seed: 
     Raises:
         RequestError: The rate or the duration is not positive, or there would be too many arrivals.
     """
-    if not 0 < rate < math.inf or not 0 < duration_s < math.inf:
-        raise RequestError(f"rate is {rate:g}/s and duration {duration_s:g} s; both must be positive")
-    if rate * duration_s > MAX_ARRIVALS:
-        raise RequestError(f"{rate:g}/s for {duration_s:g} s are more than {MAX_ARRIVALS:,} requests")
+    check_arrivals(rate, duration_s)
     random = np.random.default_rng([seed, round(rate * 1e6)])
     # Given their number, the arrivals of a Poisson process are independent and uniform on the interval.
     times = np.sort(random.uniform(0.0, duration_s, random.poisson(rate * duration_s)))

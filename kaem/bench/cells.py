@@ -83,7 +83,7 @@ def distance_words(quality: Quality | None) -> str:
 
 
 def half_width(estimate: Estimate) -> str:
-    """Write half the width of an interval, relative to its value."""
-    if estimate.low is None or estimate.high is None:
+    """Write half the width of an interval, relative to its value; none where an end is a time without end."""
+    if estimate.low is None or estimate.high is None or math.isinf(estimate.high):
         return NOT_GIVEN
     return f"{50 * (estimate.high - estimate.low) / estimate.value:.1f} %"

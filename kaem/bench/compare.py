@@ -39,6 +39,16 @@ class Change:
     verdict: str
 
 
+def check_margin(margin: float) -> None:
+    """Refuse a margin outside 0 .. 1.
+
+    Raises:
+        RequestError: It is outside.
+    """
+    if not 0 <= margin < 1:
+        raise RequestError(f"margin is {margin:g}, outside 0 .. 1", hint="0.05 is 5 percent")
+
+
 def compare(old: Report, new: Report, *, margin: float = MARGIN) -> list[Change]:
     """Compare every figure that both reports have.
 
@@ -50,8 +60,7 @@ def compare(old: Report, new: Report, *, margin: float = MARGIN) -> list[Change]
     Raises:
         RequestError: They have no row in common, or the margin is negative.
     """
-    if not 0 <= margin < 1:
-        raise RequestError(f"margin is {margin:g}, outside 0 .. 1", hint="0.05 is 5 percent")
+    check_margin(margin)
     is_one_each = len(_sources(old)) == len(_sources(new)) == 1
     earlier = {_key(row, is_one_each): row for row in _rows(old)}
     changes = []

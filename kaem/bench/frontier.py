@@ -64,7 +64,9 @@ def frontier_table(report: Report) -> Table:
         columns=("model", "engine", "FD", "images/s per thread", "at batch", "on the frontier"),
         rows=tuple(rows),
         words=("model", "engine", "on the frontier"),
-        notes=("On the frontier: nothing measured here is at least as good and faster.",),
+        notes=(
+            "On the frontier: nothing measured here is at least as good and faster, by the figures without intervals.",
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from kaem.bench.cells import NO_DIFFERENCE, Table, name_of
 from kaem.bench.plots import frontier_plot, local_plots, server_plot, start_plot
 from kaem.bench.record import Report
-from kaem.bench.tables import speed_of, tables_of
+from kaem.bench.tables import is_missed_late, speed_of, tables_of
 from kaem.files import replacing
 
 STYLE = """
@@ -123,10 +123,11 @@ def findings(report: Report) -> list[str]:
         else:
             said.append(f"{where}: {NO_DIFFERENCE} between {name_of(row)} and {name_of(first)}.")
     for one in report.searches:
-        if one.highest_met is not None:
-            said.append(f"{one.target} meets {one.objective} up to {one.highest_met:g} requests/s.")
-        else:
-            said.append(f"{one.target} meets {one.objective} at no rate that was tried.")
+        limit = "at no rate that was tried" if one.highest_met is None else f"up to {one.highest_met:g} requests/s"
+        late = (
+            "; the load generator was late beyond, so the server may do better" if is_missed_late(one, report) else ""
+        )
+        said.append(f"{one.target} meets {one.objective} {limit}{late}.")
     return said
 
 

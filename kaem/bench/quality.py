@@ -100,8 +100,9 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         evaluation = _evaluation(path, content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        why = f": it has no {error}" if isinstance(error, KeyError) else ""
         raise ArtifactError(
-            f"{path} is no evaluation that says whose figures it holds: {error!r}",
+            f"{path} is no evaluation that says whose figures it holds{why}",
             hint="evaluate the model again: kaem eval model.onnx --json FILE",
         ) from None
     if content["updates"] == 0:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from kaem.bench.cells import NOT_GIVEN, Table, distance_words, figure, half_width, name_of, on_of, words_of
 from kaem.bench.frontier import frontier_table, models_table
-from kaem.bench.record import Entrant, LocalRow, Report, ServerRow
+from kaem.bench.record import Entrant, LocalRow, Report, Search, ServerRow
 from kaem.bench.statistics import MIN_BLOCKS, Ratio, paired_ratio
 
 PHASES = ("start", "import", "load", "first_image")
@@ -66,6 +66,18 @@ def report_markdown(report: Report) -> str:
     for entrant in report.entrants:
         parts.append(f"- {name_of(entrant)}: {', '.join(f'{key} {value}' for key, value in entrant.settings.items())}")
     return "\n".join(parts) + "\n"
+
+
+def closing_lines(report: Report) -> list[str]:
+    """Say on what all was measured, what really ran, and the command that measures the same."""
+    about = [(name_of(one), one.settings) for one in report.entrants]
+    return [
+        *(
+            f"{name}: {', '.join(f'{key} {value}' for key, value in pairs.items())}."
+            for name, pairs in (("Machine", report.machine), *about)
+        ),
+        f"Command: {report.command}",
+    ]
 
 
 def _local(report: Report, scenario: str) -> Table:
@@ -179,11 +191,30 @@ def _ends(rows: Sequence[ServerRow]) -> Table:
 
 
 def _searches(report: Report) -> Table:
-    rows = [(one.target, one.objective, figure(one.highest_met), figure(one.lowest_missed)) for one in report.searches]
+    rows = [
+        (
+            one.target,
+            one.objective,
+            figure(one.highest_met),
+            f"{figure(one.lowest_missed)}{' LATE' if is_missed_late(one, report) else ''}",
+        )
+        for one in report.searches
+    ]
+    is_late = any(is_missed_late(one, report) for one in report.searches)
     return Table(
         name="search",
         title="Highest rate that meets the objective",
         columns=("server", "objective", "highest met, /s", "lowest missed, /s"),
         rows=tuple(rows),
         words=("server", "objective"),
+        notes=("LATE: the load generator was late at that rate, so the server may do better.",) if is_late else (),
+    )
+
+
+def is_missed_late(search: Search, report: Report) -> bool:
+    """Whether the lowest rate that missed was one at which the generator, not only the server, took time."""
+    return any(
+        row.is_generator_late
+        for row in report.server
+        if (row.target, row.rate) == (search.target, search.lowest_missed)
     )

@@ -11,12 +11,13 @@ from kaem.errors import RequestError
 _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 
 
-def parse_counts(text: str, what: str) -> tuple[int, ...]:
+def parse_counts(text: str, what: str, most: int) -> tuple[int, ...]:
     """Read `1,8,64`: whole numbers, at least 1, none twice.
 
     Args:
         text: The option.
         what: What the numbers are, for messages.
+        most: The largest that is taken; more would only exhaust the machine.
 
     Raises:
         RequestError: It cannot be read so.
@@ -27,6 +28,8 @@ def parse_counts(text: str, what: str) -> tuple[int, ...]:
         raise RequestError(f"cannot read {what} {text!r}", hint="write them as 1,8,64") from None
     if min(numbers) < 1 or len(set(numbers)) < len(numbers):
         raise RequestError(f"{what} are {text}; each must be at least 1 and named once")
+    if max(numbers) > most:
+        raise RequestError(f"{what} are {text}; at most {most:,} is taken")
     return numbers
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from live_server import server_process
 
+from kaem.bench.record import Report, write_report
+
 KAEM = str(Path(sys.executable).with_name("kaem"))
 QUICK = ("--launches", "1", "--seconds", "0.05", "--threads", "1")
 
@@ -48,6 +50,8 @@ def test_a_model_and_a_server_are_shown_side_by_side(reports):
         "server, one caller",
         "too few launches",
         "total s",
+        "): provider CPUExecutionProvider, ",
+        "Command: kaem bench ",
     ):
         assert word in said
 
@@ -97,6 +101,7 @@ def test_a_server_is_loaded_at_every_rate_and_searched(server):
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
     assert [row["rate"] for row in content["server"] if row["kind"] == "all"][:2] == [40.0, 80.0]
+    assert ", numerics sha256:" in content["machine"][f"served by {server}"]
     whole = content["server"][0]
     assert whole["arrivals"] == whole["completed"] + whole["rejected"] + whole["timed_out"] + whole["failed"]
     assert content["searches"][0]["highest_met"] is None
@@ -120,7 +125,19 @@ def test_a_server_is_loaded_at_every_rate_and_searched(server):
         (["MODEL", "--scenario", "fast"], "cannot read scenario"),
         (["MODEL", "--scenario", "batch,server"], "cannot read scenario"),
         (["MODEL", "--scenario", "server", "--rate", "5"], "needs a server"),
-        (["MODEL", "--rate", "5"], "are of the scenario server"),
+        (["MODEL", "--rate", "5"], "--rate: only of the scenario server"),
+        (["MODEL", "--deadline", "3s", "--mix", "bulk"], "--deadline, --mix: only of the scenario server"),
+        (["grpc://h:1", "--scenario", "server", "--rate", "5", "--quality", "x.json"], "--quality: not of the"),
+        (["--compare", "empty_report.json", "--batch", "8"], "so --batch would change nothing"),
+        (["MODEL", "--margin", "0.1"], "--margin is of a comparison"),
+        (["MODEL", "--compare", "empty_report.json", "--margin", "nan"], "margin is nan"),
+        (["MODEL", "--threads", "10000"], "at most 1,024"),
+        (["MODEL", "--batch", "100000000000"], "at most 1,048,576"),
+        (["MODEL", "--seed", "-1"], "seed is -1"),
+        (["grpc://h:1", "--scenario", "server", "--rate", "5", "--seed", "-1"], "seed is -1"),
+        (["grpc://h:1", "--scenario", "server", "--rate", "5,1e9"], "more than 2,000,000 requests"),
+        (["grpc://h:1", "--scenario", "server", "--rate", "5", "--mix", "9" * 5000], "in the mix"),
+        (["MODEL", "--json", "."], "is a folder"),
         (["MODEL", "--launches", "0"], "launches is 0"),
         (["MODEL", "--seconds", "nan"], "seconds is nan"),
         (["MODEL", "--json", "none/r.json"], "no folder none"),
@@ -141,6 +158,7 @@ def test_a_mistake_gives_one_line_and_exit_2(artifact_path, tmp_path, monkeypatc
 
     (tmp_path / "ckpt.pt").write_bytes(b"rubbish")
     (tmp_path / "old.json").write_text("{}")
+    write_report(tmp_path / "empty_report.json", Report(command="kaem bench x", arguments=("x",), machine={}))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["kaem", "bench", *(str(artifact_path) if w == "MODEL" else w for w in words)])
     monkeypatch.setattr(sys, "stdout", open("out.txt", "w"))  # noqa: PTH123, SIM115  (main closes it)
@@ -150,4 +168,4 @@ def test_a_mistake_gives_one_line_and_exit_2(artifact_path, tmp_path, monkeypatc
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert said in lines[0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pt", "old.json", "out.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pt", "empty_report.json", "old.json", "out.txt"]

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from kaem.bench.cells import NO_DIFFERENCE, TOO_FEW, figure
+from kaem.bench.cells import NO_DIFFERENCE, NOT_GIVEN, TOO_FEW, figure, half_width
 from kaem.bench.compare import compare, differing_machines
 from kaem.bench.record import (
     QUANTILES,
@@ -295,3 +295,23 @@ def test_the_json_names_its_format():
 
     content = json.loads(to_json(FULL))
     assert (content["format"], content["format_version"]) == ("kaem-bench", 1)
+
+
+def test_a_width_is_given_only_of_times_that_end():
+    assert half_width(Estimate(10.0, 9.0, 11.0)) == "10.0 %"
+    assert half_width(Estimate(10.0, 9.0, math.inf)) == NOT_GIVEN
+    assert half_width(Estimate(math.inf, math.inf, math.inf)) == NOT_GIVEN
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_search_that_a_late_generator_ended_says_so(is_late):
+    pytest.importorskip("matplotlib")
+    from kaem.bench.page import findings
+
+    rows = [dataclasses.replace(server_row(rate, (1.0, 2.0, 3.0)), is_generator_late=is_late) for rate in (50.0, 56.0)]
+    search = Search(target="grpc://host:1", objective="p99 <= 50 ms", highest_met=50.0, lowest_missed=56.0)
+    ended = report(server=rows, searches=(search,))
+    table = next(table for table in tables_of(ended) if table.name == "search")
+    assert table.rows[0][3] == ("56.0 LATE" if is_late else "56.0")
+    assert any("the server may do better" in note for note in table.notes) == is_late
+    assert any("up to 50 requests/s; the load generator was late" in said for said in findings(ended)) == is_late
