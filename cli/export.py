@@ -176,7 +176,7 @@ def export(
         require_checkpoint(checkpoint)
     if target == "onnx":
         path = out or checkpoint.with_name("model.onnx")
-        require_place(path)
+        require_place(path, source=checkpoint)
         compile_to(path)
     else:
         path = build_target(checkpoint, target, out, compile_to, wanted)

@@ -21,16 +21,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaem"
 
 
-def require_place(path: Path) -> None:
+def require_place(path: Path, *, source: Path | None = None) -> None:
     """Refuse a path where no file can go.
 
+    Args:
+        path: Of a file to be written.
+        source: What it is made from, which it must not replace.
+
     Raises:
-        RequestError: The folder does not exist, or `path` is a folder.
+        RequestError: The folder does not exist, `path` is a folder, or it is the source.
     """
     if not path.parent.is_dir():
         raise RequestError(f"no folder {path.parent} to write {path.name} into", hint="create it first")
     if path.is_dir():
         raise RequestError(f"{path} is a folder", hint="give a file name")
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise RequestError(f"{path} would replace what it is made from", hint="give another file name")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import kaem
 from kaem.artifact import ImageType, Manifest
 from kaem.config import to_mapping
 from kaem.errors import RequestError, VerificationError
-from kaem.files import replacing
+from kaem.files import replacing, require_place
 from kaem.runtime import LocalSampler
 from kaem_export.certificate import measure
 from kaem_export.families.compiled import AS_TRAINED, Compiled, Sampling
@@ -74,11 +74,13 @@ def export(
 
     Raises:
         ArtifactError: The checkpoint is unusable, or a density of its prior cannot be integrated.
-        RequestError: The output cannot be written, the tolerance makes no sense, or the family has no such option.
+        RequestError: The output cannot be written or is the checkpoint, the tolerance makes no sense, or the family
+            has no such option.
         ConfigError: The model cannot take so many steps.
         VerificationError: The compiled graph does not keep a bound of the certificate; no file is written.
     """
     require_tolerance(tolerance)
+    require_place(output, source=checkpoint)
     # The draft first of all: an output that cannot be written should not cost a compilation.
     with replacing(output) as draft, one_thread():
         config, model = load_model(checkpoint, allow_modules=allow_modules)

@@ -68,7 +68,12 @@ def own_frame_nodes(
 
 
 def _one(tables: QuantileTables) -> np.float32:
-    """Return the largest power of two, or its negative, that the clip lets through: dividing by it rounds nothing."""
+    """Return a number that the clip lets through, to stand for 1.
+
+    The largest power of two, or its negative: dividing by it rounds nothing. Where the domain holds none, say [5, 7],
+    its end that is farther from 0; what is divided then is right to one float.
+    """
     high, low = tables.high, tables.low
-    side = high if high >= -low else low
-    return np.float32(np.copysign(2.0 ** np.floor(np.log2(np.abs(side))), side))
+    end = high if high >= -low else low
+    power = np.float32(np.copysign(2.0 ** np.floor(np.log2(np.abs(end))), end))
+    return power if low <= power <= high else end

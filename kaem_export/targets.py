@@ -12,6 +12,7 @@ from kaem.artifact import Manifest, read_manifest
 from kaem.backend import open_session
 from kaem.engine import Engine, native_tensorrt
 from kaem.errors import ArtifactError, ConfigError, RequestError
+from kaem.files import require_place
 from kaem.gpu import installed_gpu
 from kaem_export.tensorrt import Profile, build_engine, parse_profile
 from kaem_export.triton import Backend, model_config, write_model
@@ -65,6 +66,7 @@ def build_target(
         raise RequestError(
             f"{path} is where the artifact itself goes", hint=f"give a name that ends in {_SUFFIXES[target]}"
         )
+    require_place(path, source=source)
     artifact = source
     if source.suffix != ".onnx":
         artifact = path.with_suffix(".onnx")
@@ -105,6 +107,8 @@ def needs_engine(target: Target, options: TargetOptions) -> bool:
 def _triton_model(
     source: Path, repository: Path, compile_to: Callable[[Path], None], options: TargetOptions, profiles: list[Profile]
 ) -> Path:
+    if repository.exists() and not repository.is_dir():
+        raise RequestError(f"{repository} is a file, and a repository of Triton is a folder", hint="name a folder")
     with tempfile.TemporaryDirectory() as folder:
         artifact = source
         if source.suffix != ".onnx":

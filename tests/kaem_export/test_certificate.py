@@ -297,6 +297,10 @@ def test_an_export_that_cannot_be_written_leaves_nothing(exported, tmp_path):
     with pytest.raises(RequestError, match="is a folder"):
         export(exported[0], tmp_path)
     assert list(tmp_path.iterdir()) == []
+    weights = exported[0].read_bytes()
+    with pytest.raises(RequestError, match="would replace what it is made from"):
+        export(exported[0], exported[0])
+    assert exported[0].read_bytes() == weights
 
 
 @pytest.mark.parametrize("batches", [(1, 2), (1, 2, 3), (1, 2, 3, 5)])

@@ -66,7 +66,8 @@ def test_offset_and_scale_of_gaussians_are_folded_into_the_frame():
     assert np.abs(head(v) - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("domain", [(-8.0, 8.0), (-0.3, 0.4), (-3.0, 0.1)])  # the constant is 8, 1/4 and -2
+# What stands for 1 is 8, 1/4, -2, and where no power of two is in the domain 7 and -3.5.
+@pytest.mark.parametrize("domain", [(-8.0, 8.0), (-0.3, 0.4), (-3.0, 0.1), (5.0, 7.0), (-3.5, -2.5)])
 @pytest.mark.parametrize("amplitude", [1.5, 0.0])  # functions of their own, and one that all share
 def test_experts_in_own_frames_give_offset_plus_matrix_times_quantiles(domain, amplitude):
     overrides = tuple(f"prior.{end}={value}" for end, value in zip(_ENDS, 2 * domain, strict=True))
