@@ -12,7 +12,7 @@ from kaem_train.build import Model
 from kaem_train.sections import TrainingConfig
 from kaem_train.settings import Config
 
-_BETAS = (0.9, 0.99)
+_BETA1 = 0.9
 
 
 def build_optimiser(model: Model, network: nn.Module, config: Config) -> torch.optim.Adam:
@@ -21,10 +21,11 @@ def build_optimiser(model: Model, network: nn.Module, config: Config) -> torch.o
     Args:
         model: Of any family.
         network: Of the posterior.
-        config: The rates of both groups.
+        config: The rates of both groups, and Adam's decay.
     """
     groups = [{"params": group} for group in model.parameter_groups(network)]
-    return torch.optim.Adam(groups, lr=config.learning_rates[0], betas=_BETAS, fused=True)
+    betas = (_BETA1, config.training.adam_beta2)
+    return torch.optim.Adam(groups, lr=config.learning_rates[0], betas=betas, fused=True)
 
 
 def set_rates(optimiser: torch.optim.Optimizer, config: Config, step: int) -> None:

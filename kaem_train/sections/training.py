@@ -19,6 +19,7 @@ class TrainingConfig:
         batch_size: Images per step.
         learning_rate: Adam step size of generator, encoder and frame.
         prior_learning_rate: Adam step size of the energies and their weights.
+        adam_beta2: Decay of Adam's mean of squared gradients; that of its mean of gradients is 0.9.
         warmup: Updates over which both rates rise linearly from zero; 0 starts with the whole rates.
         schedule: How both rates go on: `linear` or `cosine` fall to zero from `decay_from` on, `constant` does not.
         decay_from: Fraction of the updates after which both rates fall.
@@ -45,6 +46,7 @@ class TrainingConfig:
     batch_size: int = 64
     learning_rate: float = 1e-3
     prior_learning_rate: float = 5e-3
+    adam_beta2: float = 0.99
     warmup: int = 0
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     decay_from: float = 0.7
@@ -75,6 +77,8 @@ class TrainingConfig:
             raise ConfigError(f"decay_from = {self.decay_from} is outside [0, 1]")
         if not 0 <= self.warmup <= self.updates:
             raise ConfigError(f"warmup = {self.warmup} is outside 0 to updates = {self.updates}")
+        if not 0.0 <= self.adam_beta2 < 1.0:
+            raise ConfigError(f"adam_beta2 = {self.adam_beta2} is outside [0, 1)", hint="usual is 0.99 to 0.999")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"ema_decay = {self.ema_decay} is outside [0, 1)", hint="0 keeps no average")
         if not 0 <= self.seed < 2**63:

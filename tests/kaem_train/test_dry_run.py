@@ -93,6 +93,7 @@ def test_any_path_survives_the_way_through_toml(path):
         ("training.batch_size=100000000000", "batch_size = 100000000000 is above"),
         ("training.warmup=13", "warmup = 13 is outside"),
         ("training.ema_decay=1.0", "ema_decay = 1.0 is outside"),
+        ("training.adam_beta2=1.0", "adam_beta2 = 1.0 is outside"),
     ],
 )
 def test_sizes_that_no_machine_holds_are_refused_in_one_line(tiny, override, message):

@@ -83,6 +83,15 @@ def test_averages_do_not_reach_across_a_jump_of_their_module():
         assert 0.0 < float(other[0].detach()) < 1.0
 
 
+def test_adam_forgets_squared_gradients_as_it_is_told(tiny, digits):
+    trainer = Trainer(tiny("training.adam_beta2=0.5"), digits)
+    assert [group["betas"] for group in trainer.optimiser.param_groups] == [(0.9, 0.5)] * 2
+    trainer.update(None)
+    state = trainer.optimiser.state[trainer.model.generator.layers[0].weight]
+    gradient = state["exp_avg"] / (1 - 0.9)
+    torch.testing.assert_close(state["exp_avg_sq"], 0.5 * gradient**2)
+
+
 def test_the_start_of_the_prior_begins_its_average_anew(tiny, digits):
     trainer = Trainer(tiny("training.ema_decay=0.9", "prior.variant=experts", "posterior.prior_from=0.5"), digits)
     for _ in range(7):

@@ -57,6 +57,7 @@ def expect(config: Config, table: dict[str, dict[str, Any]]) -> None:
     # One constant rate for everything, and nothing that the paper has not.
     training = config.training
     assert training.prior_learning_rate == training.learning_rate
+    assert training.adam_beta2 == 0.999
     assert (training.decay_from, training.warmup, training.ema_decay) == (1.0, 0, 0.0)
     assert config.refit.kind == "none"
 
