@@ -1,14 +1,13 @@
-"""Throughput by batch size, TF32 and CUDA graphs, written to benchmarks/results-gpu.md with the hardware and the date.
+"""Throughput by batch size, precision and CUDA graphs, written to benchmarks/results-gpu.md with hardware and date.
 
-Noise and images stay on the GPU. It measures and asserts no speed. The model is $KAEM_GPU_MODEL, or a graph of the
-size that the preset `svhn` has, with random weights.
+Noise and images stay on the GPU. It measures and asserts no speed. The network is that of docs/benchmarks.md's goals,
+with random weights, or $KAEM_GPU_MODEL as it is.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
 import time
 from importlib import metadata
 from pathlib import Path
@@ -16,45 +15,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpu.bound import Bound, cuda_session
+from gpu.network import sweep_graphs
 
 from kaem.noise import uniforms
 
 pytestmark = pytest.mark.gpu
 
-ROWS = (1, 8, 64, 256, 1024)
+ROWS = (1, 8, 64, 256, 1024, 4096)
 RUNS = 200
 MODES = {
-    "float32": {},
-    "float32, CUDA graph": {"cuda_graph": True},
-    "float32, channels last": {"channels_last": True},
-    "TF32": {"tf32": True},
-    "TF32, CUDA graph": {"tf32": True, "cuda_graph": True},
+    "float32": ("float32", {}),
+    "float32, CUDA graph": ("float32", {"cuda_graph": True}),
+    "float32, channels last": ("float32", {"channels_last": True}),
+    "TF32": ("float32", {"tf32": True}),
+    "TF32, CUDA graph": ("float32", {"tf32": True, "cuda_graph": True}),
+    "float16": ("float16", {}),
+    "float16, CUDA graph": ("float16", {"cuda_graph": True}),
 }
 RESULTS = Path(__file__).parents[2] / "benchmarks"
 
 
-def _model() -> tuple[str, bytes]:
-    named = os.environ.get("KAEM_GPU_MODEL")
-    if named:
-        return named, Path(named).read_bytes()
-    from kaem_export import compile as compilation
-    from kaem_export.graph import build_graph
-    from kaem_export.prior_tables import tabulate
-    from kaem_train.model.kaem import Kaem
-    from kaem_train.settings import load_config
-
-    model = Kaem(load_config("svhn", [])).eval()
-    tables = tabulate(model.prior).tables
-    graph = build_graph(tables, model.generator, "uint8", compilation._frame(model.prior))
-    return "preset svhn, random weights, uint8", graph.SerializeToString()
-
-
 def test_throughput_by_batch_size_and_mode(gpu):
-    name, content = _model()
+    name, graphs = sweep_graphs()
+    modes = {mode: about for mode, about in MODES.items() if about[0] in graphs}
     times: dict[tuple[str, int], list[list[float]]] = {}
     for _ in range(2):  # twice, modes interleaved, so that a clock that drifts shows
-        for mode, options in MODES.items():
-            session = cuda_session(content, **options)
+        for mode, (precision, options) in modes.items():
+            session = cuda_session(graphs[precision], **options)
             for rows in ROWS:
                 bound = Bound(session, rows, records=options.get("cuda_graph", False))
                 bound.run(uniforms(1, 0, rows, session.get_inputs()[0].shape[1]))
