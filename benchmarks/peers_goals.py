@@ -21,13 +21,13 @@ class Goal:
 
     Attributes:
         what: Which two are compared, and at what work.
-        wanted: The least ratio of images a second.
+        wanted: The least ratio of images a second; None where there is no goal.
         found: The ratio; None where it was not measured.
         note: Quality, and what else it takes to read the ratio.
     """
 
     what: str
-    wanted: float
+    wanted: float | None
     found: Ratio | None
     note: str = ""
 
@@ -38,6 +38,8 @@ class Goal:
             return "not measured"
         if self.found.low is None or self.found.high is None:
             return "too few launches"
+        if self.wanted is None:
+            return "no goal"
         if self.found.low >= self.wanted:
             return "met"
         return "missed" if self.found.high < self.wanted else "not decided"
@@ -45,7 +47,7 @@ class Goal:
 
 def goals(exported: Report, same_decoder: Report) -> list[Goal]:
     """Return every goal with what two reports say about it."""
-    found = [_at_equal_quality(exported, batch) for batch in (64, 1)]
+    found = [_at_equal_quality(exported, batch, wanted) for batch, wanted in ((64, 3), (1, None))]
     ddim = [_best(exported, name) for name in (REFERENCE, "ddim-50")]
     batches = " and ".join(str(row.batch) if row else "none" for row in ddim)
     found.append(
@@ -81,14 +83,22 @@ def goals(exported: Report, same_decoder: Report) -> list[Goal]:
 
 def goals_table(found: list[Goal]) -> Table:
     """Show goals beside what was measured."""
-    rows = tuple((goal.what, f"{goal.wanted:g}", _words(goal.found), goal.verdict, goal.note) for goal in found)
+    rows = tuple(
+        (goal.what, "-" if goal.wanted is None else f"{goal.wanted:g}", _words(goal.found), goal.verdict, goal.note)
+        for goal in found
+    )
     return Table(
         name="goals",
         title="Goals",
         columns=("images/s, ratio", "at least", "measured", "verdict", "quality (FD, smaller is better)"),
         rows=rows,
         words=("images/s, ratio", "measured", "verdict", "quality (FD, smaller is better)"),
-        notes=("A goal is met or missed only where the whole 95 % interval says so.",),
+        notes=(
+            "A goal is met or missed only where the whole 95 % interval says so. The fastest decoder is chosen by "
+            "these same figures, which its interval does not pay for.",
+            "With the same decoder KAEM and VAE differ in the prior alone. Latent EBM and diffusion were trained for "
+            "minutes: more would better their distances and leave their speed.",
+        ),
     )
 
 
@@ -100,7 +110,7 @@ def answer(found: list[Goal]) -> str:
     return f"{goal.what}: {_words(goal.found)} times as many images a second ({goal.note})."
 
 
-def _at_equal_quality(report: Report, batch: int) -> Goal:
+def _at_equal_quality(report: Report, batch: int, wanted: float | None) -> Goal:
     """Compare the VAE of the preset's width with the fastest KAEM decoder whose distance is not above the VAE's."""
     entrants = {_name(entrant): entrant for entrant in report.entrants if entrant.quality}
     limit = entrants["vae"].quality if "vae" in entrants else None
@@ -113,10 +123,12 @@ def _at_equal_quality(report: Report, batch: int) -> Goal:
     ]
     what = "The fastest KAEM decoder at the VAE's distance or below, over the VAE"
     if not candidates:
-        return Goal(what=f"{what}, batch {batch}", wanted=3, found=None)
+        return Goal(what=f"{what}, batch {batch}", wanted=wanted, found=None)
     _, name = max(candidates)
     found = _ratio(_row(report, name, batch), _row(report, "vae", batch))
-    return Goal(what=f"{what}, batch {batch}", wanted=3, found=found, note=f"{name}: {_distances(report, name, 'vae')}")
+    return Goal(
+        what=f"{what}, batch {batch}", wanted=wanted, found=found, note=f"{name}: {_distances(report, name, 'vae')}"
+    )
 
 
 def _ratio(fast: LocalRow | None, slow: LocalRow | None) -> Ratio | None:
