@@ -55,6 +55,9 @@ WORKLOADS = {
     "kan-nist": (41, (1, 28, 28), GeneratorConfig(kind="kan", hidden=(82,))),
 }
 _LEVELS = {"default": Options(), "large-batch": Options(optimize="large-batch")}
+_REST_S = 0.02
+"""Before every call on all cores: torch's and ONNX Runtime's own threads spin when they are done, on the next one's."""
+
 _EXPERTS = ("prior.variant=experts",)
 _ROWS_PER_CALL = {"large-batch": toom_cook.ROWS_PER_CALL, "int8": int8.ROWS_PER_CALL}
 _PRIORS = {
@@ -155,7 +158,7 @@ def _all_cores(name: str, batches: list[int], seconds: float, *, with_compile: b
             calls = {"threads": partial(threaded.run, ["image"], {"latent": latent})}
             calls |= {label: partial(_in_parts, pool, session, label, parts) for label, session in split.items()}
             calls |= _torch_calls(generator, latent, with_compile=with_compile)
-            times = interleaved(list(calls.values()), time.perf_counter, seconds=seconds)
+            times = interleaved(list(calls.values()), time.perf_counter, seconds=4 * seconds, rest=_REST_S)
             columns = {label: times[:, index] for index, label in enumerate(calls)}
             best = min(("plain", *_LEVELS), key=lambda label: np.median(columns[label]))
             cells = [_ratio(columns["threads"], columns[label]) for label in list(calls)[1:]]

@@ -87,15 +87,29 @@ def _in_parts(session: Any, name: str, rows: NDArray[np.float32], limit: int) ->
 
 
 def interleaved(
-    calls: Sequence[Callable[[], object]], clock: Callable[[], float], *, seconds: float, least_rounds: int = 9
+    calls: Sequence[Callable[[], object]],
+    clock: Callable[[], float],
+    *,
+    seconds: float,
+    least_rounds: int = 9,
+    rest: float = 0.0,
 ) -> NDArray[np.float64]:
-    """Run every call once a round, in a new random order each: clock readings (R, calls), without two first rounds."""
+    """Run every call once a round, in a new random order each: clock readings (R, calls), without two first rounds.
+
+    Args:
+        calls: What is compared.
+        clock: Seconds, of the thread or on the wall.
+        seconds: How long to go on.
+        least_rounds: However long that takes.
+        rest: Seconds of sleep before every call, until threads of the one before that spin have given up.
+    """
     order = np.random.default_rng(_SEED)
     rounds: list[NDArray[np.float64]] = []
     begin = time.monotonic()
     while len(rounds) < least_rounds + 2 or time.monotonic() - begin < seconds:
         row = np.empty(len(calls))
         for index in order.permutation(len(calls)):
+            time.sleep(rest)
             before = clock()
             calls[index]()
             row[index] = clock() - before
