@@ -41,7 +41,7 @@ SAME_DECODER = Run(
     name="same-decoder",
     title="KAEM and VAE with the same decoder",
     models=("vae", "kaem"),
-    options=("--batch", "1,64", "--launches", "15", "--seconds", "3", "--precision", "0.9"),
+    options=("--batch", "1,64", "--launches", "25", "--seconds", "2", "--precision", "0.9"),
 )
 AS_USED = (
     Run(
