@@ -2,7 +2,7 @@
 
 The column of that uniform is looked up with the others. What it follows is 1 everywhere, so that no sum adds the
 offset; and where one function serves all experts, the leaf in which it is found is k, so that nothing else picks it. At
-one row, where every node costs about as much as any other, that halves what experts cost.
+one row, where every node costs about as much as any other, that is a third of what experts cost.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ def interleaved(
     while len(rounds) < least_rounds + 2 or time.monotonic() - begin < seconds:
         row = np.empty(len(calls))
         for index in order.permutation(len(calls)):
-            time.sleep(rest)
+            if rest:
+                time.sleep(rest)
             before = clock()
             calls[index]()
             row[index] = clock() - before
