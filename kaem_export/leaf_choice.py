@@ -7,8 +7,9 @@ too: three neighbours become two where some place between them allows it.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kaem_export.chebyshev_cdf import PiecewiseDensities
+from kaem_export.chebyshev_cdf import Float64, PiecewiseDensities
 from kaem_export.leaves import TOLERANCE, Leaves, bisected, concatenated, fit, is_small, snapped
 
 _BEYOND = 2.0**-37
@@ -18,7 +19,7 @@ _MANY = 200
 """Leaves of a function from which on it pays to move their ends too; for all functions that would take too long."""
 
 _SHIFTING_ROUNDS = 9
-_CUTS = np.linspace(0.15, 0.85, 17)
+_CUTTING_ROUNDS = 7
 
 
 def choose_leaves(densities: PiecewiseDensities, kinks: tuple[float, ...], tolerance: float = TOLERANCE) -> Leaves:
@@ -106,30 +107,28 @@ def _shifted(densities: PiecewiseDensities, leaves: Leaves, tolerance: float, pl
     if not len(first):
         return leaves
     left, right = leaves.left[first], leaves.right[first + 2]
-    cut = np.zeros(len(first))
-    is_open = np.ones(len(first), bool)
-    for share in _CUTS:
-        middle = snapped(left + share * (right - left))
-        tried = np.flatnonzero(is_open & (middle > left) & (middle < right))
-        halves = [
-            Leaves(
-                row=leaves.row[first[tried]],
-                is_upper=leaves.is_upper[first[tried]],
-                is_forced=leaves.is_forced[first[tried]],
-                left=begin[tried],
-                right=end[tried],
-            )
-            for begin, end in ((left, middle), (middle, right))
-        ]
-        is_good = np.ones(len(tried), bool)
-        for half in halves:
-            pieces = fit(densities, half, tolerance)
-            is_good &= pieces.is_good | is_small(pieces, half)
-        cut[tried[is_good]] = middle[tried[is_good]]
-        is_open[tried[is_good]] = False
-    done = first[~is_open]
+
+    def good(begin: Float64, end: Float64) -> NDArray[np.bool_]:
+        halves = Leaves(
+            row=leaves.row[first],
+            is_upper=leaves.is_upper[first],
+            is_forced=leaves.is_forced[first],
+            left=begin,
+            right=end,
+        )
+        pieces = fit(densities, halves, tolerance)
+        return np.asarray(pieces.is_good | is_small(pieces, halves))
+
+    # As far to the right as the left one stays good.
+    cut, beyond = leaves.right[first], right
+    for _ in range(_CUTTING_ROUNDS):
+        middle = snapped(0.5 * (cut + beyond))
+        is_good = good(left, middle)
+        cut, beyond = np.where(is_good, middle, cut), np.where(is_good, beyond, middle)
+    is_done = good(cut, right)
+    done = first[is_done]
     new_left, new_right, keep = leaves.left.copy(), leaves.right.copy(), np.ones(len(leaves), bool)
-    new_right[done], new_left[done + 1], new_right[done + 1] = cut[~is_open], cut[~is_open], right[~is_open]
+    new_right[done], new_left[done + 1], new_right[done + 1] = cut[is_done], cut[is_done], right[is_done]
     keep[done + 2] = False
     moved = Leaves(row=leaves.row, is_upper=leaves.is_upper, is_forced=leaves.is_forced, left=new_left, right=new_right)
     return moved.chosen(keep)

@@ -4,7 +4,7 @@ The arithmetic is in `toom_cook_maps.py`: values of the inputs at points, produc
 values. Once products are few, time goes into moving numbers, so the layout decides. Activations are (H, W, C, N):
 
 - both maps of an axis are products with small constant matrices on the left, without a transposition;
-- the core is one batched MatMul, (point, phase, point, phase O, I) times (tile, point, tile, point, I, N): the weights
+- the core is one batched MatMul, (point, phase, point, phase O, I) times (tile, point, point, tile, I, N): the weights
   of both phases of columns stand above each other, and ONNX Runtime packs few numbers (N columns) for many rows;
 - biases need no pass of their own: a further channel is 1 everywhere, and its weights are the biases. It also keeps
   rows of memory from being a power of two apart.
@@ -13,7 +13,8 @@ For this `ROWS_PER_CALL` rows at a time are best: ONNX Runtime's packed columns 
 
 Matches: chains of ConvTranspose with constant float32 weights, no groups, square images whose side is a multiple of 4,
 and at least a quarter of the operations to save, linked by elementwise operators that only the next layer reads.
-Leaves alone: all other layers, as the last one to few channels, which runs as before on the result.
+Leaves alone: all other layers, as the last one to few channels, which runs as before on the result; if nothing else
+reads that, it is part of the branches.
 After it: the same values up to a few more roundings (a layer's error is 1e-6 to 4e-6 of its largest output, of which
 the plain one's is 2e-7). Constants grow by 6.25.
 """
@@ -29,7 +30,15 @@ from numpy.typing import NDArray
 
 from kaem.backend import open_session
 from kaem_export.passes.editing import UNARY, Patch, constant, row_shape, sole_user, swept, with_shapes
-from kaem_export.passes.toom_cook_maps import NUM_POINTS, TILE, Float64, evaluation, interpolation, transformed_weight
+from kaem_export.passes.toom_cook_maps import (
+    NUM_POINTS,
+    TILE,
+    Float64,
+    evaluation,
+    evaluation_of_tiles,
+    interpolation,
+    transformed_weight,
+)
 from kaem_train.decoder_graph import IR_VERSION, OPSET
 
 ROWS_PER_CALL = 32
@@ -50,12 +59,21 @@ _LEVELS = (0.01, 100.0)
 class _Chain:
     """Layers and the elementwise operators between and after them, as they follow each other."""
 
-    source: ir.Value
     nodes: tuple[ir.Node, ...]
+    rest: tuple[ir.Node, ...]
+    """What alone reads the chain's result and stays as it is: a branch of an If copies what it returns, so it should
+    return the last few channels and not the many before them."""
+
+    @property
+    def source(self) -> ir.Value:
+        """What the first layer reads now, for an earlier chain may have been replaced meanwhile."""
+        if self.nodes[0].inputs[0] is None:
+            raise TypeError("the layer has no input")
+        return self.nodes[0].inputs[0]
 
     @property
     def result(self) -> ir.Value:
-        return self.nodes[-1].outputs[0]
+        return (*self.nodes, *self.rest)[-1].outputs[0]
 
 
 def to_toom_cook(model: ir.Model) -> ir.Model:
@@ -105,7 +123,7 @@ def _branch(chain: _Chain, name: str, *, toom_cook: bool) -> ir.Graph:
         result = _rewritten(patch, chain)
     else:
         result = chain.source
-        for node in chain.nodes:
+        for node in (*chain.nodes, *chain.rest):
             result = _repeated(patch, node, result)
     end.replace_input_with(0, result)
     end.outputs[0].type, end.outputs[0].shape = chain.result.type, chain.result.shape
@@ -132,9 +150,11 @@ def _chains(model: ir.Model) -> list[_Chain]:
             if not _LEVELS[0] <= abs(level) <= _LEVELS[1]:
                 break
             nodes.append(user)
-        used |= {*nodes}
-        if node.inputs[0] is not None:
-            found.append(_Chain(node.inputs[0], tuple(nodes)))
+        rest: list[ir.Node] = []
+        while (user := sole_user([*nodes, *rest][-1].outputs[0])) is not None and _stays(user):
+            rest.append(user)
+        used |= {*nodes, *rest}
+        found.append(_Chain(tuple(nodes), tuple(rest)))
     return found
 
 
@@ -170,6 +190,12 @@ def _is_elementwise(node: ir.Node) -> bool:
     return node.op_type in UNARY and all(array is not None and array.ndim == 0 for array in further)
 
 
+def _stays(node: ir.Node) -> bool:
+    """Whether a node can follow a chain into a branch: an unsuitable layer, or an elementwise operator."""
+    is_layer = node.op_type == "ConvTranspose" and all(constant(value) is not None for value in node.inputs[1:])
+    return _is_elementwise(node) or (is_layer and not _is_suitable(node))
+
+
 def _level(activation: ir.Node, level: float) -> float:
     """What an elementwise operator makes of a channel that is `level` everywhere."""
     source = ir.Value(name="level", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape((1,)))
@@ -196,7 +222,10 @@ def _rewritten(patch: Patch, chain: _Chain) -> ir.Value:
     # Two transpositions of matrices: one of four axes takes several times as long.
     value = patch.node("Transpose", [_reshaped(patch, value, side * side * channels, -1)], perm=[1, 0])
     value = patch.node("Transpose", [_reshaped(patch, value, -1, side * side, channels)], perm=[0, 2, 1])
-    return _reshaped(patch, value, -1, channels, side, side)
+    value = _reshaped(patch, value, -1, channels, side, side)
+    for node in chain.rest:
+        value = _repeated(patch, node, value)
+    return value
 
 
 def _with_ones(patch: Patch, source: ir.Value, channels: int, side: int) -> ir.Value:
@@ -229,14 +258,18 @@ def _layer(patch: Patch, value: ir.Value, side: int, weight: Float64) -> ir.Valu
     num_inputs, num_outputs = weight.shape[:2]
     tiles = side // TILE
     both = 2 * tiles * NUM_POINTS
-    into, out = evaluation(side), interpolation(side)
-    value = _times(patch, into, _reshaped(patch, value, side, -1))  # (tile point, W I N)
-    value = _times(patch, into, _reshaped(patch, value, tiles * NUM_POINTS, side, -1))
-    value = _reshaped(patch, value, tiles, NUM_POINTS, 1, tiles, NUM_POINTS, num_inputs, -1)
-    kernel = transformed_weight(weight).reshape(1, NUM_POINTS, 2, 1, NUM_POINTS, 2 * num_outputs, num_inputs)
-    value = patch.node("MatMul", [patch.constant(kernel, "kernel"), value])  # (tile, point, phase) twice, then (O, N)
-    value = _times(patch, out, _reshaped(patch, value, both, both, -1))
-    return _times(patch, out, _reshaped(patch, value, both, -1))
+    value = _times(patch, evaluation(), _reshaped(patch, value, tiles, TILE, -1))  # (tile, point, W I N)
+    value = _reshaped(patch, value, tiles * NUM_POINTS, side, -1)
+    value = _times(patch, evaluation_of_tiles(tiles), value)
+    # Of columns the points come before the tiles, so that products with the same weights follow each other.
+    value = _reshaped(patch, value, tiles, NUM_POINTS, 1, NUM_POINTS, tiles, num_inputs, -1)
+    kernel = transformed_weight(weight).reshape(1, NUM_POINTS, 2, NUM_POINTS, 1, 2 * num_outputs, num_inputs)
+    value = patch.node("MatMul", [patch.constant(kernel, "kernel"), value])
+    # (tile, point, phase) of rows, (point, tile, phase) of columns, then (O, N)
+    out = interpolation(tiles)
+    columns = out.transpose(0, 2, 1, 3).reshape(-1, both)
+    value = _times(patch, columns, _reshaped(patch, value, both, both, -1))
+    return _times(patch, out.reshape(-1, both), _reshaped(patch, value, both, -1))
 
 
 def _times(patch: Patch, matrix: Float64, value: ir.Value) -> ir.Value:

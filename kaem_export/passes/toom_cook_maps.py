@@ -28,27 +28,31 @@ but more than ten times the rounding error."""
 NUM_POINTS = TILE + 1
 
 
-def evaluation(side: int) -> Float64:
-    """The map from the inputs of an axis to the values of X of every tile: shape (tile point, side)."""
-    tiles = side // TILE
-    result = np.zeros((tiles, NUM_POINTS, side))
+def evaluation() -> Float64:
+    """The map from the inputs of one tile to the values of X: shape (point, 4)."""
+    return _vandermonde(TILE)
+
+
+def evaluation_of_tiles(tiles: int) -> Float64:
+    """The map from all inputs of an axis to the values of X of every tile: shape (point tile, 4 tiles)."""
+    result = np.zeros((NUM_POINTS, tiles, tiles, TILE))
     for tile in range(tiles):
-        result[tile, :, tile * TILE : (tile + 1) * TILE] = _vandermonde(TILE)
-    return result.reshape(-1, side)
+        result[:, tile, tile] = _vandermonde(TILE)
+    return result.reshape(-1, tiles * TILE)
 
 
-def interpolation(side: int) -> Float64:
-    """The map from values of X W_r to the outputs of an axis: shape (2 side, tile point phase)."""
-    tiles = side // TILE
-    result = np.zeros((2 * side, tiles, NUM_POINTS, 2))
+def interpolation(tiles: int) -> Float64:
+    """The map from values of X W_r to all outputs of an axis: shape (8 tiles, tile, point, phase)."""
+    num_outputs = 2 * tiles * TILE
+    result = np.zeros((num_outputs, tiles, NUM_POINTS, 2))
     inverse = np.linalg.inv(_vandermonde(NUM_POINTS))
     for tile in range(tiles):
         for phase in range(2):
             for power in range(NUM_POINTS):
                 output = 2 * (tile * TILE + power) + phase - 1
-                if 0 <= output < 2 * side:
+                if 0 <= output < num_outputs:
                     result[output, tile, :, phase] += inverse[power]
-    return result.reshape(2 * side, -1)
+    return result
 
 
 def transformed_weight(weight: NDArray[Any]) -> NDArray[np.float32]:

@@ -71,7 +71,7 @@ def test_one_layer_is_torch_s_in_float64_to_a_few_roundings(side, inputs, output
     to_toom_cook(graph)
     assert "ConvTranspose" not in kinds(graph)
     result = run(graph, x)
-    assert np.abs(result - exact.numpy()).max() < 3e-6 * float(exact.abs().max())
+    assert np.abs(result - exact.numpy()).max() < 5e-6 * float(exact.abs().max())
 
 
 @pytest.mark.parametrize("activation", ["Tanh", "Softplus", "Neg", "Sigmoid", "Gelu", "Elu<alpha=0.5>"])
