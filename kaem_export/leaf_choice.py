@@ -1,7 +1,7 @@
 """Which leaves a quantile function is cut into: halved until each is good, then as few as neighbours can be made.
 
-Pairs that one leaf can replace are merged, for all functions at once. Of functions with very many leaves ends are moved
-too: three neighbours become two where some place between them allows it.
+For all functions at once, pairs that one leaf can replace are merged, and three neighbours become two where some place
+between them allows it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ from kaem_export.leaves import TOLERANCE, Leaves, bisected, concatenated, fit, i
 _BEYOND = 2.0**-37
 _STARTING_PIECES = 8
 _MERGING_ROUNDS = 3
-_MANY = 200
-"""Leaves of a function from which on it pays to move their ends too; for all functions that would take too long."""
-
-_SHIFTING_ROUNDS = 9
-_CUTTING_ROUNDS = 7
+_CUTTING_ROUNDS = 5
+_HALVINGS = 7
 
 
 def choose_leaves(densities: PiecewiseDensities, kinks: tuple[float, ...], tolerance: float = TOLERANCE) -> Leaves:
@@ -36,13 +33,9 @@ def choose_leaves(densities: PiecewiseDensities, kinks: tuple[float, ...], toler
     leaves = bisected(densities, _first_leaves(densities, kinks), tolerance)
     for parity in range(_MERGING_ROUNDS):
         leaves = _merged(densities, leaves, tolerance, parity % 2)
-    is_large = np.bincount(leaves.row)[leaves.row] > _MANY
-    if not is_large.any():
-        return leaves
-    large = leaves.chosen(is_large)
-    for place in range(_SHIFTING_ROUNDS):
-        large = _shifted(densities, large, tolerance, place % 3)
-    return concatenated([leaves.chosen(~is_large), large])
+    for place in range(_CUTTING_ROUNDS):
+        leaves = _cut_anew(densities, leaves, tolerance, place % 3)
+    return leaves
 
 
 def _first_leaves(densities: PiecewiseDensities, kinks: tuple[float, ...]) -> Leaves:
@@ -99,7 +92,7 @@ def _merged(densities: PiecewiseDensities, leaves: Leaves, tolerance: float, par
     return merged.chosen(keep)
 
 
-def _shifted(densities: PiecewiseDensities, leaves: Leaves, tolerance: float, place: int) -> Leaves:
+def _cut_anew(densities: PiecewiseDensities, leaves: Leaves, tolerance: float, place: int) -> Leaves:
     """Replace three neighbours by two where some cut between them makes two good ones."""
     index = np.arange(len(leaves)) - np.searchsorted(leaves.row, leaves.row)
     free = ~leaves.is_forced
@@ -121,7 +114,7 @@ def _shifted(densities: PiecewiseDensities, leaves: Leaves, tolerance: float, pl
 
     # As far to the right as the left one stays good.
     cut, beyond = leaves.right[first], right
-    for _ in range(_CUTTING_ROUNDS):
+    for _ in range(_HALVINGS):
         middle = snapped(0.5 * (cut + beyond))
         is_good = good(left, middle)
         cut, beyond = np.where(is_good, middle, cut), np.where(is_good, beyond, middle)

@@ -106,7 +106,7 @@ def test_no_test_of_the_samples_can_see_the_table(name):
 
 def test_sizes_are_small():
     for name in ZOO:
-        most = 12_500 if name == "fourier flat" else 8_000  # 100 extremes, each with about three leaves
+        most = 12_000 if name == "fourier flat" else 7_000  # 100 extremes, each with about three leaves
         assert _baked(name)[1].num_bytes / len(_baked(name)[0]) < most, name
 
 

@@ -41,7 +41,7 @@ def test_latents_are_independent_standard_normals(exported):
 
 def test_all_latents_share_one_table(exported):
     leaves = [list(t.dims) for t in onnx.load(exported[1]).graph.initializer if t.name.endswith("normal_leaves")]
-    assert leaves == [[42, 9]]
+    assert leaves == [[35, 9]]
 
 
 @pytest.mark.parametrize("batch", [(8,), (1, 8)])
