@@ -31,6 +31,8 @@ MAX_ROWS = 256
 
 _MIN_ROWS_PER_WORKER = 4
 _CHUNK_BYTES = 1 << 20
+_ARCHIVE = b"PK\x03\x04"
+"""What torch's files begin with."""
 
 
 class LocalSampler:
@@ -205,13 +207,16 @@ def read_file(path: Path) -> bytes:
     if path.is_dir():
         raise ArtifactError(f"{path} is not a file")
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ArtifactError(
             f"no model file at {path}", hint="make one with: kaem export ckpt.pt -o model.onnx"
         ) from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"cannot read {path}: {error}") from None
+    if content.startswith(_ARCHIVE):
+        raise ArtifactError(f"{path} is a checkpoint, not an exported model", hint=f"export it: kaem export {path}")
+    return content
 
 
 def check_graph(session: Any, manifest: Manifest, path: Path) -> None:

@@ -36,21 +36,17 @@ def own_frame_nodes(
         "choice_column": np.array(latent_dim, np.int32),
         "frame_matrix": np.concatenate([matrix, offset[..., None] / one], axis=2),  # (K, Q, Q + 1)
     }
-    if looked_up.num_functions == 1:
-        columns = np.append(np.zeros(latent_dim, np.int64), 1)
-        more, own = quantile_nodes(
-            looked_up.with_steps(tables.thresholds, one).reading(columns), "signed", "unframed", keep_axis=True
-        )
+    is_shared = looked_up.num_functions == 1
+    # Steps beyond the blocks of the others would make the first level wider for every column.
+    has_steps = is_shared and len(tables.thresholds) < looked_up.fan_out * (len(looked_up.first) + 1)
+    looked_up = looked_up.with_steps(tables.thresholds if has_steps else tables.thresholds[:0], one)
+    own_columns = np.zeros(latent_dim, np.int64) if is_shared else tables.tables.columns
+    pad = [(0, 0)] * (own_columns.ndim - 1) + [(0, 1)]
+    looked_up = looked_up.reading(np.pad(own_columns, pad, constant_values=looked_up.num_functions - 1))
+    more, own = quantile_nodes(looked_up, "signed", "unframed", chosen=None if is_shared else "expert", keep_axis=True)
+    if has_steps:
         nodes += [*more, node("Gather", ["leaf_row", "choice_column"], ["expert"], axis=1)]
     else:
-        columns = np.pad(looked_up.columns, ((0, 0), (0, 1)), constant_values=looked_up.num_functions)
-        more, own = quantile_nodes(
-            looked_up.with_steps(tables.thresholds[:0], one).reading(columns),
-            "signed",
-            "unframed",
-            chosen="expert",
-            keep_axis=True,
-        )
         constants |= {"thresholds": tables.thresholds[:, None], "choice_axis": np.array([0], np.int64)}
         nodes += [
             node("Gather", ["signed", "choice_column"], ["choice"], axis=1),

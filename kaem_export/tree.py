@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kaem.errors import ConfigError
 from kaem_export.chebyshev_cdf import Integers
 from kaem_export.leaves import Leaves, Pieces
 
@@ -22,6 +23,8 @@ ROW = 9
 """Floats of a leaf: v0, kappa = b m, gamma = 1 - b, c0 .. c5."""
 
 _NUDGES = 8
+_MOST_ROWS = 1 << 24
+"""Leaf numbers are counted in float32, which holds all integers up to here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,9 @@ def pack(leaves: Leaves, pieces: Pieces, *, low: float, high: float) -> PackedLe
 
     Separators are rounded first, and what a leaf interpolates is stretched to the interval between them, so
     that neighbours still meet. Leaves whose interval is empty then are jumps of the quantile function, and dropped.
+
+    Raises:
+        ConfigError: There are more leaves than a graph can number.
     """
     is_last = np.append((np.diff(leaves.row) != 0) | (np.diff(leaves.is_upper) != 0), True)
     is_first = np.insert(is_last[:-1], 0, True)
@@ -155,6 +161,11 @@ def pack(leaves: Leaves, pieces: Pieces, *, low: float, high: float) -> PackedLe
     place = np.arange(len(row)) - np.searchsorted(row, row)
     own_block, slot = place // fan_out, place % fan_out
     total = int(num_blocks.sum())
+    if total * fan_out >= _MOST_ROWS:
+        raise ConfigError(
+            f"{num_functions} quantile functions need {total * fan_out} leaves, but a graph can number {_MOST_ROWS}",
+            hint="use fewer latents, components or knots, or export with a larger --tolerance",
+        )
     first = np.full((max(2, int(num_blocks.max())) - 1, num_functions), np.inf, np.float32)
     second = np.full((total, fan_out - 1), np.inf, np.float32)
     begins = (slot == 0) & (own_block > 0)

@@ -157,7 +157,7 @@ def test_version():
         (["sample", "grpc://nonsense"], "grpc://nonsense"),
         (["sample", "rubbish.onnx"], "rubbish.onnx is not a usable ONNX model"),
         (["sample", "foreign.onnx"], "not a kaem artifact"),
-        (["sample", "ckpt.pt"], "ckpt.pt"),
+        (["sample", "ckpt.pt"], "ckpt.pt is a checkpoint, not an exported model"),
         (["info", "rubbish.onnx"], "rubbish.onnx"),
         (["export", "none.pt"], "no checkpoint at none.pt"),
         (["export", "rubbish.onnx"], "rubbish.onnx is not a kaem checkpoint"),

@@ -7,7 +7,7 @@ from threading import Barrier
 
 import pytest
 
-from kaem.workers import row_workers
+from kaem.workers import by_core, row_workers
 
 PROCESSORS = os.sched_getaffinity(0)
 
@@ -36,3 +36,12 @@ def test_the_processors_are_dealt_out_between_the_threads(num):
 @pytest.mark.parametrize("num", [1, len(PROCESSORS) + 1])
 def test_one_thread_or_more_than_processors_go_anywhere(num):
     assert _places(num) == [PROCESSORS] * num
+
+
+def test_processors_of_one_core_follow_each_other(tmp_path):
+    for processor, siblings in enumerate(("0,4", "1,5", "2-3", "2-3", "0,4", "1,5")):
+        folder = tmp_path / f"cpu{processor}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(siblings + "\n")
+    assert by_core({5, 4, 3, 2, 1, 0}, tmp_path) == [0, 4, 1, 5, 2, 3]
+    assert by_core({5, 1, 4, 9}, tmp_path) == [4, 1, 5, 9]  # 9 is described nowhere

@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from table_figures import in_every_leaf, squared_tilt
 
+from kaem.errors import ConfigError
 from kaem.noise import uniforms
+from kaem_export import tree
 from kaem_export.bake import bake, run_lookup, score
 from kaem_export.chebyshev_cdf import POINTS
 from kaem_export.gaussian import normal_nodes
@@ -108,6 +110,12 @@ def test_sizes_are_small():
     for name in ZOO:
         most = 12_000 if name == "fourier flat" else 7_000  # 100 extremes, each with about three leaves
         assert _baked(name)[1].num_bytes / len(_baked(name)[0]) < most, name
+
+
+def test_more_leaves_than_float32_can_number_are_refused(monkeypatch):
+    monkeypatch.setattr(tree, "_MOST_ROWS", 100)
+    with pytest.raises(ConfigError, match=r"4 quantile functions need .* leaves, but a graph can number 100"):
+        bake(ZOO["rbf20 f 8"].laws())
 
 
 def test_the_lookup_has_35_nodes_two_gathers_and_plain_types():
