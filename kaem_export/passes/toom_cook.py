@@ -9,7 +9,8 @@ values. Once products are few, time goes into moving numbers, so the layout deci
 - biases need no pass of their own: a further channel is 1 everywhere, and its weights are the biases. It also keeps
   rows of memory from being a power of two apart.
 
-For this `ROWS_PER_CALL` rows at a time are best: ONNX Runtime's packed columns then fit the first level of cache.
+For this `ROWS_PER_CALL` rows at a time are best: ONNX Runtime's packed columns then fit the first level of cache. What
+layers on large images make of so many would fill the last one, so they take half of them at a time.
 
 Matches: chains of ConvTranspose with constant float32 weights, no groups, square images whose side is a multiple of 4,
 and at least a quarter of the operations to save, linked by elementwise operators that only the next layer reads.
@@ -48,6 +49,10 @@ of cache and what lies between two operators the last one."""
 _MOST_SUMMED = 512
 """Inputs up to which ONNX Runtime makes one sum whatever the number of rows of a call. Of more it makes one sum for 16
 rows and several for 17 to 32, and a row's bits would tell."""
+
+_MOST_BYTES = 8_000_000
+"""Of what lies between two operators. Of larger layers, and all after them, each half of a call's rows is computed by
+itself, though products of 16 columns run at nine tenths of the speed of 32."""
 
 _MOST_SHARE = 0.75
 """Of a layer's operations that the rewritten one may need: small savings are lost again in memory traffic."""
@@ -181,7 +186,7 @@ def _saves_much(weight: NDArray[Any], side: int) -> bool:
     num_inputs, num_outputs = weight.shape[:2]
     points = side // TILE * NUM_POINTS
     core = (2 * points) ** 2 * num_inputs * num_outputs
-    maps = points * side * (side + points) * num_inputs + 4 * points * side * (points + side) * num_outputs
+    maps = points * side * (TILE + points) * num_inputs + 4 * points * side * (points + side) * num_outputs
     return bool(core + maps <= _MOST_SHARE * 16 * side * side * num_inputs * num_outputs)
 
 
@@ -211,21 +216,34 @@ def _rewritten(patch: Patch, chain: _Chain) -> ir.Value:
     """Write down the chain in the layout (H, W, C, N), and its result as (N, C, H, W)."""
     channels, side, _ = row_shape(chain.source) or (0, 0, 0)
     layers = [node for node in chain.nodes if node.op_type == "ConvTranspose"]
-    value, level = _with_ones(patch, chain.source, channels, side), 1.0
+    values, level = [_with_ones(patch, chain.source, channels, side)], 1.0
     for node in chain.nodes:
         if node.op_type == "ConvTranspose":
             weight = _with_bias(node, level, keep_ones=node is not layers[-1])
-            value, level = _layer(patch, value, side, weight), 1.0
+            if len(values) == 1 and _is_large(weight, side):
+                rows = _reshaped(patch, values[0], side * side * len(weight), -1)
+                values = patch.nodes("Split", [rows], 2, axis=1, num_outputs=2)
+            values, level = [_layer(patch, value, side, weight) for value in values], 1.0
             side, channels = 2 * side, weight.shape[1]
         else:
-            value, level = _repeated(patch, node, value), _level(node, level)
-    # Two transpositions of matrices: one of four axes takes several times as long.
+            values, level = [_repeated(patch, node, value) for value in values], _level(node, level)
+    images = [_as_images(patch, value, channels, side) for value in values]
+    for node in chain.rest:
+        images = [_repeated(patch, node, image) for image in images]
+    return images[0] if len(images) == 1 else patch.node("Concat", images, axis=0)
+
+
+def _is_large(weight: Float64, side: int) -> bool:
+    """Whether what a layer's products give for a call leaves too little of the last cache to the maps after them."""
+    points = 2 * side // TILE * NUM_POINTS
+    return bool(points**2 * weight.shape[1] * ROWS_PER_CALL * np.float32().nbytes > _MOST_BYTES)
+
+
+def _as_images(patch: Patch, value: ir.Value, channels: int, side: int) -> ir.Value:
+    """(H, W, C, N) -> (N, C, H, W), by two transpositions of matrices: one of four axes takes several times as long."""
     value = patch.node("Transpose", [_reshaped(patch, value, side * side * channels, -1)], perm=[1, 0])
     value = patch.node("Transpose", [_reshaped(patch, value, -1, side * side, channels)], perm=[0, 2, 1])
-    value = _reshaped(patch, value, -1, channels, side, side)
-    for node in chain.rest:
-        value = _repeated(patch, node, value)
-    return value
+    return _reshaped(patch, value, -1, channels, side, side)
 
 
 def _with_ones(patch: Patch, source: ir.Value, channels: int, side: int) -> ir.Value:

@@ -129,6 +129,31 @@ def test_a_row_has_the_same_bits_in_every_batch_of_the_size_of_a_call(inputs):
         assert np.array_equal(run(graph, x[-rows:]), whole[-rows:])
 
 
+def test_layers_on_large_images_take_half_the_rows_at_a_time_and_no_row_depends_on_the_cut():
+    def chain() -> ir.Model:
+        return graph_of(
+            f"""x = Reshape(latent, sides)  a = {_LAYER}(x, w, b)  h = LeakyRelu<alpha=0.2>(a)
+                c = {_LAYER}(h, v, d)  t = Tanh(c)  y = {_LAYER}(t, u)  image = Sigmoid(y)""",
+            *(2048, (3, 64, 64)),
+            sides=np.array([-1, 32, 8, 8]),
+            w=0.2 * floats(32, 64, 4, 4),
+            b=floats(64),
+            v=0.1 * floats(64, 48, 4, 4),
+            d=floats(48),
+            u=0.2 * floats(48, 3, 4, 4),
+        )
+
+    x = normal(32, 2048)
+    plain, rewritten = run(chain(), x), to_toom_cook(chain())
+    # The first layer is one product, the second and all behind it two.
+    assert [kinds(rewritten).count(kind) for kind in ("Split", "Tanh", "ConvTranspose", "Concat")] == [1, 2, 2, 3]
+    whole = run(rewritten, x)
+    assert np.abs(whole - plain).max() < 1e-5
+    for rows in (2, 3, 16, 17, 31):
+        assert np.array_equal(run(rewritten, x[:rows]), whole[:rows])
+        assert np.array_equal(run(rewritten, x[-rows:]), whole[-rows:])
+
+
 def test_a_chain_is_rewritten_as_a_whole_and_the_layer_to_few_channels_stays():
     graph = _chain()
     before = run(graph, normal(5, 512))
