@@ -110,7 +110,7 @@ def export(
     from kaem.errors import ConfigError
     from kaem.files import require_place
     from kaem_export.options import Options, parse_batch
-    from kaem_export.targets import TargetOptions, build_target, needs_engine
+    from kaem_export.targets import TargetOptions, build_target, needs_engine, refuse_int8
     from kaem_train.inputs import require_checkpoint
 
     console = Console(stderr=True)
@@ -172,6 +172,7 @@ def export(
             )
     wanted = TargetOptions(profiles=tuple(profile or ()), tf32=tf32, triton_backend=triton_backend, device=device)
     needs_engine(target, wanted)
+    refuse_int8(target, wanted, precision)  # before the compilation of a checkpoint
     if target == "onnx" or checkpoint.suffix != ".onnx":
         require_checkpoint(checkpoint)
     if target == "onnx":

@@ -25,6 +25,14 @@ from kaem.providers import PROVIDERS, GpuOptions, cuda_options, tensorrt_options
 _EXTRAS = {"cpu": "cpu", "cuda": "gpu", "ort-tensorrt": "ort-tensorrt"}
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
+_NOT_FOR_A_GPU = {
+    "assigned to the default CPU EP": "int8 graphs and large-batch forms are for processors: export the checkpoint "
+    "without --precision int8 and --optimize large-batch",
+    "has control flow nodes": "a server records graphs on a GPU, and none with a loop or a branch can be: serve a "
+    "sampler in steps on a processor, and export a checkpoint without --optimize large-batch",
+}
+"""What to do, by words of ONNX Runtime's that say that the graph is at fault and not the machine."""
+
 
 class Runtime(NamedTuple):
     """The one ONNX Runtime of this environment."""
@@ -118,7 +126,10 @@ def open_session(content: bytes, provider: str, *, source: str, gpu: GpuOptions 
             raise ArtifactError(f"{source} is not a usable ONNX model: {reason}", hint="export it again") from None
         raise BackendError(
             f"{wanted} cannot run {source}: {reason}",
-            hint=f"check the GPU with nvidia-smi, and that 'kaem[{_EXTRAS[provider]}]' is installed with its libraries",
+            hint=next(
+                (hint for words, hint in _NOT_FOR_A_GPU.items() if words in reason),
+                f"check the GPU with nvidia-smi, and that 'kaem[{_EXTRAS[provider]}]' is installed with its libraries",
+            ),
         ) from None
     if session.get_providers()[0] != wanted:
         raise BackendError(

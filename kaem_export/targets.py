@@ -53,6 +53,7 @@ def build_target(
         What was written.
 
     Raises:
+        ConfigError: The target does not run what the source is.
         KaemError: As the target's own module says.
     """
     profiles = [parse_profile(text) for text in options.profiles]
@@ -71,7 +72,8 @@ def build_target(
     if source.suffix != ".onnx":
         artifact = path.with_suffix(".onnx")
         compile_to(artifact)
-    _, batch = _open(artifact)
+    manifest, batch = _open(artifact)
+    refuse_int8(target, options, manifest.compilation.get("precision"))
     if target == "tensorrt":
         build_engine(artifact, path, profiles=profiles, tf32=options.tf32)
     else:
@@ -104,6 +106,21 @@ def needs_engine(target: Target, options: TargetOptions) -> bool:
     return is_needed
 
 
+def refuse_int8(target: Target, options: TargetOptions, precision: object) -> None:
+    """Raise `ConfigError` where a graph in 8 bits is meant for anything but ONNX Runtime.
+
+    TensorRT takes neither the 32-bit biases of its layers nor zero points other than zero, and the torch twin none of
+    its operators.
+    """
+    if precision != "int8" or target == "onnx" or (target == "triton" and options.triton_backend == "onnxruntime"):
+        return
+    runner = "AOTInductor" if target == "aotinductor" else "TensorRT"
+    raise ConfigError(
+        f"{runner} does not run int8 graphs, which are for ONNX Runtime on a processor",
+        hint="export the checkpoint with --precision float16 for a GPU, or float32",
+    )
+
+
 def _triton_model(
     source: Path, repository: Path, compile_to: Callable[[Path], None], options: TargetOptions, profiles: list[Profile]
 ) -> Path:
@@ -115,6 +132,7 @@ def _triton_model(
             artifact = Path(folder) / "model.onnx"
             compile_to(artifact)
         manifest, batch = _open(artifact)
+        refuse_int8("triton", options, manifest.compilation.get("precision"))
         engine: Engine | None = None
         model = artifact.read_bytes()
         if options.triton_backend == "tensorrt":

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from onnx import numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from kaem_export.passes.editing import with_shapes
 from kaem_train.decoder_graph import IR_VERSION, OPSET
@@ -22,6 +22,25 @@ def graph_of(nodes: str, num_inputs: int, image_shape: tuple[int, ...], **consta
     model = parser.parse_model(text)
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items())
     return with_shapes(ir.from_proto(model))
+
+
+def from_nodes(*nodes: onnx.NodeProto, latent: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """A model from `uniform` (N, 3) to `latent` (N, 3) of an element type, unchecked: its nodes may be impossible."""
+    graph = helper.make_graph(
+        nodes,
+        "from_nodes",
+        [helper.make_tensor_value_info("uniform", TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("latent", latent, ["N", 3])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+BITWISE = from_nodes(
+    helper.make_node("Cast", ["uniform"], ["word"], to=TensorProto.INT32),
+    helper.make_node("BitwiseAnd", ["word", "word"], ["latent"], name="mask_of_words"),
+    latent=TensorProto.INT32,
+)
+"""A graph that only processors run."""
 
 
 def floats(*shape: int, seed: int = 0) -> np.ndarray:

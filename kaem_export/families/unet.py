@@ -22,7 +22,8 @@ def unet_graph(model: Diffusion) -> onnx.GraphProto:
     example = {"image": torch.zeros(3, *model.image_shape), "timestep": torch.tensor(0)}
     batch = {0: torch.export.Dim("N")}
     network = traced(_Denoiser(model), example, "noise", (batch, None), what="the denoising network")
-    network = onnx.shape_inference.infer_shapes(network)
+    network = onnx.shape_inference.infer_shapes(network, data_prop=True)
+    _write_out_sizes(network.graph)
     _split_group_norms(network.graph)
     graph = compose.add_prefix(network, PREFIX).graph
     for node in graph.node:
@@ -41,6 +42,34 @@ class _Denoiser(torch.nn.Module):
 
     def forward(self, image: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return self.model.predict_noise(image, timestep)
+
+
+def _write_out_sizes(graph: onnx.GraphProto) -> None:
+    """Replace, in place, the computed sizes of every Reshape by constants, with -1 for what depends on the batch.
+
+    torch's attention computes them from shapes of which all but the batch is known. ONNX Runtime computes sizes on the
+    processor even in a session on a GPU, and `kaem.backend` lets nothing there run elsewhere than asked.
+    """
+    sizes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+    known = {tensor.name for tensor in graph.initializer}
+    for number, node in enumerate(graph.node):
+        if node.op_type != "Reshape" or node.input[1] in known:
+            continue
+        sides = [side.dim_value if side.HasField("dim_value") else -1 for side in sizes.get(node.output[0], ())]
+        if not sides or sides.count(-1) > 1:
+            continue
+        name = f"reshape_{number}_sizes"
+        graph.initializer.append(numpy_helper.from_array(np.array(sides, np.int64), name))
+        node.input[1] = name
+    wanted = {value.name for value in graph.output}
+    needed = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            needed.append(node)
+    nodes = needed[::-1]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _split_group_norms(graph: onnx.GraphProto) -> None:

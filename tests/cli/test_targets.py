@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from artifacts import write_small_artifact
+
+from kaem.artifact import Manifest
 
 
 def _export(*words):
@@ -58,6 +61,37 @@ def test_options_of_another_target_are_refused(artifact_path, words, what):
     done = _export(artifact_path, *words)
     assert done.returncode == 2
     assert what in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "runner"),
+    [
+        (("--target", "tensorrt"), "TensorRT"),
+        (("--target", "triton", "--triton-backend", "tensorrt"), "TensorRT"),
+        (("--target", "aotinductor"), "AOTInductor"),
+    ],
+)
+def test_8_bits_are_refused_where_nothing_runs_them_before_the_checkpoint_is_read(tmp_path, words, runner):
+    done = _export(tmp_path / "ckpt.pt", "--precision", "int8", *words)
+    assert done.returncode == 2
+    assert f"{runner} does not run int8 graphs" in " ".join(done.stderr.split())
+
+
+def test_a_finished_artifact_in_8_bits_becomes_a_model_of_triton_and_no_package(tmp_path):
+    manifest = Manifest(
+        family="kaem",
+        name="small",
+        noise_dim=5,
+        latent_dim=5,
+        image_shape=(1, 8, 8),
+        compilation={"precision": "int8"},
+    )
+    artifact = write_small_artifact(tmp_path / "model.onnx", manifest=manifest)
+    done = _export(artifact, "--target", "aotinductor", "-o", tmp_path / "model.pt2")
+    assert done.returncode == 2
+    assert "AOTInductor does not run int8 graphs" in " ".join(done.stderr.split())
+    assert _export(artifact, "--target", "triton", "-o", tmp_path / "repository").returncode == 0
+    assert not (tmp_path / "model.pt2").exists()
 
 
 @pytest.mark.parametrize("text", ["0", "3:2:1", "1:2", "1:2:3:4", "a", "1:8:100000000", "-1", ""])

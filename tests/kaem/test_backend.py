@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from kaem import backend
-from kaem.backend import build_id
+from kaem.backend import build_id, open_session
+from kaem.errors import BackendError
 from kaem.gpu import Gpu
+from kaem.providers import PROVIDERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +56,17 @@ def test_with_both_runtimes_the_hint_is_the_exact_repair(tmp_path):
 
 def test_with_one_runtime_its_name_and_version_are_reported():
     assert "Runtime(distribution='onnxruntime" in _check([], keep=True)
+
+
+def test_a_graph_that_a_provider_leaves_to_the_processor_is_told_from_a_machine_that_lacks_something(
+    artifact_path, monkeypatch
+):
+    """With the one other provider of ONNX Runtime for processors, which has no kernel at all."""
+    monkeypatch.setitem(PROVIDERS, "cuda", "AzureExecutionProvider")
+    monkeypatch.setattr(backend, "cuda_options", lambda _: {})
+    with pytest.raises(BackendError, match="assigned to the default CPU EP") as caught:
+        open_session(artifact_path.read_bytes(), "cuda", source="model.onnx")
+    assert "without --precision int8" in caught.value.hint
 
 
 @pytest.fixture

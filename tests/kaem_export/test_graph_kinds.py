@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from exported_graphs import KINDS, with_batch, with_bytes
+from cuda_placement import kept_on_host, subgraphs, without_kernel
+from exported_graphs import INT8, KINDS, LARGE_BATCH, LOOPS, with_batch, with_bytes
+from graphs import BITWISE, from_nodes
 from onnx import TensorProto, helper
 
 from kaem.errors import ArtifactError, ConfigError
@@ -18,19 +17,8 @@ from kaem.noise import uniforms
 from kaem_export.tensorrt import DEFAULT_PROFILES, Profile, build_plan
 from kaem_export.torch_twin import TorchTwin
 
-TABLE = json.loads((Path(__file__).parent / "cuda_kernels.json").read_text())
-"""Made by scripts/cuda_kernels.py from the kernels that onnxruntime-gpu registers."""
-
-_NAMES = {
-    TensorProto.FLOAT: "float",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.DOUBLE: "double",
-    TensorProto.INT64: "int64",
-    TensorProto.INT32: "int32",
-    TensorProto.INT8: "int8",
-    TensorProto.UINT8: "uint8",
-    TensorProto.BOOL: "bool",
-}
+FOR_GPUS = KINDS | LOOPS
+FLOAT = FOR_GPUS | LARGE_BATCH
 
 
 @pytest.fixture(scope="module")
@@ -38,39 +26,28 @@ def trt():
     return pytest.importorskip("tensorrt_rtx", reason="pip install 'kaem[trt-check]'")
 
 
-def _refused(*nodes: onnx.NodeProto, latent: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "refused",
-        [helper.make_tensor_value_info("uniform", TensorProto.FLOAT, ["N", 3])],
-        [helper.make_tensor_value_info("latent", latent, ["N", 3])],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-
-
-BITWISE = _refused(
-    helper.make_node("Cast", ["uniform"], ["word"], to=TensorProto.INT32),
-    helper.make_node("BitwiseAnd", ["word", "word"], ["latent"], name="mask_of_words"),
-    latent=TensorProto.INT32,
-)
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FLOAT)
 def test_tensorrt_builds_it_with_float_images_and_a_free_batch(trt, kind):
-    built = build_plan(trt, KINDS[kind]().SerializeToString(), profiles=[Profile(1, 8, 64)])
+    built = build_plan(trt, FLOAT[kind]().SerializeToString(), profiles=[Profile(1, 8, 64)])
     assert built.profiles == ((1, 8, 64),)
     assert len(built.plan) > 10_000
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FLOAT)
 def test_tensorrt_builds_it_with_8_bit_images_and_a_fixed_batch(trt, kind):
-    built = build_plan(trt, with_batch(with_bytes(KINDS[kind]()), 7).SerializeToString())
+    built = build_plan(trt, with_batch(with_bytes(FLOAT[kind]()), 7).SerializeToString())
     assert built.profiles == ((7, 7, 7),)
     assert len(built.plan) > 10_000
 
 
 def test_tensorrt_builds_the_default_profiles(trt):
     assert build_plan(trt, KINDS["mixture"]().SerializeToString()).profiles == DEFAULT_PROFILES
+
+
+@pytest.mark.parametrize("kind", INT8)
+def test_int8_graphs_are_refused_for_the_32_bit_biases_of_their_layers(trt, kind):
+    with pytest.raises(ArtifactError, match=r"_int8_dequantizelinear_\d+ \(DequantizeLinear\).* has type Int32"):
+        build_plan(trt, INT8[kind]().SerializeToString())
 
 
 def test_a_graph_with_bitwise_operators_is_refused_and_the_node_is_named(trt):
@@ -110,18 +87,74 @@ def test_the_torch_twin_names_operators_that_it_does_not_know():
         TorchTwin(BITWISE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FLOAT)
 def test_every_node_has_a_cuda_kernel_for_its_types(kind):
-    assert without_kernel(with_bytes(KINDS[kind]())) == []
+    assert without_kernel(with_bytes(FLOAT[kind]())) == []
+
+
+@pytest.mark.parametrize("kind", FOR_GPUS)
+def test_no_node_is_kept_on_the_processor_for_the_sake_of_its_shapes(kind):
+    assert kept_on_host(FOR_GPUS[kind]()) == []
+
+
+def test_the_large_batch_form_counts_rows_on_the_processor_unless_their_number_is_fixed():
+    assert kept_on_host(LARGE_BATCH["large-batch form in a branch"]()) == ["GreaterOrEqual", "Squeeze", "Concat"]
+    alone = LARGE_BATCH["large-batch form alone"]()
+    assert kept_on_host(alone) == ["Concat"]
+    assert without_kernel(with_batch(alone, 32)) == []
+
+
+def test_int8_layers_are_left_to_the_processor():
+    biases = ["DequantizeLinear(T1 int32, T2 float)"]
+    assert without_kernel(INT8["int8 dense layers"]()) == biases
+    windows = ["Pad(T uint8, tensor(int64) int64)"]
+    assert without_kernel(INT8["int8 convolutions"]()) == 2 * (biases + windows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth"), [("large-batch form in a branch", "If"), ("latent EBM", "Loop"), ("DDPM", "Loop")]
+)
+def test_nodes_of_branches_and_bodies_are_looked_at_too(kind, depth):
+    model = onnx.ModelProto()
+    model.CopyFrom(FLOAT[kind]())
+    (holder,) = [node for node in model.graph.node if node.op_type == depth]
+    below = [attribute.g for attribute in holder.attribute]
+    assert below == list(subgraphs(model.graph))
+    for graph in below:
+        node = next(node for node in graph.node if node.op_type in ("LeakyRelu", "Sigmoid"))
+        node.op_type = "Celu"
+        del node.attribute[:]
+    assert without_kernel(model) == ["Celu(T float)"] * len(below)
+
+
+def test_nodes_of_a_scan_are_looked_at_too():
+    body = helper.make_graph(
+        [helper.make_node("Acos", ["row"], ["angle"])],
+        "body",
+        [helper.make_tensor_value_info("row", TensorProto.FLOAT, [3])],
+        [helper.make_tensor_value_info("angle", TensorProto.FLOAT, [3])],
+    )
+    model = from_nodes(helper.make_node("Scan", ["uniform"], ["latent"], body=body, num_scan_inputs=1))
+    assert without_kernel(model) == ["Acos(T float)"]
+
+
+def test_sizes_that_are_computed_are_found_on_the_processor():
+    rows = helper.make_node("Shape", ["uniform"], ["rows"])
+    sizes = helper.make_node("Concat", ["rows", "rows"], ["sizes"], axis=0)
+    half = helper.make_node("Slice", ["sizes", "start", "end"], ["half"])
+    model = from_nodes(rows, sizes, half, helper.make_node("Reshape", ["uniform", "half"], ["latent"]))
+    for name, value in (("start", 0), ("end", 2)):
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [1], [value]))
+    assert kept_on_host(model) == ["Concat", "Slice"]
 
 
 @pytest.mark.parametrize(
     ("model", "node"),
     [
         (BITWISE, "BitwiseAnd"),
-        (_refused(helper.make_node("Acos", ["uniform"], ["latent"])), "Acos"),
+        (from_nodes(helper.make_node("Acos", ["uniform"], ["latent"])), "Acos"),
         (
-            _refused(
+            from_nodes(
                 helper.make_node("Cast", ["uniform"], ["word"], to=TensorProto.INT32),
                 helper.make_node("Clip", ["word"], ["latent"]),
                 latent=TensorProto.INT32,
@@ -151,48 +184,3 @@ def test_transposed_convolutions_that_cuda_leaves_to_the_cpu_are_found():
 
 def session_of(model: onnx.ModelProto):
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
-def without_kernel(model: onnx.ModelProto) -> list[str]:
-    """Name the nodes for which no CUDA kernel is registered, subgraphs included."""
-    assert [entry.version for entry in model.opset_import if not entry.domain] == [TABLE["opset"]]
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-    return _without_kernel(inferred.graph, {})
-
-
-def _without_kernel(graph: onnx.GraphProto, outer: dict[str, int]) -> list[str]:
-    types = dict(outer)
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        types[value.name] = value.type.tensor_type.elem_type
-    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    found = []
-    for node in graph.node:
-        found += [] if (reason := _reason(node, types)) is None else [f"{node.op_type}({reason})"]
-        for attribute in node.attribute:
-            for below in (attribute.g, *attribute.graphs):
-                found += _without_kernel(below, types)
-    return found
-
-
-def _reason(node: onnx.NodeProto, types: dict[str, int]) -> str | None:
-    """Return why CUDA does not run a node, or None."""
-    if node.domain not in ("", "ai.onnx"):
-        return f"domain {node.domain}"
-    if node.op_type == "Constant":  # folded when the session is made
-        return None
-    schema = onnx.defs.get_schema(node.op_type, TABLE["opset"])
-    bound: dict[str, str] = {}
-    for formals, names in ((schema.inputs, node.input), (schema.outputs, node.output)):
-        for position, name in enumerate(names):
-            formal = formals[min(position, len(formals) - 1)]  # the last one may stand for many
-            if name:
-                bound[formal.type_str] = _NAMES.get(types[name], "another type")
-    kernels = TABLE["kernels"].get(node.op_type, [])
-    if not any(all(bound.get(name) in (None, *known) for name, known in kernel.items()) for kernel in kernels):
-        return ", ".join(f"{name} {kind}" for name, kind in sorted(bound.items()))
-    if node.op_type == "ConvTranspose":
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        pads = attributes.get("pads", [])
-        if attributes.get("auto_pad", b"NOTSET") != b"NOTSET" or pads[: len(pads) // 2] != pads[len(pads) // 2 :]:
-            return "uneven padding"
-    return None
