@@ -149,7 +149,7 @@ def test_layers_on_large_images_take_half_the_rows_at_a_time_and_no_row_depends_
     assert [kinds(rewritten).count(kind) for kind in ("Split", "Tanh", "ConvTranspose", "Concat")] == [1, 2, 2, 3]
     whole = run(rewritten, x)
     assert np.abs(whole - plain).max() < 1e-5
-    for rows in (2, 3, 16, 17, 31):
+    for rows in (4, 5, 16, 17, 31):
         assert np.array_equal(run(rewritten, x[:rows]), whole[:rows])
         assert np.array_equal(run(rewritten, x[-rows:]), whole[-rows:])
 
