@@ -109,6 +109,12 @@ class Patch:
                 return name
 
 
+def repeated(patch: Patch, node: ir.Node, value: ir.Value) -> ir.Value:
+    """Write a node down once more, for another first input; its other inputs are constants."""
+    constants = [patch.constant(np.asarray(constant(entry))) for entry in node.inputs[1:] if entry is not None]
+    return patch.node(node.op_type, [value, *constants], **dict(node.attributes))
+
+
 def with_shapes(model: ir.Model) -> ir.Model:
     """Infer the shapes of all values."""
     common.ShapeInferencePass(check_type=True, strict_mode=True, data_prop=True)(model)

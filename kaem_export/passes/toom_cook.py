@@ -13,7 +13,8 @@ For this `ROWS_PER_CALL` rows at a time are best: ONNX Runtime's packed columns 
 layers on large images make of so many would fill the last one, so they take half of them at a time.
 
 Matches: chains of ConvTranspose with constant float32 weights, no groups, square images whose side is a multiple of 4,
-and at least a quarter of the operations to save, linked by elementwise operators that only the next layer reads.
+and at least a quarter of the operations to save, linked by elementwise operators that only the next layer reads; and a
+Gemm that gives the first one its images, as one product that gives them in the layout (`toom_cook_chains.py`).
 Leaves alone: all other layers, as the last one to few channels, which runs as before on the result; if nothing else
 reads that, it is part of the branches.
 After it: the same values up to a few more roundings (a layer's error is 1e-6 to 4e-6 of its largest output, of which
@@ -22,15 +23,11 @@ the plain one's is 2e-7). Constants grow by 6.25.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from kaem.backend import open_session
-from kaem_export.passes.editing import UNARY, Patch, constant, row_shape, sole_user, swept, with_shapes
+from kaem_export.passes.editing import Patch, constant, repeated, row_shape, swept, with_shapes
+from kaem_export.passes.toom_cook_chains import Chain, chains, level_after
 from kaem_export.passes.toom_cook_maps import (
     NUM_POINTS,
     TILE,
@@ -40,7 +37,6 @@ from kaem_export.passes.toom_cook_maps import (
     interpolation,
     transformed_weight,
 )
-from kaem_train.decoder_graph import IR_VERSION, OPSET
 
 ROWS_PER_CALL = 32
 """Of fewer rows a call reads the weights too often; of more, the columns that ONNX Runtime packs leave the first level
@@ -54,36 +50,10 @@ _MOST_BYTES = 8_000_000
 """Of what lies between two operators. Of larger layers, and all after them, each half of a call's rows is computed by
 itself, though products of 16 columns run at nine tenths of the speed of 32."""
 
-_MOST_SHARE = 0.75
-"""Of a layer's operations that the rewritten one may need: small savings are lost again in memory traffic."""
-_LEVELS = (0.01, 100.0)
-"""Between which the channel of ones must stay after an activation, lest biases lose digits."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Chain:
-    """Layers and the elementwise operators between and after them, as they follow each other."""
-
-    nodes: tuple[ir.Node, ...]
-    rest: tuple[ir.Node, ...]
-    """What alone reads the chain's result and stays as it is: a branch of an If copies what it returns, so it should
-    return the last few channels and not the many before them."""
-
-    @property
-    def source(self) -> ir.Value:
-        """What the first layer reads now, for an earlier chain may have been replaced meanwhile."""
-        if self.nodes[0].inputs[0] is None:
-            raise TypeError("the layer has no input")
-        return self.nodes[0].inputs[0]
-
-    @property
-    def result(self) -> ir.Value:
-        return (*self.nodes, *self.rest)[-1].outputs[0]
-
 
 def to_toom_cook(model: ir.Model) -> ir.Model:
     """Return the model with all such chains rewritten for every batch size, in place."""
-    for chain in _chains(model):
+    for chain in chains(model):
         patch = Patch(chain.nodes[0], f"{chain.result.name}_toom_cook")
         patch.replace(chain.result, _rewritten(patch, chain))
     return with_shapes(swept(model))
@@ -95,9 +65,8 @@ def add_large_batch_branch(model: ir.Model, least_rows: int) -> ir.Model:
     The plain layers are the else-branch of an If on the number of rows, so small batches lose nothing. A row's image
     then depends on the branch by rounding.
     """
-    for chain in _chains(model):
-        place = chain.nodes[0]
-        patch = Patch(place, f"{chain.result.name}_branch")
+    for chain in chains(model):
+        patch = Patch(chain.all_nodes[0], f"{chain.result.name}_branch")
         rows = patch.node("Shape", [chain.source], start=0, end=1)
         is_large = patch.node("GreaterOrEqual", [rows, patch.constant(np.array([least_rows], np.int64), "least_rows")])
         condition = patch.node("Squeeze", [is_large])
@@ -108,17 +77,16 @@ def add_large_batch_branch(model: ir.Model, least_rows: int) -> ir.Model:
 
 def has_large_batch_form(model: ir.Model) -> bool:
     """Whether there is anything for these rewrites to do."""
-    return bool(_chains(model))
+    return bool(chains(model))
 
 
 def rows_of_equal_bits(model: ir.Model) -> int:
     """Rows of a call from which, up to `ROWS_PER_CALL`, a row's bits in the rewritten form do not depend on them."""
-    layers = [node for chain in _chains(model) for node in chain.nodes if node.op_type == "ConvTranspose"]
-    sums = [1 + len(np.asarray(constant(layer.inputs[1]))) for layer in layers]
-    return 17 if max(sums, default=0) > _MOST_SUMMED else 1
+    most_summed = max((chain.most_summed for chain in chains(model)), default=0)
+    return 17 if most_summed > _MOST_SUMMED else 1
 
 
-def _branch(chain: _Chain, name: str, *, toom_cook: bool) -> ir.Graph:
+def _branch(chain: Chain, name: str, *, toom_cook: bool) -> ir.Graph:
     """One branch of the If: a graph without inputs that reads the chain's source from around it."""
     prefix = f"{chain.result.name}_{name}"
     end = ir.node("Identity", [chain.source], outputs=[ir.Value(name=f"{prefix}_result")])
@@ -128,108 +96,31 @@ def _branch(chain: _Chain, name: str, *, toom_cook: bool) -> ir.Graph:
         result = _rewritten(patch, chain)
     else:
         result = chain.source
-        for node in (*chain.nodes, *chain.rest):
-            result = _repeated(patch, node, result)
+        for node in chain.all_nodes:
+            result = repeated(patch, node, result)
     end.replace_input_with(0, result)
     end.outputs[0].type, end.outputs[0].shape = chain.result.type, chain.result.shape
     return graph
 
 
-def _repeated(patch: Patch, node: ir.Node, value: ir.Value) -> ir.Value:
-    """Write a node down once more, for another first input."""
-    constants = [patch.constant(np.asarray(constant(entry))) for entry in node.inputs[1:] if entry is not None]
-    return patch.node(node.op_type, [value, *constants], **dict(node.attributes))
-
-
-def _chains(model: ir.Model) -> list[_Chain]:
-    found: list[_Chain] = []
-    used: set[ir.Node] = set()
-    for node in model.graph:
-        if node in used or not _is_suitable(node):
-            continue
-        nodes, level = [node], 1.0
-        while (user := sole_user(nodes[-1].outputs[0])) is not None:
-            if not _is_suitable(user) and not _is_elementwise(user):
-                break
-            level = 1.0 if user.op_type == "ConvTranspose" else _level(user, level)
-            if not _LEVELS[0] <= abs(level) <= _LEVELS[1]:
-                break
-            nodes.append(user)
-        rest: list[ir.Node] = []
-        while (user := sole_user([*nodes, *rest][-1].outputs[0])) is not None and _stays(user):
-            rest.append(user)
-        used |= {*nodes, *rest}
-        found.append(_Chain(tuple(nodes), tuple(rest)))
-    return found
-
-
-def _is_suitable(node: ir.Node) -> bool:
-    weight = constant(node.inputs[1]) if node.op_type == "ConvTranspose" else None
-    sides = row_shape(node.inputs[0]) if node.op_type == "ConvTranspose" else None
-    if weight is None or sides is None or weight.dtype != np.float32 or weight.shape[2:] != (4, 4):
-        return False
-    if len(node.inputs) > 2 and constant(node.inputs[2]) is None:
-        return False
-    get = node.attributes.get_ints
-    is_plain = (
-        tuple(get("strides", (1, 1))) == (2, 2)
-        and tuple(get("pads", (0, 0, 0, 0))) == (1, 1, 1, 1)
-        and not any(get("output_padding", (0, 0)))
-        and tuple(get("dilations", (1, 1))) == (1, 1)
-        and node.attributes.get_int("group", 1) == 1
-        and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
-    )
-    return is_plain and sides[1] == sides[2] and sides[1] % TILE == 0 and _saves_much(weight, sides[1])
-
-
-def _saves_much(weight: NDArray[Any], side: int) -> bool:
-    num_inputs, num_outputs = weight.shape[:2]
-    points = side // TILE * NUM_POINTS
-    core = (2 * points) ** 2 * num_inputs * num_outputs
-    maps = points * side * (TILE + points) * num_inputs + 4 * points * side * (points + side) * num_outputs
-    return bool(core + maps <= _MOST_SHARE * 16 * side * side * num_inputs * num_outputs)
-
-
-def _is_elementwise(node: ir.Node) -> bool:
-    further = [constant(value) for value in node.inputs[1:] if value is not None]
-    return node.op_type in UNARY and all(array is not None and array.ndim == 0 for array in further)
-
-
-def _stays(node: ir.Node) -> bool:
-    """Whether a node can follow a chain into a branch: an unsuitable layer, or an elementwise operator."""
-    is_layer = node.op_type == "ConvTranspose" and all(constant(value) is not None for value in node.inputs[1:])
-    return _is_elementwise(node) or (is_layer and not _is_suitable(node))
-
-
-def _level(activation: ir.Node, level: float) -> float:
-    """What an elementwise operator makes of a channel that is `level` everywhere."""
-    source = ir.Value(name="level", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape((1,)))
-    end = ir.node("Identity", [source], outputs=[ir.Value(name="result", type=source.type, shape=source.shape)])
-    graph = ir.Graph([source], end.outputs, nodes=[end], opset_imports={"": OPSET}, name="level")
-    end.replace_input_with(0, _repeated(Patch(end, "level"), activation, source))
-    model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION))
-    session = open_session(model.SerializeToString(), "cpu", source="the activation")
-    return float(session.run(None, {"level": np.array([level], np.float32)})[0][0])
-
-
-def _rewritten(patch: Patch, chain: _Chain) -> ir.Value:
+def _rewritten(patch: Patch, chain: Chain) -> ir.Value:
     """Write down the chain in the layout (H, W, C, N), and its result as (N, C, H, W)."""
-    channels, side, _ = row_shape(chain.source) or (0, 0, 0)
-    layers = [node for node in chain.nodes if node.op_type == "ConvTranspose"]
-    values, level = [_with_ones(patch, chain.source, channels, side)], 1.0
+    channels, side, _ = row_shape(chain.images) or (0, 0, 0)
+    first, level = _first(patch, chain, channels, side)
+    values = [first]
     for node in chain.nodes:
         if node.op_type == "ConvTranspose":
-            weight = _with_bias(node, level, keep_ones=node is not layers[-1])
+            weight = _with_bias(node, level, keep_ones=node is not chain.layers[-1])
             if len(values) == 1 and _is_large(weight, side):
                 rows = _reshaped(patch, values[0], side * side * len(weight), -1)
                 values = patch.nodes("Split", [rows], 2, axis=1, num_outputs=2)
             values, level = [_layer(patch, value, side, weight) for value in values], 1.0
             side, channels = 2 * side, weight.shape[1]
         else:
-            values, level = [_repeated(patch, node, value) for value in values], _level(node, level)
+            values, level = [repeated(patch, node, value) for value in values], level_after(node, level)
     images = [_as_images(patch, value, channels, side) for value in values]
     for node in chain.rest:
-        images = [_repeated(patch, node, image) for image in images]
+        images = [repeated(patch, node, image) for image in images]
     return images[0] if len(images) == 1 else patch.node("Concat", images, axis=0)
 
 
@@ -246,14 +137,40 @@ def _as_images(patch: Patch, value: ir.Value, channels: int, side: int) -> ir.Va
     return _reshaped(patch, value, -1, channels, side, side)
 
 
-def _with_ones(patch: Patch, source: ir.Value, channels: int, side: int) -> ir.Value:
-    """Images (N, C, H, W) -> (H W, C + 1, N), ones in the last channel."""
-    value = patch.node("Transpose", [_reshaped(patch, source, -1, channels * side * side)], perm=[1, 0])
+def _first(patch: Patch, chain: Chain, channels: int, side: int) -> tuple[ir.Value, float]:
+    """Return the first layer's inputs (H W, C + 1, N) and what is in their last channel everywhere."""
+    if not chain.dense:
+        value = patch.node("Transpose", [_reshaped(patch, chain.images, -1, channels * side * side)], perm=[1, 0])
+        value = patch.node("Concat", [value, _ones(patch, chain.images, side * side)], axis=0)
+        return patch.node("Transpose", [_reshaped(patch, value, channels + 1, side * side, -1)], perm=[1, 0, 2]), 1.0
+    gemm, *activations, _ = chain.dense
+    columns = patch.node("Transpose", [chain.source], perm=[1, 0])
+    columns = patch.node("Concat", [columns, _ones(patch, chain.source, 1)], axis=0)
+    value = _times(patch, _dense_weight(gemm, channels), columns)
+    level = 1.0
+    for activation in activations:
+        value, level = repeated(patch, activation, value), level_after(activation, level)
+    return value, level
+
+
+def _dense_weight(gemm: ir.Node, channels: int) -> Float64:
+    """Weights (H W (C + 1), D + 1) for inputs of which the last is 1: of every pixel, then a row that gives 1."""
+    weight = np.asarray(constant(gemm.inputs[1]), np.float64)
+    weight = weight if gemm.attributes.get_int("transB", 0) else weight.T  # (C H W, D)
+    offset = constant(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
+    offset = np.broadcast_to(0.0 if offset is None else offset.reshape(-1), len(weight))
+    result = np.zeros((len(weight) // channels, channels + 1, weight.shape[1] + 1))
+    result[:, :-1, :-1] = weight.reshape(channels, -1, weight.shape[1]).swapaxes(0, 1)
+    result[:, :-1, -1] = offset.reshape(channels, -1).T
+    result[:, -1, -1] = 1.0
+    return result.reshape(-1, result.shape[2])
+
+
+def _ones(patch: Patch, source: ir.Value, count: int) -> ir.Value:
+    """Ones of the shape (count, N), N the rows of the source."""
     rows = patch.node("Shape", [source], start=0, end=1)
-    shape = patch.node("Concat", [patch.constant(np.array([side * side], np.int64), "pixels"), rows], axis=0)
-    ones = patch.node("Expand", [patch.constant(np.ones((1, 1), np.float32), "one"), shape])
-    value = patch.node("Concat", [value, ones], axis=0)
-    return patch.node("Transpose", [_reshaped(patch, value, channels + 1, side * side, -1)], perm=[1, 0, 2])
+    shape = patch.node("Concat", [patch.constant(np.array([count], np.int64), "count"), rows], axis=0)
+    return patch.node("Expand", [patch.constant(np.ones((1, 1), np.float32), "one"), shape])
 
 
 def _with_bias(layer: ir.Node, level: float, *, keep_ones: bool) -> Float64:
@@ -291,7 +208,7 @@ def _layer(patch: Patch, value: ir.Value, side: int, weight: Float64) -> ir.Valu
 
 
 def _times(patch: Patch, matrix: Float64, value: ir.Value) -> ir.Value:
-    return patch.node("MatMul", [patch.constant(matrix.astype(np.float32), "map"), value])
+    return patch.node("MatMul", [patch.constant(matrix.astype(np.float32), "matrix"), value])
 
 
 def _reshaped(patch: Patch, value: ir.Value, *sides: int) -> ir.Value:

@@ -129,6 +129,59 @@ def test_a_row_has_the_same_bits_in_every_batch_of_the_size_of_a_call(inputs):
         assert np.array_equal(run(graph, x[-rows:]), whole[-rows:])
 
 
+def _with_dense(*, transposed: int, offset: np.ndarray | None, activation: str, more: str = "") -> ir.Model:
+    """A dense layer from 24 latents to images (32, 4, 4), one layer, and `more` lines."""
+    weight = 0.2 * floats(24, 512)
+    return graph_of(
+        f"""g = Gemm<transB={transposed}>(latent, d{"" if offset is None else ", o"})  a = {activation}(g)
+            x = Reshape(a, sides)  y = {_LAYER}(x, w, b)  {more or "image = Tanh(y)"}""",
+        *(24, (40, 8, 8)),
+        sides=np.array([-1, 32, 4, 4]),
+        d=weight.T.copy() if transposed else weight,
+        w=0.1 * floats(32, 40, 4, 4),
+        b=floats(40),
+        **({} if offset is None else {"o": offset}),
+    )
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("offset", [None, (512,), (1, 512), (1,), ()], ids=str)
+@pytest.mark.parametrize("activation", ["LeakyRelu<alpha=0.2>", "Softplus", "Identity"])
+def test_a_dense_layer_in_front_gives_images_in_the_layout(transposed, offset, activation):
+    value = None if offset is None else np.asarray(floats(*(offset or (1,))).reshape(offset), np.float32)
+    plain, rewritten = (_with_dense(transposed=transposed, offset=value, activation=activation) for _ in range(2))
+    to_toom_cook(rewritten)
+    assert not {"Gemm", "ConvTranspose"} & {*kinds(rewritten)}
+    assert kinds(rewritten).count("Transpose") == 3  # of the latents, and two out of the layout
+    both = add_large_batch_branch(
+        _with_dense(transposed=transposed, offset=value, activation=activation), least_rows=17
+    )
+    x = normal(32, 24)
+    expected, found = run(plain, x), run(rewritten, x)
+    assert np.abs(found - expected).max() < 5e-6
+    assert np.array_equal(run(both, x), found)
+    assert np.array_equal(run(both, x[:16]), run(plain, x[:16]))
+    for rows in (16, 17, 31):
+        assert np.array_equal(run(rewritten, x[:rows]), found[:rows])
+
+
+@pytest.mark.parametrize(
+    ("activation", "more"),
+    [
+        ("ThresholdedRelu", ""),  # makes nothing of a one
+        ("LeakyRelu", "t = Tanh(y)  r = ReduceMean(x)  image = Add(t, r)"),  # the images are read elsewhere
+        ("LeakyRelu", "t = Tanh(y)  r = ReduceMean(g)  image = Add(t, r)"),  # and the product before them
+    ],
+)
+def test_a_dense_layer_that_something_else_reads_stays(activation, more):
+    plain, rewritten = (_with_dense(transposed=0, offset=floats(512), activation=activation, more=more) for _ in "ab")
+    to_toom_cook(rewritten)
+    assert kinds(rewritten).count("Gemm") == 1
+    assert "ConvTranspose" not in kinds(rewritten)
+    x = normal(20, 24)
+    assert np.abs(run(rewritten, x) - run(plain, x)).max() < 1e-5
+
+
 def test_layers_on_large_images_take_half_the_rows_at_a_time_and_no_row_depends_on_the_cut():
     def chain() -> ir.Model:
         return graph_of(
