@@ -74,11 +74,14 @@ def test_one_layer_is_torch_s_in_float64_to_a_few_roundings(side, inputs, output
     assert np.abs(result - exact.numpy()).max() < 5e-6 * float(exact.abs().max())
 
 
-@pytest.mark.parametrize("activation", ["Tanh", "Softplus", "Neg", "Sigmoid", "Gelu", "Elu<alpha=0.5>"])
+@pytest.mark.parametrize(
+    "activation",
+    ["Tanh(a)", "Softplus(a)", "Neg(a)", "Sigmoid(a)", "Gelu(a)", "Elu<alpha=0.5>(a)", "Clip(a, , most)"],
+)
 def test_biases_survive_activations_that_do_not_leave_a_one_alone(activation):
     def chain() -> ir.Model:
         return graph_of(
-            f"""x = Reshape(latent, sides)  a = {_LAYER}(x, w, b)  h = {activation}(a)  g = Tanh(h)
+            f"""x = Reshape(latent, sides)  a = {_LAYER}(x, w, b)  h = {activation}  g = Tanh(h)
                 image = {_LAYER}(g, v, c)""",
             *(512, (32, 16, 16)),
             sides=np.array([-1, 32, 4, 4]),
@@ -86,6 +89,7 @@ def test_biases_survive_activations_that_do_not_leave_a_one_alone(activation):
             b=3 * floats(33),
             v=0.2 * floats(33, 32, 4, 4),
             c=3 * floats(32),
+            most=np.float32(0.3),
         )
 
     rewritten = to_toom_cook(chain())
@@ -94,6 +98,7 @@ def test_biases_survive_activations_that_do_not_leave_a_one_alone(activation):
     x = normal(5, 512)
     before = run(chain(), x)
     assert np.abs(run(rewritten, x) - before).max() < 1e-5 * np.abs(before).max()
+    assert np.array_equal(run(add_large_batch_branch(chain(), 6), x), before)
 
 
 def test_an_activation_that_makes_nothing_of_a_one_ends_its_chain():
@@ -180,6 +185,24 @@ def test_a_dense_layer_that_something_else_reads_stays(activation, more):
     assert "ConvTranspose" not in kinds(rewritten)
     x = normal(20, 24)
     assert np.abs(run(rewritten, x) - run(plain, x)).max() < 1e-5
+
+
+def test_a_dense_layer_whose_images_have_sizes_computed_in_the_graph_stays():
+    def layers() -> ir.Model:
+        return graph_of(
+            f"""g = Gemm(latent, d)  rows = Shape<start=0, end=1>(latent)  sizes = Concat<axis=0>(rows, sides)
+                x = Reshape(g, sizes)  image = {_LAYER}(x, w)""",
+            *(24, (40, 8, 8)),
+            sides=np.array([32, 4, 4]),
+            d=0.2 * floats(24, 512),
+            w=0.1 * floats(32, 40, 4, 4),
+        )
+
+    plain, both = layers(), add_large_batch_branch(layers(), 6)
+    assert kinds(both).count("Gemm") == kinds(both).count("If") == 1
+    x = normal(6, 24)
+    assert np.array_equal(run(both, x[:5]), run(plain, x[:5]))
+    assert np.abs(run(both, x) - run(plain, x)).max() < 1e-5
 
 
 def test_layers_on_large_images_take_half_the_rows_at_a_time_and_no_row_depends_on_the_cut():
