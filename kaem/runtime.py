@@ -32,7 +32,8 @@ MAX_ROWS = 256
 _MIN_ROWS_PER_WORKER = 4
 _CHUNK_BYTES = 1 << 20
 _ARCHIVE = b"PK\x03\x04"
-"""What torch's files begin with."""
+_PICKLE = b"/data.pkl"
+"""An archive whose first file, named in its first bytes, has this name is one of torch.save's."""
 
 
 class LocalSampler:
@@ -202,21 +203,30 @@ def read_file(path: Path) -> bytes:
     """Return the bytes of a model file.
 
     Raises:
+        ArtifactError: It is missing, cannot be read, or is a checkpoint.
+    """
+    content = read_any_file(path)
+    if content.startswith(_ARCHIVE) and _PICKLE in content[:512]:
+        raise ArtifactError(f"{path} is a checkpoint, not an exported model", hint=f"export it: kaem export {path}")
+    return content
+
+
+def read_any_file(path: Path) -> bytes:
+    """Return the bytes of a model file or a checkpoint.
+
+    Raises:
         ArtifactError: It is missing or cannot be read.
     """
     if path.is_dir():
         raise ArtifactError(f"{path} is not a file")
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise ArtifactError(
             f"no model file at {path}", hint="make one with: kaem export ckpt.pt -o model.onnx"
         ) from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"cannot read {path}: {error}") from None
-    if content.startswith(_ARCHIVE):
-        raise ArtifactError(f"{path} is a checkpoint, not an exported model", hint=f"export it: kaem export {path}")
-    return content
 
 
 def check_graph(session: Any, manifest: Manifest, path: Path) -> None:

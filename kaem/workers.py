@@ -42,8 +42,9 @@ def by_core(processors: Iterable[int], topology: Path = Path("/sys/devices/syste
         try:
             siblings = (topology / f"cpu{processor}/topology/thread_siblings_list").read_text()
         except OSError:
-            return processor
-        return int(re.split("[,-]", siblings)[0])
+            siblings = ""
+        first = re.match(r"\d+", siblings)
+        return processor if first is None else int(first[0])
 
     return sorted(processors, key=lambda processor: (core(processor), processor))
 

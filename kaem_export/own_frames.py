@@ -1,8 +1,9 @@
 """Experts in frames of their own: z = b_k + W_k u as one product [W_k | b_k] [u; 1], k picked by the last uniform.
 
 The column of that uniform is looked up with the others. What it follows is 1 everywhere, so that no sum adds the
-offset; and where one function serves all experts, the leaf in which it is found is k, so that nothing else picks it. At
-one row, where every node costs about as much as any other, that is a third of what experts cost.
+offset; and where one function serves all experts, and they are not many more than its leaves, the leaf in which it is
+found is k, so that nothing else picks it. At one row, where every node costs about as much as any other, that is a
+third of what experts cost.
 """
 
 from __future__ import annotations

@@ -33,6 +33,9 @@ Values = Sequence[Any]
 Sizes = tuple[Any, ...]
 """Sizes, of which the first may be symbolic while torch traces."""
 
+_OF_SIZES: dict[str, Callable[[Any, Any], Any]] = {"Add": lambda a, b: a + b, "Div": lambda a, b: a // b}
+"""Arithmetic on sizes alone, none of them below 0."""
+
 
 class TorchTwin(nn.Module):
     """uniform (N, D) -> image (N, C, H, W) and latent (N, Q), node by node as the graph says.
@@ -80,6 +83,9 @@ class TorchTwin(nn.Module):
                 continue
             if operator == "Concat" and all(name in sizes for name in inputs):
                 sizes[outputs[0]] = sum((sizes[name] for name in inputs), ())
+                continue
+            if operator in _OF_SIZES and all(name in sizes for name in inputs):
+                sizes[outputs[0]] = tuple(map(_OF_SIZES[operator], *(sizes[name] for name in inputs)))
                 continue
             arguments = [None if not name else sizes.get(name, values.get(name)) for name in inputs]
             result = OPERATORS[operator](arguments, attributes)

@@ -15,7 +15,7 @@ from typing import Any
 from kaem.artifact import fingerprint
 from kaem.bench.record import Quality
 from kaem.errors import ArtifactError, RequestError
-from kaem.runtime import LocalSampler, read_file
+from kaem.runtime import LocalSampler, read_any_file
 
 _FIGURE = "frechet_infinity"
 
@@ -63,7 +63,7 @@ def subject_of(source: str) -> Subject:
         ArtifactError: The file cannot be read. A file that is no artifact of kaem's is not refused here.
     """
     if source.endswith(".pt"):
-        return Subject(source=source, keys=(fingerprint(read_file(Path(source))),))
+        return Subject(source=source, keys=(fingerprint(read_any_file(Path(source))),))
     if not source.endswith(".onnx"):
         return Subject(source=source)
     try:

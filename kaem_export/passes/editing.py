@@ -111,8 +111,8 @@ class Patch:
 
 def repeated(patch: Patch, node: ir.Node, value: ir.Value) -> ir.Value:
     """Write a node down once more, for another first input; its other inputs are constants."""
-    constants = [patch.constant(np.asarray(constant(entry))) for entry in node.inputs[1:] if entry is not None]
-    return patch.node(node.op_type, [value, *constants], **dict(node.attributes))
+    further = [None if entry is None else patch.constant(np.asarray(constant(entry))) for entry in node.inputs[1:]]
+    return patch.node(node.op_type, [value, *further], **dict(node.attributes))
 
 
 def with_shapes(model: ir.Model) -> ir.Model:

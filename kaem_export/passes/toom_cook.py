@@ -112,8 +112,7 @@ def _rewritten(patch: Patch, chain: Chain) -> ir.Value:
         if node.op_type == "ConvTranspose":
             weight = _with_bias(node, level, keep_ones=node is not chain.layers[-1])
             if len(values) == 1 and _is_large(weight, side):
-                rows = _reshaped(patch, values[0], side * side * len(weight), -1)
-                values = patch.nodes("Split", [rows], 2, axis=1, num_outputs=2)
+                values = _halves(patch, _reshaped(patch, values[0], side * side * len(weight), -1), chain.source)
             values, level = [_layer(patch, value, side, weight) for value in values], 1.0
             side, channels = 2 * side, weight.shape[1]
         else:
@@ -128,6 +127,17 @@ def _is_large(weight: Float64, side: int) -> bool:
     """Whether what a layer's products give for a call leaves too little of the last cache to the maps after them."""
     points = 2 * side // TILE * NUM_POINTS
     return bool(points**2 * weight.shape[1] * ROWS_PER_CALL * np.float32().nbytes > _MOST_BYTES)
+
+
+def _halves(patch: Patch, value: ir.Value, source: ir.Value) -> list[ir.Value]:
+    """Cut (elements of a row, N) between rows, N those of the source.
+
+    Of one row the second half is empty. `Split` would refuse one, with which Triton may call a graph for more.
+    """
+    begin, axis = (patch.constant(np.array([place], np.int64), "place") for place in (0, 1))
+    end = patch.node("Shape", [source], start=0, end=1)
+    middle = patch.node("Div", [patch.node("Add", [end, axis]), patch.constant(np.array([2], np.int64), "two")])
+    return [patch.node("Slice", [value, first, last, axis]) for first, last in ((begin, middle), (middle, end))]
 
 
 def _as_images(patch: Patch, value: ir.Value, channels: int, side: int) -> ir.Value:

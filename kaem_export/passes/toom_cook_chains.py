@@ -139,7 +139,7 @@ def _stays(node: ir.Node) -> bool:
 def _dense(layer: ir.Node) -> tuple[ir.Node, ...]:
     """Return the Gemm that gives a layer's images and what lies between, or nothing."""
     reshape = _sole_producer(layer)
-    if reshape is None or reshape.op_type != "Reshape":
+    if reshape is None or reshape.op_type != "Reshape" or constant(reshape.inputs[1]) is None:
         return ()
     nodes = [reshape]
     while (before := _sole_producer(nodes[0])) is not None and _is_elementwise(before):

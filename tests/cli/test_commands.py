@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import onnx
@@ -158,6 +159,7 @@ def test_version():
         (["sample", "rubbish.onnx"], "rubbish.onnx is not a usable ONNX model"),
         (["sample", "foreign.onnx"], "not a kaem artifact"),
         (["sample", "ckpt.pt"], "ckpt.pt is a checkpoint, not an exported model"),
+        (["sample", "package.pt2"], "package.pt2 is not a usable ONNX model"),
         (["info", "rubbish.onnx"], "rubbish.onnx"),
         (["export", "none.pt"], "no checkpoint at none.pt"),
         (["export", "rubbish.onnx"], "rubbish.onnx is not a kaem checkpoint"),
@@ -185,6 +187,8 @@ def test_a_mistake_gives_one_line_exit_2_and_leaves_nothing(folder, tmp_path, wo
     (tmp_path / "rubbish.onnx").write_bytes(os.urandom(500))
     (tmp_path / "ckpt.pt").write_bytes((folder / "ckpt.pt").read_bytes())
     _write_foreign(tmp_path / "foreign.onnx")
+    with ZipFile(tmp_path / "package.pt2", "w") as archive:
+        archive.writestr("package/archive_format", "pt2")
     before = sorted(path.name for path in tmp_path.iterdir())
     words = [folder / "model.onnx" if word == "MODEL" else word for word in words]
     assert said in _mistake(run_here(*words, cwd=tmp_path))

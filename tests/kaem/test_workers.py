@@ -39,9 +39,9 @@ def test_one_thread_or_more_than_processors_go_anywhere(num):
 
 
 def test_processors_of_one_core_follow_each_other(tmp_path):
-    for processor, siblings in enumerate(("0,4", "1,5", "2-3", "2-3", "0,4", "1,5")):
+    for processor, siblings in enumerate(("0,4", "1,5", "2-3", "2-3", "0,4", "1,5", "")):
         folder = tmp_path / f"cpu{processor}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(siblings + "\n")
     assert by_core({5, 4, 3, 2, 1, 0}, tmp_path) == [0, 4, 1, 5, 2, 3]
-    assert by_core({5, 1, 4, 9}, tmp_path) == [4, 1, 5, 9]  # 9 is described nowhere
+    assert by_core({9, 6, 5, 1, 4}, tmp_path) == [4, 1, 5, 6, 9]  # 6 is described by nothing, and 9 nowhere

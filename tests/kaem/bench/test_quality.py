@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from zipfile import ZipFile
 
 import pytest
 from artifacts import write_small_artifact
@@ -60,7 +61,8 @@ def test_a_figure_goes_to_the_model_of_its_weights_and_sampler(ddim, artifact_pa
 
 
 def test_a_checkpoint_is_known_by_its_file(tmp_path):
-    (tmp_path / "ckpt.pt").write_bytes(b"weights")
+    with ZipFile(tmp_path / "ckpt.pt", "w") as archive:  # as torch.save makes it
+        archive.writestr("archive/data.pkl", b"weights")
     subject = subject_of(str(tmp_path / "ckpt.pt"))
     one = written(tmp_path / "e.json", weights_fingerprint="sha256:x", model_fingerprint=subject.keys[0])
     assert list(attach([one], [subject])) == [subject.source]

@@ -9,6 +9,7 @@ import torch
 from graphs import floats, graph_of, kinds, normal, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from kaem_export.passes.cost import graph_cost
 from kaem_export.passes.toom_cook import (
@@ -17,6 +18,7 @@ from kaem_export.passes.toom_cook import (
     rows_of_equal_bits,
     to_toom_cook,
 )
+from kaem_export.torch_twin import TorchTwin
 
 _LAYER = "ConvTranspose<strides=[2,2], pads=[1,1,1,1]>"
 
@@ -74,11 +76,14 @@ def test_one_layer_is_torch_s_in_float64_to_a_few_roundings(side, inputs, output
     assert np.abs(result - exact.numpy()).max() < 5e-6 * float(exact.abs().max())
 
 
-@pytest.mark.parametrize("activation", ["Tanh", "Softplus", "Neg", "Sigmoid", "Gelu", "Elu<alpha=0.5>"])
+@pytest.mark.parametrize(
+    "activation",
+    ["Tanh(a)", "Softplus(a)", "Neg(a)", "Sigmoid(a)", "Gelu(a)", "Elu<alpha=0.5>(a)", "Clip(a, , most)"],
+)
 def test_biases_survive_activations_that_do_not_leave_a_one_alone(activation):
     def chain() -> ir.Model:
         return graph_of(
-            f"""x = Reshape(latent, sides)  a = {_LAYER}(x, w, b)  h = {activation}(a)  g = Tanh(h)
+            f"""x = Reshape(latent, sides)  a = {_LAYER}(x, w, b)  h = {activation}  g = Tanh(h)
                 image = {_LAYER}(g, v, c)""",
             *(512, (32, 16, 16)),
             sides=np.array([-1, 32, 4, 4]),
@@ -86,6 +91,7 @@ def test_biases_survive_activations_that_do_not_leave_a_one_alone(activation):
             b=3 * floats(33),
             v=0.2 * floats(33, 32, 4, 4),
             c=3 * floats(32),
+            most=np.float32(0.3),
         )
 
     rewritten = to_toom_cook(chain())
@@ -94,6 +100,7 @@ def test_biases_survive_activations_that_do_not_leave_a_one_alone(activation):
     x = normal(5, 512)
     before = run(chain(), x)
     assert np.abs(run(rewritten, x) - before).max() < 1e-5 * np.abs(before).max()
+    assert np.array_equal(run(add_large_batch_branch(chain(), 6), x), before)
 
 
 def test_an_activation_that_makes_nothing_of_a_one_ends_its_chain():
@@ -182,29 +189,62 @@ def test_a_dense_layer_that_something_else_reads_stays(activation, more):
     assert np.abs(run(rewritten, x) - run(plain, x)).max() < 1e-5
 
 
-def test_layers_on_large_images_take_half_the_rows_at_a_time_and_no_row_depends_on_the_cut():
-    def chain() -> ir.Model:
+def test_a_dense_layer_whose_images_have_sizes_computed_in_the_graph_stays():
+    def layers() -> ir.Model:
         return graph_of(
-            f"""x = Reshape(latent, sides)  a = {_LAYER}(x, w, b)  h = LeakyRelu<alpha=0.2>(a)
-                c = {_LAYER}(h, v, d)  t = Tanh(c)  y = {_LAYER}(t, u)  image = Sigmoid(y)""",
-            *(2048, (3, 64, 64)),
-            sides=np.array([-1, 32, 8, 8]),
-            w=0.2 * floats(32, 64, 4, 4),
-            b=floats(64),
-            v=0.1 * floats(64, 48, 4, 4),
-            d=floats(48),
-            u=0.2 * floats(48, 3, 4, 4),
+            f"""g = Gemm(latent, d)  rows = Shape<start=0, end=1>(latent)  sizes = Concat<axis=0>(rows, sides)
+                x = Reshape(g, sizes)  image = {_LAYER}(x, w)""",
+            *(24, (40, 8, 8)),
+            sides=np.array([32, 4, 4]),
+            d=0.2 * floats(24, 512),
+            w=0.1 * floats(32, 40, 4, 4),
         )
 
+    plain, both = layers(), add_large_batch_branch(layers(), 6)
+    assert kinds(both).count("Gemm") == kinds(both).count("If") == 1
+    x = normal(6, 24)
+    assert np.array_equal(run(both, x[:5]), run(plain, x[:5]))
+    assert np.abs(run(both, x) - run(plain, x)).max() < 1e-5
+
+
+def _on_large_images() -> ir.Model:
+    """Three layers, of which the second is large for its images of 16 x 16, the last to three channels."""
+    return graph_of(
+        f"""x = Reshape(latent, sides)  a = {_LAYER}(x, w, b)  h = LeakyRelu<alpha=0.2>(a)
+            c = {_LAYER}(h, v, d)  t = Tanh(c)  y = {_LAYER}(t, u)  image = Sigmoid(y)""",
+        *(2048, (3, 64, 64)),
+        sides=np.array([-1, 32, 8, 8]),
+        w=0.2 * floats(32, 64, 4, 4),
+        b=floats(64),
+        v=0.1 * floats(64, 48, 4, 4),
+        d=floats(48),
+        u=0.2 * floats(48, 3, 4, 4),
+    )
+
+
+def test_layers_on_large_images_take_half_the_rows_at_a_time_and_no_row_depends_on_the_cut():
     x = normal(32, 2048)
-    plain, rewritten = run(chain(), x), to_toom_cook(chain())
+    plain, rewritten = run(_on_large_images(), x), to_toom_cook(_on_large_images())
     # The first layer is one product, the second and all behind it two.
-    assert [kinds(rewritten).count(kind) for kind in ("Split", "Tanh", "ConvTranspose", "Concat")] == [1, 2, 2, 3]
+    assert [kinds(rewritten).count(kind) for kind in ("Slice", "Tanh", "ConvTranspose", "Concat")] == [2, 2, 2, 3]
     whole = run(rewritten, x)
     assert np.abs(whole - plain).max() < 1e-5
     for rows in (4, 5, 16, 17, 31):
         assert np.array_equal(run(rewritten, x[:rows]), whole[:rows])
         assert np.array_equal(run(rewritten, x[-rows:]), whole[-rows:])
+    for rows in (1, 2, 3):  # of one row the second half is empty
+        assert np.abs(run(rewritten, x[:rows]) - plain[:rows]).max() < 1e-5
+
+
+def test_the_torch_twin_takes_the_same_halves():
+    model = ir.to_proto(to_toom_cook(_on_large_images()))
+    model.graph.input[0].name = "uniform"
+    model.graph.node.insert(0, helper.make_node("Identity", ["uniform"], ["latent"]))
+    x = normal(5, 2048)
+    twin = TorchTwin(model)
+    for rows in (1, 2, 5):
+        expected = run(model, x[:rows], source="uniform")
+        assert np.abs(twin(torch.from_numpy(x[:rows]))[0].numpy() - expected).max() < 2e-6
 
 
 def test_a_chain_is_rewritten_as_a_whole_and_the_layer_to_few_channels_stays():
