@@ -131,7 +131,7 @@ def traced(
         what: Names the module in messages.
 
     Raises:
-        ArtifactError: It has operations that ONNX lacks.
+        ArtifactError: It has operations that ONNX lacks, or computes a certain number of rows alone.
     """
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -156,6 +156,13 @@ def traced(
     if program is None:
         raise AssertionError("torch.onnx.export returned no program")
     require_own_operators(program.model_proto, what)
+    for value, free in zip(program.model_proto.graph.input, dynamic_shapes, strict=True):
+        rows = value.type.tensor_type.shape.dim[0].dim_value if free and 0 in free else 0
+        if rows:
+            raise ArtifactError(
+                f"{what} was called with {rows} rows, and as torch traces it it can compute no other number",
+                hint="take their number as x.shape[0], or write -1: len(x), int() and a literal are constants to torch",
+            )
     return program.model_proto
 
 

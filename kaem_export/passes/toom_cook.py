@@ -148,7 +148,7 @@ def _as_images(patch: Patch, value: ir.Value, channels: int, side: int) -> ir.Va
 
 
 def _first(patch: Patch, chain: Chain, channels: int, side: int) -> tuple[ir.Value, float]:
-    """Return the first layer's inputs (H W, C + 1, N) and what is in their last channel everywhere."""
+    """Return the elements of the first layer's inputs (H W, C + 1, N), and what is in their last channel everywhere."""
     if not chain.dense:
         value = patch.node("Transpose", [_reshaped(patch, chain.images, -1, channels * side * side)], perm=[1, 0])
         value = patch.node("Concat", [value, _ones(patch, chain.images, side * side)], axis=0)

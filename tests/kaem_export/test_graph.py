@@ -8,8 +8,9 @@ import scipy.stats
 import torch
 from models import VARIANTS, random_model
 
+from kaem.errors import ArtifactError
 from kaem.noise import uniforms
-from kaem_export.graph import OPSET, build_graph
+from kaem_export.graph import OPSET, build_graph, traced_generator
 from kaem_export.head import Frame
 from kaem_export.prior_tables import choice_weights, tabulate
 
@@ -135,3 +136,31 @@ def test_choosing_is_exact_at_a_threshold(compiled_experts):
         uniform[:, 3] = np.nextafter(threshold, np.float32(-1)), threshold
         (latent,) = _run(plain, uniform, "latent")
         assert not np.array_equal(latent[0], latent[1])
+
+
+class _Generator(torch.nn.Module):
+    """Images of a linear layer, their number taken in a way of the caller's."""
+
+    def __init__(self, rows) -> None:
+        super().__init__()
+        self.layer, self.rows = torch.nn.Linear(4, 12), rows
+
+    def forward(self, latent):
+        return torch.sigmoid(self.layer(latent).reshape(self.rows(latent), 3, 2, 2))
+
+
+@pytest.mark.parametrize("rows", [lambda x: x.shape[0], lambda x: x.size(0), lambda x: -1], ids=["shape", "size", "-1"])
+def test_a_generator_may_take_its_number_of_rows_from_its_input(rows):
+    graph = traced_generator(_Generator(rows), 4)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    for num in (1, 5):
+        assert session.run(None, {"latent": np.zeros((num, 4), np.float32)})[0].shape == (num, 3, 2, 2)
+
+
+@pytest.mark.parametrize("rows", [len, lambda x: int(x.shape[0]), lambda x: 2], ids=["len", "int", "2"])
+def test_a_generator_that_torch_traces_for_one_number_of_rows_is_refused(rows):
+    with pytest.raises(
+        ArtifactError, match="called with 2 rows, and as torch traces it it can compute no other"
+    ) as caught:
+        traced_generator(_Generator(rows), 4)
+    assert "x.shape[0]" in (caught.value.hint or "")

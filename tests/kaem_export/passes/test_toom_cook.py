@@ -181,7 +181,9 @@ def test_a_dense_layer_in_front_gives_images_in_the_layout(transposed, offset, a
     ],
 )
 def test_a_dense_layer_that_something_else_reads_stays(activation, more):
-    plain, rewritten = (_with_dense(transposed=0, offset=floats(512), activation=activation, more=more) for _ in "ab")
+    plain, rewritten = (
+        _with_dense(transposed=0, offset=floats(512), activation=activation, more=more) for _ in range(2)
+    )
     to_toom_cook(rewritten)
     assert kinds(rewritten).count("Gemm") == 1
     assert "ConvTranspose" not in kinds(rewritten)
