@@ -1,9 +1,9 @@
 """Experts in frames of their own: z = b_k + W_k u as one product [W_k | b_k] [u; 1], k picked by the last uniform.
 
 The column of that uniform is looked up with the others. What it follows is 1 everywhere, so that no sum adds the
-offset; and where one function serves all experts, and they are not many more than its leaves, the leaf in which it is
-found is k, so that nothing else picks it. At one row, where every node costs about as much as any other, that is a
-third of what experts cost.
+offset; and where one function serves all experts, unless they are very many, the leaf in which it is found is k, so
+that nothing else picks it. At one row, where every node costs about as much as any other, that is a third of what
+experts cost.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from kaem_export.choice import choice_nodes
 from kaem_export.lookup import Constants, quantile_nodes, signed_nodes
 from kaem_export.prior_tables import ExpertTables
 from kaem_export.tree import QuantileTables
+
+_MOST_BLOCKS = 16
+"""Blocks of steps up to which they pick the expert: they make the first level of the search wider for every column,
+which from 64 rows on costs more than counting thresholds where there are many. With 256 experts a sixth was lost."""
 
 
 def own_frame_nodes(
@@ -38,8 +42,7 @@ def own_frame_nodes(
         "frame_matrix": np.concatenate([matrix, offset[..., None] / one], axis=2),  # (K, Q, Q + 1)
     }
     is_shared = looked_up.num_functions == 1
-    # Steps beyond the blocks of the others would make the first level wider for every column.
-    has_steps = is_shared and len(tables.thresholds) < looked_up.fan_out * (len(looked_up.first) + 1)
+    has_steps = is_shared and len(tables.thresholds) < looked_up.fan_out * _MOST_BLOCKS
     looked_up = looked_up.with_steps(tables.thresholds if has_steps else tables.thresholds[:0], one)
     own_columns = np.zeros(latent_dim, np.int64) if is_shared else tables.tables.columns
     pad = [(0, 0)] * (own_columns.ndim - 1) + [(0, 1)]

@@ -68,8 +68,8 @@ def test_offset_and_scale_of_gaussians_are_folded_into_the_frame():
 
 # What stands for 1 is 8, 1/4, -2, and where no power of two is in the domain 7 and -3.5.
 @pytest.mark.parametrize("domain", [(-8.0, 8.0), (-0.3, 0.4), (-3.0, 0.1), (5.0, 7.0), (-3.5, -2.5)])
-# Functions of their own, one that all share, and one of many more experts than it has leaves.
-@pytest.mark.parametrize(("amplitude", "experts"), [(1.5, 6), (0.0, 6), (0.0, 60)])
+# Functions of their own, one that all share, picked by its steps, and one of very many experts.
+@pytest.mark.parametrize(("amplitude", "experts"), [(1.5, 6), (0.0, 6), (0.0, 60), (0.0, 120)])
 def test_experts_in_own_frames_give_offset_plus_matrix_times_quantiles(domain, amplitude, experts):
     overrides = [f"prior.{end}={value}" for end, value in zip(_ENDS, 2 * domain, strict=True)]
     overrides.append(f"prior.num_components={experts}")
@@ -77,10 +77,10 @@ def test_experts_in_own_frames_give_offset_plus_matrix_times_quantiles(domain, a
     prior = model.prior
     tabulated, frame = tabulate(prior).tables, frame_of(prior)
     assert (tabulated.tables.num_functions == 1) == (amplitude == 0.0)
-    if amplitude == 0.0:  # picking the expert makes the search no wider for the others
-        assert len(head_nodes(tabulated, frame)[1]["first"]) == len(tabulated.tables.first)
+    if amplitude == 0.0:  # very many experts do not make the search wide for all
+        assert len(head_nodes(tabulated, frame)[1]["first"]) <= 15
     head, noise = _head(prior)
-    uniform = uniforms(4, 0, 10_000, noise)
+    uniform = uniforms(4, 0, 20_000, noise)
     expert = np.searchsorted(tabulated.thresholds, uniform[:, -1], side="right")
     assert len(set(expert)) == prior.num_components
     u = np.empty((len(uniform), noise - 1))
