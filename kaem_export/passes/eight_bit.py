@@ -20,7 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from kaem_export.passes.editing import UNARY, Patch, constant, row_shape, sole_user
+from kaem_export.passes.editing import Patch, constant, row_shape, sole_user
+from kaem_export.passes.matching import is_doubling, is_elementwise
 
 Float64 = NDArray[np.float64]
 _Pair = tuple[int, int]
@@ -68,13 +69,13 @@ def chains(nodes: list[ir.Node]) -> list[Chain]:
     found: list[Chain] = []
     used: set[ir.Node] = set()
     for node in nodes:
-        if node in used or not _is_doubling(node):
+        if node in used or not is_doubling(node):
             continue
         run = [node]
-        while (user := sole_user(run[-1].outputs[0])) is not None and (_is_doubling(user) or _is_elementwise(user)):
+        while (user := sole_user(run[-1].outputs[0])) is not None and (is_doubling(user) or is_elementwise(user)):
             run.append(user)
         used |= {*run}
-        while not _is_doubling(run[-1]):
+        while not is_doubling(run[-1]):
             run.pop()
         found.append(Chain(tuple(run)))
     return found
@@ -166,28 +167,6 @@ def _weight_steps(weight: Float64) -> Float64:
     pairs = [np.sort(np.maximum(sign * groups, 0.0), axis=1)[:, -2:].sum(axis=1).max(axis=0) for sign in (1, -1)]
     steps = np.maximum(np.abs(weight).max(axis=0) / 127.0, np.maximum(*pairs) / _MOST_PAIR)
     return np.asarray(np.maximum(steps, 1e-30))
-
-
-def _is_doubling(node: ir.Node) -> bool:
-    weight = constant(node.inputs[1]) if node.op_type == "ConvTranspose" else None
-    if weight is None or weight.shape[2:] != (4, 4) or weight.dtype != np.float32:
-        return False
-    if row_shape(node.inputs[0]) is None or (len(node.inputs) > 2 and constant(node.inputs[2]) is None):
-        return False
-    get = node.attributes.get_ints
-    return (
-        tuple(get("strides", (1, 1))) == (2, 2)
-        and tuple(get("pads", (0, 0, 0, 0))) == (1, 1, 1, 1)
-        and not any(get("output_padding", (0, 0)))
-        and tuple(get("dilations", (1, 1))) == (1, 1)
-        and node.attributes.get_int("group", 1) == 1
-        and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
-    )
-
-
-def _is_elementwise(node: ir.Node) -> bool:
-    further = [constant(value) for value in node.inputs[1:] if value is not None]
-    return node.op_type in UNARY and all(array is not None and array.ndim == 0 for array in further)
 
 
 def _as_matrix(weight: Float64, bias: NDArray[Any] | None, *, by_channel: bool) -> tuple[Float64, NDArray[Any] | None]:

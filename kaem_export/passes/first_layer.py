@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from kaem_export.passes.editing import UNARY, Patch, constant, row_shape, sole_user, swept, with_shapes
+from kaem_export.passes.editing import Patch, constant, row_shape, sole_user, swept, with_shapes
+from kaem_export.passes.matching import is_elementwise
 
 
 def first_layer_to_gemm(model: ir.Model) -> ir.Model:
@@ -60,9 +61,7 @@ def _advance_activation(gemm: ir.Node) -> None:
     if reshape is None or reshape.op_type != "Reshape" or reshape.inputs[0] is not gemm.outputs[0]:
         return
     activation = sole_user(reshape.outputs[0])
-    if activation is None or activation.op_type not in UNARY or len(activation.outputs) != 1:
-        return
-    if not all(value is None or _is_number(value) for value in activation.inputs[1:]):
+    if activation is None or not is_elementwise(activation) or len(activation.outputs) != 1:
         return
     result = activation.outputs[0]
     patch = Patch(activation, f"{result.name}_advanced")
@@ -70,8 +69,3 @@ def _advance_activation(gemm: ir.Node) -> None:
     active = patch.node(activation.op_type, inputs, **dict(activation.attributes))
     active.type = gemm.outputs[0].type
     patch.replace(result, patch.node("Reshape", [active, reshape.inputs[1]]))
-
-
-def _is_number(value: ir.Value) -> bool:
-    array = constant(value)
-    return array is not None and array.ndim == 0

@@ -15,7 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from kaem.backend import open_session
-from kaem_export.passes.editing import UNARY, Patch, constant, repeated, row_shape, sole_user
+from kaem_export.passes.editing import Patch, constant, repeated, row_shape, sole_user
+from kaem_export.passes.matching import is_doubling, is_elementwise
 from kaem_export.passes.toom_cook_maps import NUM_POINTS, TILE
 from kaem_train.decoder_graph import IR_VERSION, OPSET
 
@@ -84,7 +85,7 @@ def chains(model: ir.Model) -> list[Chain]:
             continue
         nodes, level = [node], 1.0
         while (user := sole_user(nodes[-1].outputs[0])) is not None:
-            if not _is_suitable(user) and not _is_elementwise(user):
+            if not _is_suitable(user) and not is_elementwise(user):
                 break
             level = 1.0 if user.op_type == "ConvTranspose" else level_after(user, level)
             if not _LEVELS[0] <= abs(level) <= _LEVELS[1]:
@@ -99,22 +100,10 @@ def chains(model: ir.Model) -> list[Chain]:
 
 
 def _is_suitable(node: ir.Node) -> bool:
-    weight = constant(node.inputs[1]) if node.op_type == "ConvTranspose" else None
-    sides = row_shape(node.inputs[0]) if node.op_type == "ConvTranspose" else None
-    if weight is None or sides is None or weight.dtype != np.float32 or weight.shape[2:] != (4, 4):
+    if not is_doubling(node):
         return False
-    if len(node.inputs) > 2 and constant(node.inputs[2]) is None:
-        return False
-    get = node.attributes.get_ints
-    is_plain = (
-        tuple(get("strides", (1, 1))) == (2, 2)
-        and tuple(get("pads", (0, 0, 0, 0))) == (1, 1, 1, 1)
-        and not any(get("output_padding", (0, 0)))
-        and tuple(get("dilations", (1, 1))) == (1, 1)
-        and node.attributes.get_int("group", 1) == 1
-        and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
-    )
-    return is_plain and sides[1] == sides[2] and sides[1] % TILE == 0 and _saves_much(weight, sides[1])
+    _, height, width = row_shape(node.inputs[0]) or (0, 0, 0)
+    return height == width and height % TILE == 0 and _saves_much(np.asarray(constant(node.inputs[1])), height)
 
 
 def _saves_much(weight: NDArray[Any], side: int) -> bool:
@@ -125,15 +114,10 @@ def _saves_much(weight: NDArray[Any], side: int) -> bool:
     return bool(core + maps <= _MOST_SHARE * 16 * side * side * num_inputs * num_outputs)
 
 
-def _is_elementwise(node: ir.Node) -> bool:
-    further = [constant(value) for value in node.inputs[1:] if value is not None]
-    return node.op_type in UNARY and all(array is not None and array.ndim == 0 for array in further)
-
-
 def _stays(node: ir.Node) -> bool:
     """Whether a node can follow a chain into a branch: an unsuitable layer, or an elementwise operator."""
     is_layer = node.op_type == "ConvTranspose" and all(constant(value) is not None for value in node.inputs[1:])
-    return _is_elementwise(node) or (is_layer and not _is_suitable(node))
+    return is_elementwise(node) or (is_layer and not _is_suitable(node))
 
 
 def _dense(layer: ir.Node) -> tuple[ir.Node, ...]:
@@ -142,7 +126,7 @@ def _dense(layer: ir.Node) -> tuple[ir.Node, ...]:
     if reshape is None or reshape.op_type != "Reshape" or constant(reshape.inputs[1]) is None:
         return ()
     nodes = [reshape]
-    while (before := _sole_producer(nodes[0])) is not None and _is_elementwise(before):
+    while (before := _sole_producer(nodes[0])) is not None and is_elementwise(before):
         nodes.insert(0, before)
     level = 1.0
     for activation in nodes[:-1]:
