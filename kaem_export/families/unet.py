@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import compose, helper, numpy_helper
+from onnx_ir.passes import common
 
 from kaem_export.graph import traced
 from kaem_train.baselines.diffusion import Diffusion
@@ -24,6 +26,7 @@ def unet_graph(model: Diffusion) -> onnx.GraphProto:
     network = traced(_Denoiser(model), example, "noise", (batch, None), what="the denoising network")
     network = onnx.shape_inference.infer_shapes(network, data_prop=True)
     _write_out_sizes(network.graph)
+    network = ir.to_proto(common.RemoveUnusedNodesPass()(ir.from_proto(network)).model)
     _split_group_norms(network.graph)
     graph = compose.add_prefix(network, PREFIX).graph
     for node in graph.node:
@@ -61,15 +64,6 @@ def _write_out_sizes(graph: onnx.GraphProto) -> None:
         name = f"reshape_{number}_sizes"
         graph.initializer.append(numpy_helper.from_array(np.array(sides, np.int64), name))
         node.input[1] = name
-    wanted = {value.name for value in graph.output}
-    needed = []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            needed.append(node)
-    nodes = needed[::-1]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def _split_group_norms(graph: onnx.GraphProto) -> None:
