@@ -118,7 +118,7 @@ def _cut_anew(densities: PiecewiseDensities, leaves: Leaves, tolerance: float, p
         middle = snapped(0.5 * (cut + beyond))
         is_good = good(left, middle)
         cut, beyond = np.where(is_good, middle, cut), np.where(is_good, beyond, middle)
-    is_done = good(cut, right)
+    is_done = good(cut, right) & (cut < right)
     done = first[is_done]
     new_left, new_right, keep = leaves.left.copy(), leaves.right.copy(), np.ones(len(leaves), bool)
     new_right[done], new_left[done + 1], new_right[done + 1] = cut[is_done], cut[is_done], right[is_done]

@@ -81,9 +81,12 @@ def has_large_batch_form(model: ir.Model) -> bool:
 
 
 def rows_of_equal_bits(model: ir.Model) -> int:
-    """Rows of a call from which, up to `ROWS_PER_CALL`, a row's bits in the rewritten form do not depend on them."""
+    """Rows of a call from which, up to `ROWS_PER_CALL`, a row's bits in the rewritten form do not depend on them.
+
+    Of fewer than 4, ONNX Runtime may compute one column alone, and sums it in another order.
+    """
     most_summed = max((chain.most_summed for chain in chains(model)), default=0)
-    return 17 if most_summed > _MOST_SUMMED else 1
+    return 17 if most_summed > _MOST_SUMMED else 4
 
 
 def _branch(chain: Chain, name: str, *, toom_cook: bool) -> ir.Graph:
