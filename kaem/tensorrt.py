@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kaem.artifact import Manifest, fingerprint, read_manifest
 from kaem.backend import open_session
 from kaem.cudart import Stream, cuda_runtime
-from kaem.engine import deserialised, matching_engine
+from kaem.engine import deserialised, matching_engine, native_tensorrt
 from kaem.errors import ArtifactError, BackendError
 from kaem.padding import calls, joined, padded
 from kaem.runtime import check_graph, read_file
@@ -120,6 +120,7 @@ class TensorRtEngine:
         except BaseException:
             self._stream.close()
             raise
+        self._scratch = _Scratch(self._engine, self._stream)
         self._profiles = engine.profiles
         self._numerics_id = fingerprint("\n".join(("tensorrt", engine.key.digest, fingerprint(engine.plan))).encode())
 
@@ -127,7 +128,7 @@ class TensorRtEngine:
         profile, rows = fit(len(uniform), self._profiles)
         bucket = self._buckets.get(rows)
         if bucket is None:
-            bucket = self._buckets[rows] = _Bucket(self._engine, self._stream, self._manifest, profile, rows)
+            bucket = self._buckets[rows] = _Bucket(self._scratch, self._stream, self._manifest, profile, rows)
         return bucket.run(padded(uniform, (rows,)))[: len(uniform)]
 
     def _release(self) -> None:
@@ -137,22 +138,50 @@ class TensorRtEngine:
         self._stream.close()
 
 
+class _Scratch:
+    """The one block of device memory in which all contexts of an engine keep what is between input and output.
+
+    Each context would otherwise hold a block of its own, as large as the largest batch of any profile needs: with
+    eleven sizes of batches eleven times the memory. They may share it, because one stream runs them one after another.
+
+    Args:
+        engine: A `tensorrt.ICudaEngine`.
+        stream: The one stream of all contexts.
+    """
+
+    def __init__(self, engine: Any, stream: Stream) -> None:
+        self._engine = engine
+        self._by_user = native_tensorrt().ExecutionContextAllocationStrategy.USER_MANAGED
+        self._num_bytes = max(1, int(engine.device_memory_size_v2))
+        self._address = stream.device_memory(self._num_bytes)
+
+    def make_context(self, rows: int) -> Any:
+        """Return a new context that keeps its intermediate results here, for batches of so many rows.
+
+        Raises:
+            BackendError: TensorRT has no room for it.
+        """
+        context = self._engine.create_execution_context(self._by_user)
+        if context is None:
+            raise BackendError(f"TensorRT has no room for batches of {rows}", hint="see nvidia-smi for free memory")
+        context.set_device_memory(self._address, self._num_bytes)
+        return context
+
+
 class _Bucket:
     """One number of rows: a context, its buffers, and the recorded way of a batch from upload to download.
 
     Args:
-        engine: A `tensorrt.ICudaEngine`.
-        stream: Where it computes.
+        scratch: The memory of intermediate results, which makes the context.
+        stream: The stream on which it computes.
         manifest: Of the model.
         profile: Number of the profile that takes so many rows.
         rows: Of every batch.
     """
 
-    def __init__(self, engine: Any, stream: Stream, manifest: Manifest, profile: int, rows: int) -> None:
+    def __init__(self, scratch: _Scratch, stream: Stream, manifest: Manifest, profile: int, rows: int) -> None:
         self._stream = stream
-        self._context = engine.create_execution_context()
-        if self._context is None:
-            raise BackendError(f"TensorRT has no room for batches of {rows}", hint="see nvidia-smi for free memory")
+        self._context = scratch.make_context(rows)
         _require(self._context.set_optimization_profile_async(profile, stream.handle), "the profile", rows)
         _require(self._context.set_input_shape("uniform", (rows, manifest.noise_dim)), "the shape", rows)
         self._uniform = stream.host_array((rows, manifest.noise_dim), np.float32)

@@ -1,6 +1,7 @@
-"""Where tensors live. What is random is drawn on the CPU, and what is kept in files lies there.
+"""Where tensors live. What is random is drawn where its generator is, and what is kept in files lies on the CPU.
 
-So noise and checkpoints are the same whatever device a run is on; only rounding differs between devices.
+Generators of a run are on the CPU, so noise and checkpoints are the same whatever device it is on; only rounding
+differs between devices.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def normal(shape: tuple[int, ...] | torch.Size, rng: torch.Generator, like: Tensor) -> Tensor:
-    """Return N(0, 1) drawn on the CPU, in the type and on the device of `like`."""
-    return torch.randn(shape, generator=rng, dtype=like.dtype).to(like.device)
+    """Return N(0, 1) drawn where `rng` is, in the type and on the device of `like`."""
+    return torch.randn(shape, generator=rng, dtype=like.dtype, device=rng.device).to(like.device)
 
 
 def uniform(shape: tuple[int, ...] | torch.Size, rng: torch.Generator, like: Tensor) -> Tensor:
-    """Return U(0, 1) drawn on the CPU, in the type and on the device of `like`."""
-    return torch.rand(shape, generator=rng, dtype=like.dtype).to(like.device)
+    """Return U(0, 1) drawn where `rng` is, in the type and on the device of `like`."""
+    return torch.rand(shape, generator=rng, dtype=like.dtype, device=rng.device).to(like.device)
 
 
 def on_cpu(state: Any) -> Any:

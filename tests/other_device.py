@@ -43,7 +43,16 @@ class OtherTensor(torch.Tensor):
 
 
 _waiting_is_allowed = True
-_WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+_WAITS = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.equal.default,
+    # A factorisation tells the host whether it worked, and its workspace is not for a recording.
+    torch.ops.aten.linalg_inv_ex.default,
+    torch.ops.aten._linalg_slogdet.default,
+    torch.ops.aten._linalg_solve_ex.default,
+    torch.ops.aten._linalg_check_errors.default,
+}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kaem_train.model.bases import build_basis
 from kaem_train.model.energy import UnivariateBank
-from kaem_train.model.frame import LinearFrame
+from kaem_train.model.frame import InvertibleMatrices, LinearFrame
 from kaem_train.model.prior_grid import (
     fit_points,
     fit_weights,
@@ -244,17 +244,33 @@ class AbstractPrior(nn.Module):
         return [self.bank.coefficients]
 
     @contextmanager
-    def rule_held(self) -> Iterator[None]:
-        """Keep the quadrature rule of Z inside; nothing that decides it may change there.
+    def rule_held(self, *, is_checked: bool = True) -> Iterator[None]:
+        """Keep the quadrature rule of Z inside.
 
         Whether it is still the right one is a question about values, for whose answer a GPU would be waited for.
+
+        Args:
+            is_checked: Whether that is asked at the beginning; if not, a rule that is there already is kept.
         """
-        self._current_rule()
+        if is_checked or not self._rule.key:
+            self._current_rule()
         before, self._holds_rule = self._holds_rule, True
         try:
             yield
         finally:
             self._holds_rule = before
+
+    @contextmanager
+    def constants_held(self) -> Iterator[None]:
+        """Keep inside what follows from the parameters alone and must not change there: the rule, inverse frames."""
+        frame = self._invertible
+        with self.rule_held(), nullcontext() if frame is None else frame.inverse_held():
+            yield
+
+    @property
+    def _invertible(self) -> InvertibleMatrices | None:
+        """The frame, or frames, whose inverse the density needs."""
+        return self.frame
 
     def _current_rule(self) -> _Rule:
         """Return the rule for Z, built anew where the domain, the knots or the fineness of the functions changed."""

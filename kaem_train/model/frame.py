@@ -7,13 +7,50 @@ The density stays exact and a sample costs one matrix product more.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 _LEAST_VARIANCE = 1e-4
 
 
-class LinearFrame(nn.Module):
+class InvertibleMatrices(nn.Module):
+    """One square matrix W, or several, and what is needed of their inverses.
+
+    State: matrix W (..., Q, Q).
+    """
+
+    matrix: nn.Parameter
+    _held: tuple[Tensor, Tensor] | None = None
+
+    @contextmanager
+    def inverse_held(self) -> Iterator[None]:
+        """Invert W once, for all that is asked inside, where W must stay as it is and needs no gradient.
+
+        An inversion waits for its GPU, to learn whether W is singular; a CUDA graph cannot hold that.
+        """
+        before = self._held
+        with torch.no_grad():
+            self._held = torch.linalg.inv(self.matrix), torch.linalg.slogdet(self.matrix).logabsdet
+        try:
+            yield
+        finally:
+            self._held = before
+
+    def inverse_matrix(self) -> Tensor:
+        """Return W^-1: shape (..., Q, Q)."""
+        inverse: Tensor = torch.linalg.inv(self.matrix) if self._held is None else self._held[0]
+        return inverse
+
+    def log_det_inverse(self) -> Tensor:
+        """Return log |det W^-1| in nats: shape (...)."""
+        log_det: Tensor = torch.linalg.slogdet(self.matrix).logabsdet if self._held is None else self._held[1]
+        return -log_det
+
+
+class LinearFrame(InvertibleMatrices):
     """An invertible affine map of Q latents, the identity until it is started or trained.
 
     State: offset b (Q,), start 0; matrix W (Q, Q), start I.
@@ -34,7 +71,7 @@ class LinearFrame(nn.Module):
 
     def inverse(self, z: Tensor) -> Tensor:
         """Return u = W^-1 (z - b): shape (S, Q) -> (S, Q)."""
-        u: Tensor = (z - self.offset) @ torch.linalg.inv(self.matrix).T
+        u: Tensor = (z - self.offset) @ self.inverse_matrix().T
         return u
 
     def inverse_moments(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,13 +87,8 @@ class LinearFrame(nn.Module):
         Returns:
             Two of shape (S, Q).
         """
-        inverse = torch.linalg.inv(self.matrix)
+        inverse = self.inverse_matrix()
         return (mean - self.offset) @ inverse.T, (std.square() @ inverse.square().T).sqrt()
-
-    def log_det_inverse(self) -> Tensor:
-        """Return log |det W^-1| in nats, scalar."""
-        log_det: Tensor = torch.linalg.slogdet(self.matrix).logabsdet
-        return -log_det
 
     @torch.no_grad()
     def start(self, latents: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.experts import draw_experts
+from kaem_train.model.frame import InvertibleMatrices
 from kaem_train.model.quadrature import gauss_legendre, trapezoid
 from kaem_train.model.reference import log_reference
 from kaem_train.sections import PriorConfig
@@ -26,7 +27,7 @@ _LARGEST_STEP = 0.5
 _TRAINING_ORDER = 8
 
 
-class LinearFrames(nn.Module):
+class LinearFrames(InvertibleMatrices):
     """K invertible affine maps of Q latents, the identity until they are started or trained.
 
     State: offset b (K, Q), start N(0, 0.5^2), so that no two experts are alike; matrix W (K, Q, Q), start I.
@@ -43,7 +44,7 @@ class LinearFrames(nn.Module):
 
     def inverse(self, z: Tensor) -> Tensor:
         """Return u = W_k^-1 (z - b_k) in every frame: shape (S, Q) -> (S, Q, K), by one matrix product."""
-        return self._centred(torch.linalg.inv(self.matrix), z)
+        return self._centred(self.inverse_matrix(), z)
 
     def inverse_moments(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and deviation of every u_q in every frame where z ~ N(mean, diag std^2).
@@ -57,14 +58,9 @@ class LinearFrames(nn.Module):
         Returns:
             Two of shape (S, Q, K).
         """
-        inverse = torch.linalg.inv(self.matrix)
+        inverse = self.inverse_matrix()
         variance = std.square() @ inverse.square().permute(2, 1, 0).flatten(1)
         return self._centred(inverse, mean), variance.reshape(len(std), -1, len(inverse)).sqrt()
-
-    def log_det_inverse(self) -> Tensor:
-        """Return log |det W_k^-1| in nats: shape (K,)."""
-        log_det: Tensor = torch.linalg.slogdet(self.matrix).logabsdet
-        return -log_det
 
     def _centred(self, inverse: Tensor, z: Tensor) -> Tensor:
         turned = z @ inverse.permute(2, 1, 0).flatten(1)  # (S, Q K)
@@ -126,6 +122,10 @@ class OwnFramesPrior(AbstractPrior):
             self.logits.copy_(weights.log())
         self.frames.offset.copy_(means)
         self.frames.matrix.copy_(axes * variances.sqrt().unsqueeze(-2))
+
+    @property
+    def _invertible(self) -> InvertibleMatrices:
+        return self.frames
 
     def _log_density(self, z: Tensor) -> Tensor:
         """Return log p(z), not of u: which frame applies is part of the density. Shape (S, Q) -> (S,)."""

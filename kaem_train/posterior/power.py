@@ -145,7 +145,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        with prior.rule_held() if isinstance(prior, AbstractPrior) else nullcontext():
+        with prior.constants_held() if isinstance(prior, AbstractPrior) else nullcontext():
             yield
     finally:
         for parameter in trained:

@@ -61,6 +61,7 @@ class FakeGpu:
         self.recordings = {}
         self.fails = ""
         self.ran = []
+        self.scratches = set()
 
     def _answer(self, name, *values):
         assert self.device is not None or name == "cudaSetDevice"
@@ -157,13 +158,23 @@ class FakeGpu:
     def get_tensor_shape(self, name):
         return [-1, *self._value(name).shape[1:]]
 
-    def create_execution_context(self):
+    ExecutionContextAllocationStrategy = types.SimpleNamespace(USER_MANAGED="user")
+    device_memory_size_v2 = 4096
+
+    def create_execution_context(self, strategy):
+        assert strategy == "user"
         return FakeContext(self)
 
 
 class FakeContext:
     def __init__(self, gpu):
-        self.gpu, self.profile, self.shape, self.addresses = gpu, None, None, {}
+        self.gpu, self.profile, self.shape, self.addresses, self.scratch = gpu, None, None, {}, None
+
+    def set_device_memory(self, address, num_bytes):
+        assert self.profile is None
+        assert num_bytes == len(self.gpu.alive[address]) >= self.gpu.device_memory_size_v2
+        self.scratch = address
+        self.gpu.scratches.add(address)
 
     def set_optimization_profile_async(self, profile, stream):
         self.profile = PROFILES[profile]
@@ -181,6 +192,7 @@ class FakeContext:
 
     def execute_async_v3(self, stream):
         assert set(self.addresses) == {"uniform", "image", "latent"}
+        assert self.scratch not in self.addresses.values()
         self.gpu.do(self._compute)
         return True
 
@@ -218,7 +230,8 @@ def write(path, **changes):
 @pytest.fixture
 def gpu(files, monkeypatch):
     gpu = FakeGpu(files.read_bytes())
-    monkeypatch.setattr(engines, "native_tensorrt", lambda: gpu)
+    for module in (engines, native):
+        monkeypatch.setattr(module, "native_tensorrt", lambda: gpu)
     monkeypatch.setattr(native, "cuda_runtime", lambda: gpu)
     return gpu
 
@@ -234,6 +247,7 @@ def test_batches_of_every_size_are_computed_replayed_and_cut(files, gpu):
                 np.testing.assert_array_equal(engine.decode(uniform), local.decode(uniform))
         assert set(gpu.ran) == {1, 2, 3, 8, 16}
         assert len(gpu.recordings) == 5
+        assert len(gpu.scratches) == 1  # all sizes keep their intermediate results in one block
         # Each size ran once by itself and was recorded; every later batch is a replay.
         assert gpu.ran.count(2) == 1 + 3
     assert not gpu.alive
@@ -346,12 +360,13 @@ def test_a_batch_goes_where_it_fits_with_the_least_padding(profiles, data):
 
 def test_what_is_asked_of_tensorrt_is_in_its_python_interface():
     trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'kaem[trt-check]'")
-    of_engine = [name for name in vars(FakeGpu) if name.startswith(("num_", "get_", "create_"))]
-    assert len(of_engine) == 5
+    of_engine = [name for name in vars(FakeGpu) if name.startswith(("num_", "get_", "create_", "device_memory"))]
+    assert len(of_engine) == 6
     assert not [name for name in of_engine if not hasattr(trt.ICudaEngine, name)]
     for name in vars(FakeContext):
         assert name.startswith("_") or hasattr(trt.IExecutionContext, name)
     assert hasattr(trt.Runtime, "deserialize_cuda_engine")
+    assert hasattr(trt.ExecutionContextAllocationStrategy, "USER_MANAGED")
     assert (trt.DataType.FLOAT.name, trt.DataType.UINT8.name) == ("FLOAT", "UINT8")
 
 

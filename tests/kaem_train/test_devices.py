@@ -104,6 +104,17 @@ def test_a_run_may_be_resumed_on_another_device(tmp_path, tiny, digits):
     train(tiny("training.device=auto"), digits, tmp_path, resume=True)
 
 
+def test_noise_is_drawn_where_its_generator_is():
+    # Of a generator on a GPU torch draws on that GPU only; here nothing has one, but `meta` asks for the same.
+    class Elsewhere(torch.Generator):
+        device = DEVICE
+
+    like = torch.zeros(2, dtype=torch.float64)
+    for draw in (devices.normal, devices.uniform):
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"meta|generator"):
+            draw((5,), Elsewhere(), like)
+
+
 def test_noise_is_that_of_the_cpu_wherever_it_goes():
     like = torch.zeros(2, dtype=torch.float64)
     expected = normal((5,), torch.Generator().manual_seed(3), like)
@@ -147,6 +158,9 @@ CHAIN_PRIORS = {
     "mixture": (),
     "independent": ("prior.variant=independent",),
     "experts": ("prior.variant=experts",),
+    "mixture in a frame": ("prior.frame=global",),
+    "experts in a frame": ("prior.variant=experts", "prior.frame=global"),
+    "experts in own frames": ("prior.variant=experts", "prior.frame=own"),
     "bspline": ("prior.basis=bspline", "prior.grid_size=6"),
     "morlet": ("prior.basis=morlet", "prior.grid_size=2"),
 }
