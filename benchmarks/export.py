@@ -287,7 +287,7 @@ def _in_parts(pool, session, label, parts):
 def _call(session, label, feed, output="image"):
     """Run a graph as kaem does: some on a limited number of rows at a time."""
     ((name, rows),) = feed.items()
-    most = _ROWS_PER_CALL.get(label, len(rows))
+    most = _ROWS_PER_CALL[label] if label in _ROWS_PER_CALL else len(rows)
     parts = [{name: rows[first : first + most]} for first in range(0, len(rows), most)]
     return lambda: [session.run([output], part) for part in parts]
 

@@ -117,11 +117,15 @@ class Place:
 def make(place: Place, stage: str) -> None:
     """Do what is not done yet of one stage that keeps its results."""
     for peer in place.plan.peers:
-        if stage == "train":
-            steps = [place.training(peer)]
-        else:
-            step_of = place.export if stage == "export" else place.evaluation
-            steps = [step_of(peer, sampler) for sampler in peer.samplers]
+        match stage:
+            case "train":
+                steps = [place.training(peer)]
+            case "export":
+                steps = [place.export(peer, sampler) for sampler in peer.samplers]
+            case "evaluate":
+                steps = [place.evaluation(peer, sampler) for sampler in peer.samplers]
+            case _:
+                raise AssertionError(f"no stage {stage!r} keeps its results")
         for step in steps:
             if is_done(step, any_code=place.any_code):
                 continue

@@ -123,10 +123,14 @@ def standalone(svg: str) -> str:
 
 
 def _network(config: Mapping[str, Any]) -> str:
-    if config["family"] == "ddpm":
-        return f"UNet {list(config['diffusion']['channels'])}"
-    generator = config["generator"]
-    return f"{config['prior']['num_latents']} -> {generator['dense']} -> {list(generator['channels'])}"
+    match config["family"]:
+        case "ddpm":
+            return f"UNet {list(config['diffusion']['channels'])}"
+        case "kaem" | "vae" | "latent_ebm":
+            generator = config["generator"]
+            return f"{config['prior']['num_latents']} -> {generator['dense']} -> {list(generator['channels'])}"
+        case unknown:
+            raise AssertionError(f"no network is known of the family {unknown!r}")
 
 
 def _pictures(folder: str, sheets: Mapping[str, Path]) -> list[str]:

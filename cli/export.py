@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 import typer
 
@@ -175,10 +175,13 @@ def export(
     refuse_int8(target, wanted, precision)  # before the compilation of a checkpoint
     if target == "onnx" or checkpoint.suffix != ".onnx":
         require_checkpoint(checkpoint)
-    if target == "onnx":
-        path = out or checkpoint.with_name("model.onnx")
-        require_place(path, source=checkpoint)
-        compile_to(path)
-    else:
-        path = build_target(checkpoint, target, out, compile_to, wanted)
+    match target:
+        case "onnx":
+            path = out or checkpoint.with_name("model.onnx")
+            require_place(path, source=checkpoint)
+            compile_to(path)
+        case "tensorrt" | "triton" | "aotinductor":
+            path = build_target(checkpoint, target, out, compile_to, wanted)
+        case _:
+            assert_never(target)
     typer.echo(path)

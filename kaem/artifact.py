@@ -27,6 +27,8 @@ _DIGEST_KEY = "manifest_fingerprint"
 Family = Literal["kaem", "vae", "latent_ebm", "ddpm", "ddim"]
 ImageType = Literal["float32", "uint8"]
 
+_ELEMENT_BYTES: dict[ImageType, int] = {"float32": 4, "uint8": 1}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
@@ -90,7 +92,7 @@ class Manifest:
     @property
     def image_bytes(self) -> int:
         """Size of one image in bytes, in the artifact's own element type."""
-        return math.prod(self.image_shape) * (4 if self.image_type == "float32" else 1)
+        return math.prod(self.image_shape) * _ELEMENT_BYTES[self.image_type]
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -119,7 +121,9 @@ def sampling_words(family: str, steps: int | None = None, eta: float | None = No
         precision: Of the generator's arithmetic.
     """
     words = [family, *([] if steps is None else [f"{steps} steps"]), *([] if eta is None else [f"eta {eta:g}"])]
-    return ", ".join([*words, *([] if precision == "float32" else [precision])])
+    if precision != "float32":
+        words.append(precision)
+    return ", ".join(words)
 
 
 def write_manifest(manifest: Manifest) -> str:

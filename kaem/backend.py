@@ -141,18 +141,21 @@ def open_session(content: bytes, provider: str, *, source: str, gpu: GpuOptions 
 
 def _providers(onnxruntime: Any, content: bytes, provider: str, gpu: GpuOptions) -> list[Any]:
     """Return the providers of a session, most wanted first, each with its options."""
+    wanted = PROVIDERS[provider]
     if provider == "cpu":
-        return [PROVIDERS["cpu"]]
+        return [wanted]
     cuda = (PROVIDERS["cuda"], cuda_options(gpu))
-    if provider == "cuda":
+    if wanted == PROVIDERS["cuda"]:
         return [cuda]
+    if wanted != PROVIDERS["ort-tensorrt"]:
+        raise AssertionError(f"no options are known for {wanted}")
     # Engines are built for the batch sizes of a profile, which names the inputs.
     inputs = onnxruntime.InferenceSession(content, providers=[PROVIDERS["cpu"]]).get_inputs()
     free = {value.name: tuple(value.shape[1:]) for value in inputs if isinstance(value.shape[0], str)}
     # Engines of another version or GPU are not recognised as such, so each has a folder of its own; and they are
     # executable, so nobody else may write there.
     cache = _engine_folder(content, gpu.device)
-    return [(PROVIDERS[provider], tensorrt_options(gpu, free, cache)), cuda]
+    return [(wanted, tensorrt_options(gpu, free, cache)), cuda]
 
 
 def _engine_folder(content: bytes, device: int) -> Path:
@@ -198,6 +201,8 @@ def hardware_id(provider: str, device: int = 0) -> str:
     Raises:
         BackendError: There is no such GPU.
     """
+    if provider not in PROVIDERS:
+        raise AssertionError(f"no provider is named {provider!r}")
     if provider == "cpu":
         return " ".join((platform.machine(), *sorted(_cpu_flags() & _INSTRUCTION_SETS)))
     return " ".join((platform.machine(), *installed_gpu(device), *kernel_libraries()))

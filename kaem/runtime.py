@@ -237,7 +237,7 @@ def check_graph(session: Any, manifest: Manifest, path: Path) -> None:
     """
     inputs = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
     outputs = {node.name: (node.type, node.shape[1:]) for node in session.get_outputs()}
-    image_type = "tensor(float)" if manifest.image_type == "float32" else "tensor(uint8)"
+    image_type = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}[manifest.image_type]
     expected_inputs = [("uniform", "tensor(float)", [manifest.noise_dim])]
     expected_outputs = {
         "image": (image_type, list(manifest.image_shape)),

@@ -235,7 +235,7 @@ def _check_tensors(engine: Any, manifest: Manifest, file: Path) -> None:
     found = {name: (engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name))[1:]) for name in names}
     expected = {
         "uniform": ("FLOAT", (manifest.noise_dim,)),
-        "image": ("FLOAT" if manifest.image_type == "float32" else "UINT8", tuple(manifest.image_shape)),
+        "image": ({"float32": "FLOAT", "uint8": "UINT8"}[manifest.image_type], tuple(manifest.image_shape)),
         "latent": ("FLOAT", (manifest.latent_dim,)),
     }
     if found != expected:

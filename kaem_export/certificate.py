@@ -86,45 +86,52 @@ def measure(sampler: LocalSampler, config: Config, model: Model, artifact: Path)
     """Measure the figures of a loaded artifact, whose file is `artifact`, against the model it was compiled from."""
     model = model.float().eval()
     noise_dim = sampler.manifest.noise_dim
-    if isinstance(model, Diffusion):
-        settings = stated_sampler(config.diffusion, sampler.manifest)
-        rows = [size for size in BATCHES if size <= probe_rows(settings)]
-        return (
-            *normal_figures(artifact, noise_dim, "latent"),
-            sampler_parity(sampler, artifact, model, settings),
-            *row_figures(sampler, artifact, rows),
-            noise_mismatches(),
-        )
-    if isinstance(model, LatentEbm):
-        return (
-            *normal_figures(artifact, noise_dim, DRAWS),
-            chain_parity(sampler, artifact, model.prior, stated_chain(config.latent_ebm, sampler.manifest)),
-            _parity(sampler, model),
-            *row_figures(sampler, artifact),
-            noise_mismatches(),
-        )
-    if config.family == "vae":
-        return (
-            *normal_figures(artifact, noise_dim, "latent"),
-            _parity(sampler, model),
-            *row_figures(sampler, artifact),
-            noise_mismatches(),
-        )
-    return (
-        *latent_figures(sampler, artifact, model.state_dict(), config.prior),
-        _parity(sampler, model),
-        *row_figures(sampler, artifact),
-        noise_mismatches(),
-    )
+    match config.family, model:
+        case "ddpm", Diffusion():
+            settings = stated_sampler(config.diffusion, sampler.manifest)
+            rows = [size for size in BATCHES if size <= probe_rows(settings)]
+            return (
+                *normal_figures(artifact, noise_dim, "latent"),
+                sampler_parity(sampler, artifact, model, settings),
+                *row_figures(sampler, artifact, rows),
+                noise_mismatches(),
+            )
+        case "latent_ebm", LatentEbm():
+            return (
+                *normal_figures(artifact, noise_dim, DRAWS),
+                chain_parity(sampler, artifact, model.prior, stated_chain(config.latent_ebm, sampler.manifest)),
+                _parity(sampler, model),
+                *row_figures(sampler, artifact),
+                noise_mismatches(),
+            )
+        case "vae", Kaem():
+            return (
+                *normal_figures(artifact, noise_dim, "latent"),
+                _parity(sampler, model),
+                *row_figures(sampler, artifact),
+                noise_mismatches(),
+            )
+        case "kaem", Kaem():
+            return (
+                *latent_figures(sampler, artifact, model.state_dict(), config.prior),
+                _parity(sampler, model),
+                *row_figures(sampler, artifact),
+                noise_mismatches(),
+            )
+        case family, _:
+            raise AssertionError(f"nothing is measured of a {type(model).__name__} of the family {family!r}")
 
 
 def _parity(sampler: LocalSampler, model: Kaem | LatentEbm) -> Figure:
     """max |onnx - torch| of the images decoded from the same latents; of a finished decoder, itself alone."""
     precision = sampler.manifest.compilation.get("precision", "float32")
-    if precision == "int8":  # whose units fit what occurs, and that is not every uniform extreme at once
-        uniform = tail_uniforms(sampler.manifest.noise_dim, PROBES)
-    else:
-        uniform = probe_uniforms(sampler.manifest.noise_dim, _PARITY_ROWS)
+    match precision:
+        case "int8":  # whose units fit what occurs, and that is not every uniform extreme at once
+            uniform = tail_uniforms(sampler.manifest.noise_dim, PROBES)
+        case "float32" | "float16":
+            uniform = probe_uniforms(sampler.manifest.noise_dim, _PARITY_ROWS)
+        case _:
+            raise ArtifactError(f"the manifest of {sampler.manifest.name} states no known precision, but {precision!r}")
     with torch.no_grad():
         expected = model.generator(torch.from_numpy(sampler.latents(uniform))).numpy()
     images = sampler.decode(uniform)

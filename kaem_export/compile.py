@@ -29,9 +29,10 @@ from kaem_export.head import Frame
 from kaem_export.leaves import TOLERANCE
 from kaem_export.one_thread import one_thread
 from kaem_export.optimise import Optimised, Step, optimise
-from kaem_export.options import Options
+from kaem_export.options import Options, Precision
 from kaem_export.prior_tables import noise_dim, tabulate
 from kaem_export.promise import densities, promise, refuse_tables, require_tolerance
+from kaem_export.trained import LOOPED
 from kaem_train.baselines.diffusion import Diffusion
 from kaem_train.baselines.latent_ebm import LatentEbm
 from kaem_train.build import Model
@@ -41,6 +42,12 @@ from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.model.prior import Prior
 from kaem_train.settings import Config
 from kaem_train.weights import fingerprint_weights
+
+_PRECISION_HINTS: dict[Precision, str] = {
+    "float32": "",
+    "float16": "float16 is too coarse for this model: use --precision float32",
+    "int8": "int8 is too coarse for this model: use --precision float32",
+}
 
 
 def export(
@@ -123,7 +130,7 @@ def export(
 
 def _optimised(compiled: Compiled, options: Options) -> Optimised:
     """Rewrite a graph; one with a loop stays as it was made, for the loop's body is written to be fast already."""
-    if compiled.family in ("kaem", "vae"):
+    if compiled.family not in LOOPED:
         return optimise(compiled.graph, options)
     if options != Options():
         raise RequestError(
@@ -143,14 +150,19 @@ def _compile(
 ) -> Compiled:
     if config.family != "kaem":
         refuse_tables(config.family, tolerance, keep_components=keep_components)
-    if isinstance(model, Diffusion):
-        return compile_diffusion(config, model, image_type, sampling)
-    if isinstance(model, LatentEbm):
-        return compile_latent_ebm(config, model, image_type, sampling)
-    sampling.refuse_steps(config.family)
-    if config.family == "vae":
-        return compile_vae(config, model, image_type)
-    return _kaem(config, model, image_type, tolerance, keep_components)
+    match config.family, model:
+        case "ddpm", Diffusion():
+            return compile_diffusion(config, model, image_type, sampling)
+        case "latent_ebm", LatentEbm():
+            return compile_latent_ebm(config, model, image_type, sampling)
+        case "vae", Kaem():
+            sampling.refuse_steps(config.family)
+            return compile_vae(config, model, image_type)
+        case "kaem", Kaem():
+            sampling.refuse_steps(config.family)
+            return _kaem(config, model, image_type, tolerance, keep_components)
+        case family, _:
+            raise AssertionError(f"nothing compiles a {type(model).__name__} of the family {family!r}")
 
 
 def _kaem(config: Config, model: Kaem, image_type: ImageType, tolerance: float, keep_components: bool) -> Compiled:
@@ -187,7 +199,7 @@ def require_kept(manifest: Manifest) -> None:
         precision = manifest.compilation.get("precision", "float32")
         raise VerificationError(
             f"the compiled graph does not keep its certificate: {figures}",
-            hint="" if precision == "float32" else f"{precision} is too coarse for this model: use --precision float32",
+            hint=_PRECISION_HINTS[precision],
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -126,12 +127,16 @@ class PriorFunctions:
         prior = self._prior
         if isinstance(prior, ExpertsPrior):
             moments: tuple[torch.Tensor, torch.Tensor] = (prior.means, prior.stds)
-        elif prior.reference.is_learnable:
-            moments = prior.reference.moments()
-        elif prior.reference.name == "gaussian":
-            return np.zeros(len(self._weights)), np.ones(len(self._weights))
         else:
-            return None
+            match prior.reference.name:
+                case "learnable_gaussian":
+                    moments = prior.reference.moments()
+                case "gaussian":
+                    return np.zeros(len(self._weights)), np.ones(len(self._weights))
+                case "lognormal" | "uniform" | "none":
+                    return None
+                case _:
+                    assert_never(prior.reference.name)
         mean, std = (value.flatten().numpy() for value in moments)
         return mean, std
 

@@ -6,6 +6,7 @@ Only operators whose rows do not depend on the batch around them are used.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 import onnx
@@ -38,28 +39,31 @@ class Frame:
 def head_nodes(tables: PriorTables, frame: Frame | None) -> tuple[Nodes, Constants, int, int]:
     """Return the nodes and constants from `uniform` (N, D) to `latent` (N, Q), then D and Q."""
     target = "latent" if frame is None else "unframed"
-    if isinstance(tables, CollapsedTables):
-        latent_dim = noise_dim = len(tables.tables.columns)
-        if tables.affine is not None and frame is not None:
-            frame = _folded(tables.affine, frame)
-            tables = CollapsedTables(tables=tables.tables, affine=None)
-        nodes, constants = _collapsed_nodes(tables, target)
-    elif isinstance(tables, ExpertTables):
-        latent_dim = tables.tables.columns.shape[1]
-        noise_dim = latent_dim + 1
-        if frame is not None and frame.offset.ndim == 2:
-            frame = frame if tables.affine is None else _folded(tables.affine, frame)
-            nodes, constants = own_frame_nodes(tables, frame.offset, frame.matrix)
-            return nodes, constants, noise_dim, latent_dim
-        nodes, constants = _expert_nodes(tables, target)
-    elif isinstance(tables, SummandTables):
-        latent_dim, terms = tables.tables.columns.shape
-        noise_dim = terms if tables.shares_uniforms else latent_dim * terms
-        nodes, constants = _summand_nodes(tables, target)
-    else:
-        latent_dim = len(tables.tables.columns)
-        noise_dim = 2 * latent_dim
-        nodes, constants = _component_nodes(tables, target)
+    match tables:
+        case CollapsedTables():
+            latent_dim = noise_dim = len(tables.tables.columns)
+            if tables.affine is not None and frame is not None:
+                frame = _folded(tables.affine, frame)
+                tables = CollapsedTables(tables=tables.tables, affine=None)
+            nodes, constants = _collapsed_nodes(tables, target)
+        case ExpertTables():
+            latent_dim = tables.tables.columns.shape[1]
+            noise_dim = latent_dim + 1
+            if frame is not None and frame.offset.ndim == 2:
+                frame = frame if tables.affine is None else _folded(tables.affine, frame)
+                nodes, constants = own_frame_nodes(tables, frame.offset, frame.matrix)
+                return nodes, constants, noise_dim, latent_dim
+            nodes, constants = _expert_nodes(tables, target)
+        case SummandTables():
+            latent_dim, terms = tables.tables.columns.shape
+            noise_dim = terms if tables.shares_uniforms else latent_dim * terms
+            nodes, constants = _summand_nodes(tables, target)
+        case ComponentTables():
+            latent_dim = len(tables.tables.columns)
+            noise_dim = 2 * latent_dim
+            nodes, constants = _component_nodes(tables, target)
+        case _:
+            assert_never(tables)
     if frame is not None:
         # A row of a matrix product does not depend on the others; the certificate measures it.
         constants |= {"frame_matrix": np.ascontiguousarray(frame.matrix.T), "frame_offset": frame.offset}

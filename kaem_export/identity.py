@@ -6,7 +6,7 @@ What a figure cannot show is compared here: digests, the description of the mode
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import onnx
 
@@ -107,17 +107,21 @@ def check_description(artifact: Path, manifest: Manifest, config: Config, *, upd
 
 def _description(config: Config, manifest: Manifest) -> tuple[str, int, int, dict[str, Any]]:
     """Return family, Q, D and prior as the checkpoint has them, with the steps and sampler that the manifest states."""
-    if config.family == "ddpm":
-        return describe_diffusion(config.data.image_shape, stated_sampler(config.diffusion, manifest))
-    if config.family == "latent_ebm":
-        return describe_latent_ebm(config.prior.num_latents, stated_chain(config.latent_ebm, manifest))
     dim = config.prior.num_latents
-    if config.family == "vae":
-        return "vae", dim, dim, vae_prior()
-    num_uniforms = config.prior.num_uniforms
-    if keeps_components(manifest, config.prior):
-        num_uniforms *= 2 if config.prior.variant == "mixture" else config.prior.num_components
-    return "kaem", dim, num_uniforms, to_mapping(config.prior)
+    match config.family:
+        case "ddpm":
+            return describe_diffusion(config.data.image_shape, stated_sampler(config.diffusion, manifest))
+        case "latent_ebm":
+            return describe_latent_ebm(dim, stated_chain(config.latent_ebm, manifest))
+        case "vae":
+            return "vae", dim, dim, vae_prior()
+        case "kaem":
+            num_uniforms = config.prior.num_uniforms
+            if keeps_components(manifest, config.prior):
+                num_uniforms *= {"mixture": 2, "independent": config.prior.num_components}[config.prior.variant]
+            return "kaem", dim, num_uniforms, to_mapping(config.prior)
+        case _:
+            assert_never(config.family)
 
 
 def check_recorded(artifact: Path, recorded: tuple[Figure, ...], measured: tuple[Figure, ...]) -> None:

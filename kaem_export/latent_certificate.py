@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ from kaem_export.probes import probe_uniforms
 from kaem_export.quadrature_certificate import graph_agreement, oracle_agreement
 from kaem_export.score_certificate import Quantiles, score_figures
 from kaem_export.shared_certificate import alone, component_u_error, summand_u_error
-from kaem_train.sections import PriorConfig
+from kaem_train.sections import PriorConfig, Variant
 
 Float32 = NDArray[np.float32]
 
@@ -44,6 +45,13 @@ class _Probe:
     uniform: Float32
 
 
+_PROBED: dict[Variant, str] = {
+    "independent": "",
+    "mixture": "",
+    "experts": ", every expert on its own share of the last uniform",
+}
+
+
 def latent_figures(
     sampler: LocalSampler, artifact: Path, state: Mapping[str, torch.Tensor], prior: PriorConfig
 ) -> tuple[Figure, ...]:
@@ -56,7 +64,8 @@ def latent_figures(
         prior: The prior's section.
     """
     keeps, digest = keeps_components(sampler.manifest, prior), sampler.manifest.checkpoint_fingerprint
-    if prior.u_sharing == "per_p" or (keeps and prior.variant == "independent"):
+    has_summands = prior.u_sharing == "per_p" or (keeps and prior.variant == "independent")
+    if has_summands:
         value, what = summand_u_error(sampler, state, prior), ", of every component and of their sums"
         return _u_error_figure(sampler, value, what), oracle_agreement(state, alone(prior), digest)
     if keeps:
@@ -64,8 +73,7 @@ def latent_figures(
         return _u_error_figure(sampler, value, ", of every component"), oracle_agreement(state, alone(prior), digest)
     oracle = LatentOracle(state, prior)
     probes = list(_probes(oracle, prior))
-    what = ", every expert on its own share of the last uniform" if prior.variant == "experts" else ""
-    u_error = _u_error_figure(sampler, _u_error(sampler, oracle, prior, probes), what)
+    u_error = _u_error_figure(sampler, _u_error(sampler, oracle, prior, probes), _PROBED[prior.variant])
     tabulated = _table_tensor(artifact, state)
     if tabulated is None:
         return u_error, oracle_agreement(state, alone(prior) if oracle.is_sum else prior, digest)
@@ -109,15 +117,20 @@ def _probes(oracle: LatentOracle, prior: PriorConfig) -> Iterator[_Probe]:
     without so large a share is not probed.
     """
     dim = prior.num_latents
-    if prior.variant != "experts":
-        yield _Probe(first_row=0, uniform=probe_uniforms(dim, 2_000 if prior.variant == "independent" else 20_000))
-        return
-    uniform = probe_uniforms(dim, max(64, 20_000 // len(oracle.weights)))
-    ends = np.concatenate([[0.0], np.cumsum(oracle.weights)]) - 0.5
-    for expert, (low, high) in enumerate(pairwise(ends)):
-        if high - low > 2 * _SHARE_MARGIN:
-            choice = np.linspace(low + _SHARE_MARGIN, high - _SHARE_MARGIN, len(uniform), dtype=np.float32)
-            yield _Probe(first_row=expert * dim, uniform=np.concatenate([uniform, choice[:, None]], axis=1))
+    match prior.variant:
+        case "independent":
+            yield _Probe(first_row=0, uniform=probe_uniforms(dim, 2_000))
+        case "mixture":
+            yield _Probe(first_row=0, uniform=probe_uniforms(dim, 20_000))
+        case "experts":
+            uniform = probe_uniforms(dim, max(64, 20_000 // len(oracle.weights)))
+            ends = np.concatenate([[0.0], np.cumsum(oracle.weights)]) - 0.5
+            for expert, (low, high) in enumerate(pairwise(ends)):
+                if high - low > 2 * _SHARE_MARGIN:
+                    choice = np.linspace(low + _SHARE_MARGIN, high - _SHARE_MARGIN, len(uniform), dtype=np.float32)
+                    yield _Probe(first_row=expert * dim, uniform=np.concatenate([uniform, choice[:, None]], axis=1))
+        case _:
+            assert_never(prior.variant)
 
 
 def _table_tensor(artifact: Path, state: Mapping[str, torch.Tensor]) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import assert_never
 
 import onnx
 import onnx_ir as ir
@@ -109,12 +110,15 @@ def optimise(model: onnx.ModelProto, options: Options | None = None) -> Optimise
     if options.optimize != "none":
         for rewrite in EXACT:
             done = _after(done, rewrite.__name__, rewrite)
-    if options.precision == "float32":
-        done = _large_batch(done, options)
-    elif options.precision == "float16":
-        done = _after(done, "to_float16", to_float16)
-    else:
-        done = replace(done, steps=(*done.steps, Step("to_int8", to_int8(done.model), INT8_ROWS)))
+    match options.precision:
+        case "float32":
+            done = _large_batch(done, options)
+        case "float16":
+            done = _after(done, "to_float16", to_float16)
+        case "int8":
+            done = replace(done, steps=(*done.steps, Step("to_int8", to_int8(done.model), INT8_ROWS)))
+        case _:
+            assert_never(options.precision)
     if len(options.batch) == 1:
         done = _after(done, "fix_batch", partial(fix_batch, rows=options.batch[0]))
     return done
@@ -133,10 +137,18 @@ def _after(done: Optimised, name: str, rewrite: Rewrite, rows_per_call: int = 0)
 def _large_batch(done: Optimised, options: Options) -> Optimised:
     """Add the large-batch form where it is wanted: for any batch size in a branch, for fixed ones in its place."""
     graph = with_shapes(ir.from_proto(done.model))
-    if options.optimize not in ("large-batch", "auto") or not has_large_batch_form(graph):
+    if not has_large_batch_form(graph):
         return done
     rewritten = _after(done, "to_toom_cook", to_toom_cook, TOOM_COOK_ROWS)
-    rows = LARGE_BATCH if options.optimize == "large-batch" else paying_rows(done.model, rewritten.model)
+    match options.optimize:
+        case "none" | "default":
+            return done
+        case "large-batch":
+            rows = LARGE_BATCH
+        case "auto":
+            rows = paying_rows(done.model, rewritten.model)
+        case _:
+            assert_never(options.optimize)
     rows = rows and max(rows, rows_of_equal_bits(graph))
     if rows == 0 or (options.batch and options.batch[-1] < rows):
         return done

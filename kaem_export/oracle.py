@@ -18,7 +18,7 @@ characteristic functions (the baker: convolution).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -40,7 +40,7 @@ _HALVINGS = 40
 _NEGLIGIBLE = 1e-8
 _LOG_STD_RANGE = (-2.0, 1.5)
 _LEAST_REFERENCE_STD = 0.1
-_FRAME_PREFIX = {"global": "frame", "own": "frames"}
+_FRAME_PREFIX = {"none": None, "global": "frame", "own": "frames"}
 
 
 class LatentOracle:
@@ -77,8 +77,10 @@ class LatentOracle:
         density = np.exp(log_values - log_values.max(axis=-1, keepdims=True))
         density = density.reshape(*density.shape[:2], *self._nodes.shape)  # (Q, P, pieces, nodes)
         density /= self._integrals(density).sum(axis=-1)[:, :, None, None]
-        self.weights = softmax(tensors["logits"]) if config.variant == "experts" else np.ones(1)
-        prefix = _FRAME_PREFIX.get(config.frame)
+        self.weights = np.ones(1)
+        if config.variant == "experts":
+            self.weights = softmax(tensors["logits"])
+        prefix = _FRAME_PREFIX[config.frame]
         self._frame = None if prefix is None else (tensors[f"{prefix}.offset"], tensors[f"{prefix}.matrix"])
         if self.is_sum:
             self._components = density
@@ -188,22 +190,28 @@ def _names(config: PriorConfig) -> list[str]:
     names = basis_tensors(config)
     if config.refit_interval:
         names.append("domain")
-    if config.frame in _FRAME_PREFIX:
+    if _FRAME_PREFIX[config.frame]:
         names += [f"{_FRAME_PREFIX[config.frame]}.{part}" for part in ("offset", "matrix")]
     if config.variant == "experts" and config.frame != "own":
         names += ["means", "log_stds"]
     if config.reference == "learnable_gaussian":
         names += ["reference.mean", "reference.rho"]
-    return names if config.variant == "independent" else [*names, "logits"]
+    if config.variant != "independent":
+        names.append("logits")
+    return names
 
 
 def _rows(density: Float64, tensors: Mapping[str, Float64], config: PriorConfig) -> Float64:
     """Component densities (Q, P, pieces, nodes) to one density per distribution function."""
-    if config.variant == "experts":
-        return density.swapaxes(0, 1).reshape(-1, *density.shape[2:])
-    if config.variant == "mixture":
-        return np.asarray(np.einsum("qp,qpen->qen", softmax(tensors["logits"]), density))
-    return density.reshape(-1, *density.shape[2:])
+    match config.variant:
+        case "experts":
+            return density.swapaxes(0, 1).reshape(-1, *density.shape[2:])
+        case "mixture":
+            return np.asarray(np.einsum("qp,qpen->qen", softmax(tensors["logits"]), density))
+        case "independent":
+            return density.reshape(-1, *density.shape[2:])
+        case _:
+            assert_never(config.variant)
 
 
 def log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callable[[Float64], Float64]:
@@ -223,16 +231,20 @@ def log_density(tensors: Mapping[str, Float64], config: PriorConfig) -> Callable
 
 def _log_reference(tensors: Mapping[str, Float64], config: PriorConfig, z: Float64) -> Float64 | float:
     """Return log pi0(z) up to a constant per function: z (M,) -> shape that broadcasts with (Q, P, M)."""
-    if config.reference == "gaussian":
-        return -(z**2) / 2
-    if config.reference == "lognormal":
-        return -(np.log(z) ** 2) / 2 - np.log(z)
-    if config.reference == "learnable_gaussian":
-        length, centre = config.high - config.low, (config.high + config.low) / 2
-        mean = np.clip(tensors["reference.mean"], centre - length / 4, centre + length / 4)
-        std = np.clip(np.logaddexp(0, tensors["reference.rho"]) + 1e-3, _LEAST_REFERENCE_STD, length / 8)
-        return np.asarray(-(((z - mean[:, :, None]) / std[:, :, None]) ** 2) / 2)
-    return 0.0
+    match config.reference:
+        case "gaussian":
+            return -(z**2) / 2
+        case "lognormal":
+            return -(np.log(z) ** 2) / 2 - np.log(z)
+        case "learnable_gaussian":
+            length, centre = config.high - config.low, (config.high + config.low) / 2
+            mean = np.clip(tensors["reference.mean"], centre - length / 4, centre + length / 4)
+            std = np.clip(np.logaddexp(0, tensors["reference.rho"]) + 1e-3, _LEAST_REFERENCE_STD, length / 8)
+            return np.asarray(-(((z - mean[:, :, None]) / std[:, :, None]) ** 2) / 2)
+        case "uniform" | "none":
+            return 0.0
+        case _:
+            assert_never(config.reference)
 
 
 def softmax(logits: Float64) -> Float64:

@@ -7,6 +7,7 @@ Like the rest of the oracle this shares no code with the model: it reads tensors
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import assert_never
 
 import numpy as np
 import scipy.special
@@ -14,7 +15,7 @@ from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 from scipy.interpolate import BSpline
 
-from kaem_train.sections import BaseActivation, PriorConfig
+from kaem_train.sections import BaseActivation, BasisName, PriorConfig
 
 Float64 = NDArray[np.float64]
 Tensors = Mapping[str, Float64]
@@ -24,6 +25,7 @@ _SCALE_RANGE = (0.125, 8.0)
 _PIECES_PER_WAVE = 4
 
 ACTIVATIONS: dict[BaseActivation, Callable[[Float64], Float64]] = {
+    "none": np.zeros_like,
     "silu": lambda z: z * scipy.special.expit(z),
     "relu": lambda z: np.maximum(z, 0.0),
     "leakyrelu": lambda z: np.where(z < 0.0, 0.01 * z, z),
@@ -35,16 +37,15 @@ ACTIVATIONS: dict[BaseActivation, Callable[[Float64], Float64]] = {
 def basis_tensors(config: PriorConfig) -> list[str]:
     """Return the names of the bank's tensors."""
     own = {
-        "rbf": ["bank.log_tau", "bank.centers"],
-        "rswaf": ["bank.log_tau", "bank.centers"],
-        "bspline": ["bank.knots"],
-        "fourier": ["bank.log_tau"],
+        "rbf": ["bank.spline_weight", "bank.log_tau", "bank.centers"],
+        "rswaf": ["bank.spline_weight", "bank.log_tau", "bank.centers"],
+        "bspline": ["bank.spline_weight", "bank.knots"],
+        "fourier": ["bank.spline_weight", "bank.log_tau"],
         "chebyshev": [],
-        "morlet": ["bank.translations", "bank.log_scales"],
+        "morlet": ["bank.spline_weight", "bank.translations", "bank.log_scales"],
     }[config.basis]
-    scaled = [] if config.basis == "chebyshev" else ["bank.spline_weight"]
     base = [] if config.base == "none" else ["bank.base_weight"]
-    return ["bank.coefficients", *own, *scaled, *base]
+    return ["bank.coefficients", *own, *base]
 
 
 def energies(z: Float64, tensors: Tensors, config: PriorConfig) -> Float64:
@@ -66,14 +67,17 @@ def basis_breaks(tensors: Tensors) -> Float64:
 
 def pieces_wanted(length: float, tensors: Tensors, config: PriorConfig) -> int:
     """Return into how many pieces a domain of some length must be cut to resolve the fastest oscillation."""
-    if config.basis == "fourier":
-        wave = (config.high - config.low) / (config.grid_size * _tau(tensors))
-    elif config.basis == "chebyshev":
-        wave = 2.0 * np.pi / config.grid_size
-    elif config.basis == "morlet":
-        wave = 2.0 * np.pi / 5.0 * float(_scales(tensors).min())
-    else:
-        return 1
+    match config.basis:
+        case "fourier":
+            wave = (config.high - config.low) / (config.grid_size * _tau(tensors))
+        case "chebyshev":
+            wave = 2.0 * np.pi / config.grid_size
+        case "morlet":
+            wave = 2.0 * np.pi / 5.0 * float(_scales(tensors).min())
+        case "rbf" | "rswaf" | "bspline":
+            return 1
+        case _:
+            assert_never(config.basis)
     return int(np.ceil(_PIECES_PER_WAVE * length / wave))
 
 
@@ -119,7 +123,7 @@ def _morlet(z: Float64, tensors: Tensors, config: PriorConfig) -> Float64:
     return value
 
 
-_EVALUATORS = {
+_EVALUATORS: dict[BasisName, Callable[[Float64, Tensors, PriorConfig], Float64]] = {
     "rbf": _rbf,
     "rswaf": _rswaf,
     "bspline": _bspline,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 from scipy.integrate import quad_vec
@@ -72,12 +72,15 @@ class Function:
 
     def _place(self) -> tuple[int, slice | None]:
         """Return q and the component, none where all are mixed."""
-        if self.config.variant == "mixture":
-            return self.row, None
-        if self.config.variant == "experts":
-            component, latent = divmod(self.row, self.config.num_latents)
-        else:
-            latent, component = divmod(self.row, self.config.num_components)
+        match self.config.variant:
+            case "mixture":
+                return self.row, None
+            case "experts":
+                component, latent = divmod(self.row, self.config.num_latents)
+            case "independent":
+                latent, component = divmod(self.row, self.config.num_components)
+            case _:
+                assert_never(self.config.variant)
         return latent, slice(component, component + 1)
 
 
@@ -117,7 +120,8 @@ def oracle_agreement(state: Mapping[str, Any], config: PriorConfig, fingerprint:
         fingerprint: Digest of the weights.
     """
     random, oracle = _random(fingerprint), LatentOracle(state, config)
-    count = config.num_latents * (1 if config.variant == "mixture" else config.num_components)
+    per_latent = {"mixture": 1, "independent": config.num_components, "experts": config.num_components}
+    count = config.num_latents * per_latent[config.variant]
     worst = [0.0]
     for row in random.choice(count, min(_FUNCTIONS, count), replace=False):
         z = oracle.quantile(int(row), np.sort(random.random(_POINTS)))

@@ -68,5 +68,5 @@ def _difference(sampler: LocalSampler, uniform: NDArray[np.float32], alone: NDAr
 
 def _bound(manifest: Manifest) -> float:
     if manifest.compilation.get("large_batch_rows", 0) > 1:
-        return BRANCH_BOUND if manifest.image_type == "float32" else 1.0  # a pixel on the edge of two levels
+        return {"float32": BRANCH_BOUND, "uint8": 1.0}[manifest.image_type]  # a pixel on the edge of two levels
     return 0.0

@@ -60,7 +60,8 @@ def build_target(
     if needs_engine(target, options):
         native_tensorrt()  # first of all: what cannot be built here should not cost a compilation
         installed_gpu()
-    if target == "triton":
+    is_repository = target == "triton"
+    if is_repository:
         return _triton_model(source, out or source.with_name("triton"), compile_to, options, profiles)
     path = out or source.with_name("model").with_suffix(_SUFFIXES[target])
     if path.suffix == ".onnx":
@@ -74,19 +75,22 @@ def build_target(
         compile_to(artifact)
     manifest, batch = _open(artifact)
     refuse_int8(target, options, manifest.compilation.get("precision"))
-    if target == "tensorrt":
-        build_engine(artifact, path, profiles=profiles, tf32=options.tf32)
-    else:
-        import onnx
+    match target:
+        case "tensorrt":
+            build_engine(artifact, path, profiles=profiles, tf32=options.tf32)
+        case "aotinductor":
+            import onnx
 
-        from kaem_export.aotinductor import build_package
+            from kaem_export.aotinductor import build_package
 
-        if batch is not None:
-            raise ConfigError(
-                f"{artifact} is made for batches of {batch} alone; a package takes any size",
-                hint="export it without --batch",
-            )
-        build_package(onnx.load(artifact), path, device=options.device)
+            if batch is not None:
+                raise ConfigError(
+                    f"{artifact} is made for batches of {batch} alone; a package takes any size",
+                    hint="export it without --batch",
+                )
+            build_package(onnx.load(artifact), path, device=options.device)
+        case _:
+            raise AssertionError(f"{target!r} is not built here")
     return path
 
 
@@ -114,7 +118,7 @@ def refuse_int8(target: Target, options: TargetOptions, precision: object) -> No
     """
     if precision != "int8" or target == "onnx" or (target == "triton" and options.triton_backend == "onnxruntime"):
         return
-    runner = "AOTInductor" if target == "aotinductor" else "TensorRT"
+    runner = {"aotinductor": "AOTInductor", "tensorrt": "TensorRT", "triton": "TensorRT"}[target]
     raise ConfigError(
         f"{runner} does not run int8 graphs, which are for ONNX Runtime on a processor",
         hint="export the checkpoint with --precision float16 for a GPU, or float32",

@@ -25,7 +25,7 @@ from kaem.padding import calls, joined, whole_calls
 from kaem.sampler import Images
 from kaem_export.torch_twin import TorchTwin
 from kaem_export.trained import LOOPED, Trained, manifest_of, open_trained
-from kaem_train.baselines.diffusion import Diffusion, sampling_schedule
+from kaem_train.baselines.diffusion import Diffusion, sampling_schedule, step_options
 
 NAMES = ("torch-eager", "torch-compile", "diffusers")
 
@@ -153,11 +153,11 @@ class PipelineEngine:
         if not isinstance(model, Diffusion):
             raise ConfigError(f"{path} is a model of the family {trained.family}, which diffusers has no pipeline for")
         config = model.config
-        kind = DDIMPipeline if config.sampler == "ddim" else DDPMPipeline
+        kind = {"ddim": DDIMPipeline, "ddpm": DDPMPipeline}[config.sampler]
         self._pipeline: Any = kind(unet=model.generator, scheduler=sampling_schedule(config)).to(device)
         self._pipeline.set_progress_bar_config(disable=True)
         self._options = {"num_inference_steps": config.sampling_steps, "output_type": "np"}
-        self._options |= {"eta": config.eta} if config.sampler == "ddim" else {}
+        self._options |= step_options(config)
         self._rng = torch.Generator(device=device)
         self._words = {
             **_settings(device, False),
@@ -203,7 +203,7 @@ def _compiled(twin: TorchTwin) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 
 def _settings(device: str, is_compiled: bool) -> dict[str, str]:
-    words = {"provider": torch.cuda.get_device_name() if device == "cuda" else "CPU", "torch": torch.__version__}
+    words = {"provider": "CPU" if device == "cpu" else torch.cuda.get_device_name(), "torch": torch.__version__}
     words |= {"threads": str(torch.get_num_threads()), "compiled": "yes" if is_compiled else "no"}
     if device == "cuda":
         words["TF32"] = "on" if torch.backends.cuda.matmul.allow_tf32 else "off"

@@ -18,6 +18,7 @@ from kaem.engine import Engine
 from kaem.errors import RequestError
 
 Backend = Literal["onnxruntime", "tensorrt"]
+_FILES: dict[Backend, str] = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 MOST_ROWS = 256
 """Largest batch that Triton collects for ONNX Runtime; an engine's profiles say their own."""
 
@@ -89,7 +90,7 @@ def write_model(repository: Path, name: str, config: str, model: bytes, backend:
     old = draft.with_suffix(".old")
     try:
         (draft / "1").mkdir(parents=True)
-        (draft / "1" / ("model.onnx" if backend == "onnxruntime" else "model.plan")).write_bytes(model)
+        (draft / "1" / _FILES[backend]).write_bytes(model)
         (draft / "config.pbtxt").write_text(config, encoding="utf-8")
         if folder.exists():
             folder.rename(old)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from kaem_train.baselines.diffusion import DenoisingObjective, Diffusion
 from kaem_train.baselines.latent_ebm import LatentEbm, ShortRunInference
 from kaem_train.baselines.vae import fix_standard_normal
@@ -14,20 +16,29 @@ Model = Kaem | LatentEbm | Diffusion
 
 def build_model(config: Config) -> Model:
     """Return the configured model with freshly drawn parameters."""
-    if config.family == "latent_ebm":
-        return LatentEbm(config)
-    if config.family == "ddpm":
-        return Diffusion(config.data.image_shape, config.diffusion)
-    model = Kaem(config)
-    if config.family == "vae":
-        fix_standard_normal(model)
-    return model
+    match config.family:
+        case "kaem":
+            return Kaem(config)
+        case "vae":
+            model = Kaem(config)
+            fix_standard_normal(model)
+            return model
+        case "latent_ebm":
+            return LatentEbm(config)
+        case "ddpm":
+            return Diffusion(config.data.image_shape, config.diffusion)
+        case _:
+            assert_never(config.family)
 
 
 def build_objective(config: Config, model: Model) -> Objective:
     """Return what `model`, as of `build_model`, learns from."""
-    if isinstance(model, Kaem):
-        return build_posterior(config, model.prior.latent_shape)
-    if isinstance(model, LatentEbm):
-        return ShortRunInference(config)
-    return DenoisingObjective(config.diffusion)
+    match model:
+        case Kaem():
+            return build_posterior(config, model.prior.latent_shape)
+        case LatentEbm():
+            return ShortRunInference(config)
+        case Diffusion():
+            return DenoisingObjective(config.diffusion)
+        case _:
+            assert_never(model)

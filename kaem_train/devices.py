@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,18 @@ def choose_device(name: Device = "auto") -> torch.device:
         ConfigError: `cuda`, and torch sees no GPU.
     """
     is_present = torch.cuda.is_available()
-    if name == "cuda" and not is_present:
-        raise ConfigError(
-            "training.device = 'cuda', and torch sees no NVIDIA GPU",
-            hint="set training.device=cpu or auto, or install torch with CUDA and a driver",
-        )
-    return torch.device("cuda" if is_present and name != "cpu" else "cpu")
+    match name:
+        case "cpu":
+            return torch.device("cpu")
+        case "cuda" if not is_present:
+            raise ConfigError(
+                "training.device = 'cuda', and torch sees no NVIDIA GPU",
+                hint="set training.device=cpu or auto, or install torch with CUDA and a driver",
+            )
+        case "cuda" | "auto":
+            return torch.device("cuda" if is_present else "cpu")
+        case _:
+            assert_never(name)
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -54,8 +54,10 @@ def plan_run(config: Config, dataset: Dataset) -> Plan:
     trainer = Trainer(config, dataset)
     updates, posterior = config.training.updates, config.posterior
     start = round(posterior.prior_from * updates) if posterior.has_encoder else 0
-    bound = round(posterior.bound_from * updates) if posterior.kind == "weighted_bound" else 0
-    begins = [0, *sorted(step for step in {start, bound} if 0 < step < updates)]
+    starts = {start}
+    if posterior.kind == "weighted_bound":
+        starts.add(round(posterior.bound_from * updates))
+    begins = [0, *sorted(step for step in starts if 0 < step < updates)]
     seconds, start_seconds = [], 0.0
     for begin in begins:
         trainer.step = begin

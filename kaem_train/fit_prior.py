@@ -27,7 +27,7 @@ from kaem_train.model.onnx_generator import OnnxGenerator
 from kaem_train.model.own_frames import OwnFramesPrior
 from kaem_train.model.prior import Prior, build_prior
 from kaem_train.posterior.start import start_prior
-from kaem_train.sections import DataConfig, GeneratorConfig, PosteriorConfig, PriorConfig, TrainingConfig
+from kaem_train.sections import DataConfig, GeneratorConfig, PosteriorConfig, PriorConfig, TrainingConfig, Variant
 from kaem_train.settings import Config
 from kaem_train.streams import noise_stream
 
@@ -40,6 +40,9 @@ _PRIORS: dict[PriorName, dict[str, Any]] = {
     "strict": {"variant": "mixture", "frame": "global", "num_components": 1},
     "independent": {"variant": "independent", "frame": "none", "num_components": 1},
 }
+_TRAILING: dict[Variant, tuple[int, ...]] = {"independent": (1,), "mixture": (), "experts": ()}
+"""Sizes after (S, Q) of a variant's latents, where there is one summand."""
+
 _NUMBERS_OF_EXPERTS = (1, 2, 4, 8, 16, 32, 64)
 _ROWS_PER_EXPERT = 4
 _FALLS_TO_STOP = 2
@@ -151,9 +154,7 @@ def fit_prior(
     candidates = list(configs)
     if candidates[0].frame == "none":
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
-    shape = (
-        (-1, latents.fitted.shape[1]) if candidates[0].variant != "independent" else (-1, latents.fitted.shape[1], 1)
-    )
+    shape = (-1, latents.fitted.shape[1], *_TRAILING[candidates[0].variant])
     fitted, choosing = (((part - mean) / std).reshape(shape) for part in (latents.fitted, latents.choosing))
     if candidates[0].frame == "none":
         _require_inside(fitted, candidates[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -30,9 +30,15 @@ def log_prior_term(prior: Prior, z: Tensor, gradient: PriorGradient, rng: torch.
     Returns:
         Shape (S,), in nats.
     """
-    if gradient == "contrastive" and isinstance(prior, IndependentPrior):
-        return _energy(prior, z) - _energy(prior, prior.sample(len(z), rng)).mean()
-    return prior.log_density(z)
+    match gradient:
+        case "quadrature":
+            return prior.log_density(z)
+        case "contrastive" if isinstance(prior, IndependentPrior):
+            return _energy(prior, z) - _energy(prior, prior.sample(len(z), rng)).mean()
+        case "contrastive":
+            raise AssertionError("the configuration allows contrastive gradients of independent latents only")
+        case _:
+            assert_never(gradient)
 
 
 def _energy(prior: IndependentPrior, z: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from kaem.config import from_mapping, merge, parse_overrides, read_toml
 from kaem.errors import ConfigError
@@ -78,17 +78,21 @@ class Config:
         self._require_memory()
         if self.family == "ddpm":
             self._require_halving()
-        elif self.generator.kind == "cnn":
+        if self.family != "ddpm" and self.generator.kind == "cnn":
             cnn_kernels(self.data.image_shape, self.generator)
 
     @property
     def learning_rates(self) -> tuple[float, float]:
         """Adam step sizes of the networks and of the prior."""
-        if self.family == "latent_ebm":
-            return self.training.learning_rate, self.latent_ebm.learning_rate
-        if self.family == "ddpm":
-            return self.diffusion.learning_rate, self.diffusion.learning_rate
-        return self.training.learning_rate, self.training.prior_learning_rate
+        match self.family:
+            case "kaem" | "vae":
+                return self.training.learning_rate, self.training.prior_learning_rate
+            case "latent_ebm":
+                return self.training.learning_rate, self.latent_ebm.learning_rate
+            case "ddpm":
+                return self.diffusion.learning_rate, self.diffusion.learning_rate
+            case _:
+                assert_never(self.family)
 
     def _require_halving(self) -> None:
         smallest = 2 ** (len(self.diffusion.channels) - 1)
@@ -133,12 +137,18 @@ class Config:
         channels, height, width = self.data.image_shape
         pixels = channels * height * width
         generator, posterior, num_latents = self.generator, self.posterior, self.prior.num_latents
-        if generator.kind == "kan":
-            widths = (num_latents, *generator.hidden, pixels)
-            largest = max(a * b for a, b in pairwise(widths)) * (generator.grid_size + 1)
-        else:
-            widths = (num_latents, generator.dense or num_latents, *generator.channels, channels)
-            largest = max((49, *(kernel**2 for kernel in generator.kernels))) * max(a * b for a, b in pairwise(widths))
+        match generator.kind:
+            case "kan":
+                widths = (num_latents, *generator.hidden, pixels)
+                largest = max(a * b for a, b in pairwise(widths)) * (generator.grid_size + 1)
+            case "cnn":
+                widths = (num_latents, generator.dense or num_latents, *generator.channels, channels)
+                kernel_size = max((49, *(kernel**2 for kernel in generator.kernels)))
+                largest = kernel_size * max(a * b for a, b in pairwise(widths))
+            case "module" | "onnx":
+                largest = 0  # not ours to count
+            case _:
+                assert_never(generator.kind)
         if largest > _MOST_NUMBERS:
             raise ConfigError(
                 f"a layer of the generator would hold {largest:.2g} weights, above {_MOST_NUMBERS:.2g}",
@@ -158,10 +168,15 @@ class Config:
                 f"the frames of the final refit would hold {num_weights:.2g} weights, above {MOST_WEIGHTS:.2g}",
                 hint="set refit.kind=none, or lower refit.num_experts or prior.num_latents",
             )
-        per_image = {"weighted_bound": posterior.bound_samples, "tempering": posterior.num_temperatures}
-        images = self.training.batch_size * per_image.get(posterior.kind, 1)
-        if posterior.kind == "importance":
-            images = max(images, posterior.num_proposals)
+        batch = self.training.batch_size
+        images = {
+            "amortized": batch,
+            "weighted_bound": batch * posterior.bound_samples,
+            "refined": batch,
+            "importance": max(batch, posterior.num_proposals),
+            "langevin": batch,
+            "tempering": batch * posterior.num_temperatures,
+        }[posterior.kind]
         if images * pixels > _MOST_NUMBERS:
             raise ConfigError(
                 f"one update would decode {images} images of {pixels} pixels, above {_MOST_NUMBERS:.2g} in all",

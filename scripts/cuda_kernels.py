@@ -151,7 +151,8 @@ def main(arguments: list[str]) -> int:
                 environment: dict[str, Any] = {**os.environ, "LD_LIBRARY_PATH": folder, READY: "1"}
                 command = [sys.executable, __file__, *arguments]
                 return subprocess.run(command, env=environment, check=False).returncode
-    sys.exit(__doc__)
+        case _:
+            raise SystemExit(__doc__)
 
 
 if __name__ == "__main__":

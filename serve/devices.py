@@ -87,8 +87,12 @@ def open_engine(path: Path, device: Device, *, workers: int | None = None, name:
         ArtifactError: The artifact, or its engine file, cannot be used.
         BackendError: The device or its libraries are unusable.
     """
-    if device.kind == "cuda":
-        return CudaEngine(path, device_id=device.number)
-    if device.kind == "tensorrt":
-        return TensorRtEngine(path, (name or path).with_suffix(".engine"), device_id=device.number)
-    return LocalSampler(path, workers=workers)
+    match device.kind:
+        case "cpu":
+            return LocalSampler(path, workers=workers)
+        case "cuda":
+            return CudaEngine(path, device_id=device.number)
+        case "tensorrt":
+            return TensorRtEngine(path, (name or path).with_suffix(".engine"), device_id=device.number)
+        case unknown:
+            raise AssertionError(f"no device is of the kind {unknown!r}")

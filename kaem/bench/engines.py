@@ -75,8 +75,6 @@ LIBRARIES = {
 TORCH_NAMES = ("torch-eager", "torch-compile", "diffusers")
 """Engines that a floor above this one opens; they run checkpoints, too."""
 
-_TENSORRT = "ort-tensorrt"
-
 NAMES = tuple(name for name in LIBRARIES if name != "server")
 """Engines that may be asked for by name; a server is what its address says."""
 
@@ -107,19 +105,19 @@ def open_engine(job: Job) -> Engine:
         KaemError: The source or the engine is unusable.
     """
     require(job.engine)
-    if job.engine == "onnxruntime":
-        return OnnxRuntimeEngine(Path(job.source), provider=job.provider, threads=job.threads)
-    if job.engine == "tensorrt":
-        if _TENSORRT not in PROVIDERS:
-            raise BackendError("this kaem does not run TensorRT yet", hint="use --engine onnxruntime --provider cuda")
-        return OnnxRuntimeEngine(Path(job.source), provider=_TENSORRT, threads=1)
-    if job.engine == "openvino":
-        if job.provider != "cpu":
-            raise ConfigError(f"engine openvino runs on the cpu, not on {job.provider}")
-        return OpenVinoEngine(Path(job.source), threads=job.threads)
-    if job.engine == "server":
-        return ServerEngine(job.source)
-    raise ConfigError(f"engine {job.engine} cannot be opened without torch")
+    match job.engine:
+        case "onnxruntime":
+            return OnnxRuntimeEngine(Path(job.source), provider=job.provider, threads=job.threads)
+        case "tensorrt":
+            return OnnxRuntimeEngine(Path(job.source), provider="ort-tensorrt", threads=1)
+        case "openvino":
+            if job.provider != "cpu":
+                raise ConfigError(f"engine openvino runs on the cpu, not on {job.provider}")
+            return OpenVinoEngine(Path(job.source), threads=job.threads)
+        case "server":
+            return ServerEngine(job.source)
+        case _:
+            raise ConfigError(f"engine {job.engine} cannot be opened without torch")
 
 
 class OnnxRuntimeEngine:

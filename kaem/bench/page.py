@@ -143,8 +143,10 @@ def _plots(table: Table, report: Report) -> list[tuple[str, str]]:
             return [server_plot(report.server)]
         case "ends" | "search":
             return []
-        case scenario:
+        case scenario if any(row.scenario == scenario for row in report.local):
             return local_plots([row for row in report.local if row.scenario == scenario])
+        case unknown:
+            raise AssertionError(f"no plots are known for the table {unknown!r}")
 
 
 def _table(table: Table) -> str:

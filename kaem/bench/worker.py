@@ -75,8 +75,10 @@ def _answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
             return _warm(engine, request["batch"], request["seed"])
         case "turn":
             return _turn(engine, **{name: value for name, value in request.items() if name != "do"})
-        case _:
+        case "peak":
             return {"peak_bytes": _peak_bytes()}
+        case unknown:
+            raise AssertionError(f"no request is named {unknown!r}")
 
 
 def _turn(engine: Engine, batch: int, seed: int, start: int, settle: bool, length_s: float = TURN_S) -> dict[str, Any]:

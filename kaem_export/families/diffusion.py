@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import onnx
@@ -75,7 +75,7 @@ def sampler_settings(config: DiffusionConfig, sampling: Sampling) -> DiffusionCo
     """
     sampler, steps = sampling.sampler or config.sampler, sampling.steps
     if steps is None:
-        other = config.noise_steps if sampler == "ddpm" else _DEFAULT_DDIM_STEPS
+        other = {"ddpm": config.noise_steps, "ddim": _DEFAULT_DDIM_STEPS}[sampler]
         steps = config.sampling_steps if sampler == config.sampler else other
     return replace(config, sampler=sampler, sampling_steps=steps)
 
@@ -109,7 +109,7 @@ def describe_diffusion(
     prior = {
         "kind": "standard normal per pixel",
         "steps": settings.sampling_steps,
-        "eta": settings.eta if settings.sampler == "ddim" else 1.0,
+        "eta": settings.used_eta,
         "noise_steps": settings.noise_steps,
         "betas": settings.betas,
         "u_error_bound": NORMAL_U_ERROR_BOUND,
@@ -144,13 +144,16 @@ def sampler_schedule(settings: DiffusionConfig) -> Schedule:
     now, then = kept[timesteps], kept[np.maximum(timesteps - settings.noise_steps // settings.sampling_steps, -1)]
     variance = (1.0 - then) / (1.0 - now) * (1.0 - now / then)
     none = np.zeros_like(now)
-    if settings.sampler == "ddim":
-        sigma = settings.eta * np.sqrt(variance)
-        to_clean, to_noise, to_noisy = np.sqrt(then), np.sqrt(1.0 - then - sigma**2), none
-    else:
-        sigma = np.sqrt(variance)
-        to_clean = np.sqrt(then) * (1.0 - now / then) / (1.0 - now)
-        to_noise, to_noisy = none, np.sqrt(now / then) * (1.0 - then) / (1.0 - now)
+    match settings.sampler:
+        case "ddim":
+            sigma = settings.eta * np.sqrt(variance)
+            to_clean, to_noise, to_noisy = np.sqrt(then), np.sqrt(1.0 - then - sigma**2), none
+        case "ddpm":
+            sigma = np.sqrt(variance)
+            to_clean = np.sqrt(then) * (1.0 - now / then) / (1.0 - now)
+            to_noise, to_noisy = none, np.sqrt(now / then) * (1.0 - then) / (1.0 - now)
+        case _:
+            assert_never(settings.sampler)
     return Schedule(
         timesteps=timesteps,
         of_noisy=(1.0 / np.sqrt(now)).astype(np.float32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -72,14 +73,17 @@ def library_images(model: Diffusion, settings: DiffusionConfig, first: Tensor, s
     for timestep in library.timesteps:
         eps = model.predict_noise(x, timestep)
         noise = None if noises is None else torch.from_numpy(ndtri(next(noises))).float().reshape(x.shape)
-        if settings.sampler == "ddim":
-            x = library.step(eps, timestep, x, eta=settings.eta, variance_noise=noise).prev_sample
-            continue
-        # The library's DDPM draws its noise itself: let it, from a known seed, and put ours in its place.
-        drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-        x = library.step(eps, timestep, x, generator=torch.Generator().manual_seed(0)).prev_sample
-        if timestep > 0 and noise is not None:
-            x = x + library._get_variance(timestep).sqrt() * (noise - drawn)
+        match settings.sampler:
+            case "ddim":
+                x = library.step(eps, timestep, x, eta=settings.eta, variance_noise=noise).prev_sample
+            case "ddpm":
+                # The library's DDPM draws its noise itself: let it, from a known seed, and put ours in its place.
+                drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+                x = library.step(eps, timestep, x, generator=torch.Generator().manual_seed(0)).prev_sample
+                if timestep > 0 and noise is not None:
+                    x = x + library._get_variance(timestep).sqrt() * (noise - drawn)
+            case _:
+                assert_never(settings.sampler)
     return ((x + 1.0) / 2.0).clamp(0.0, 1.0)
 
 

@@ -9,7 +9,7 @@ the run's streams. There is no likelihood to report.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class Diffusion(nn.Module):
     def sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Draw images with the configured sampler: shape (num, C, H, W), in [0, 1]."""
         sampler = sampling_schedule(self.config)
-        options = {"eta": self.config.eta} if self.config.sampler == "ddim" else {}
+        options = step_options(self.config)
         x = normal((num, *self.image_shape), rng, next(self.parameters()))
         for timestep in sampler.timesteps:
             x = sampler.step(self.predict_noise(x, timestep), timestep, x, generator=rng, **options).prev_sample
@@ -99,10 +99,21 @@ def sampling_schedule(config: DiffusionConfig) -> Any:
     """
     from diffusers import DDIMScheduler, DDPMScheduler
 
-    kind = DDIMScheduler if config.sampler == "ddim" else DDPMScheduler
-    sampler = kind(**_schedule_settings(config), timestep_spacing="trailing")
+    kinds = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
+    sampler = kinds[config.sampler](**_schedule_settings(config), timestep_spacing="trailing")
     sampler.set_timesteps(config.sampling_steps)
     return sampler
+
+
+def step_options(config: DiffusionConfig) -> dict[str, float]:
+    """Return what the library's sampler is told at every step, beside what is there."""
+    match config.sampler:
+        case "ddim":
+            return {"eta": config.eta}
+        case "ddpm":
+            return {}
+        case _:
+            assert_never(config.sampler)
 
 
 def _schedule_settings(config: DiffusionConfig) -> dict[str, Any]:

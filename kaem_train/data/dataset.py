@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from kaem.errors import DataError
 from kaem_train.data.arrays import checked_images
 from kaem_train.data.cache import DecodedImages, Progress, decoded_images
-from kaem_train.data.encoded import split_by_folder
+from kaem_train.data.encoded import EncodedImages, split_by_folder
 from kaem_train.data.files import RawImages
 from kaem_train.data.pixels import Images, pixel_digest
 from kaem_train.data.source import open_source
@@ -49,7 +50,7 @@ def load_dataset(config: DataConfig, *, progress: Progress = lambda _done, _tota
         DataError: Files are not given, missing, corrupt, empty, or of another type or shape than configured.
     """
     require_data(config)
-    source = _embedded_digits() if config.source == "digits" else open_source(config.path)
+    source = _source(config)
     if isinstance(source, RawImages):
         found = _checked(source, config)
         _require_enough(len(found.train), source.origin, config, has_split=found.holdout is not None)
@@ -69,6 +70,18 @@ def load_dataset(config: DataConfig, *, progress: Progress = lambda _done, _tota
         split += f" num_train={config.num_train}"
     digest = hashlib.sha256(" ".join([*found.digests, split]).encode())
     return Dataset(train=train, holdout=holdout, fingerprint=f"sha256:{digest.hexdigest()}")
+
+
+def _source(config: DataConfig) -> RawImages | EncodedImages:
+    match config.source:
+        case "digits":
+            return _embedded_digits()
+        case "files":
+            return open_source(config.path)
+        case "latents":
+            raise AssertionError("no images were seen: `require_data` refuses this before")
+        case _:
+            assert_never(config.source)
 
 
 def _require_enough(num: int, origin: str, config: DataConfig, *, has_split: bool) -> None:

@@ -79,7 +79,7 @@ def read_idx_folder(folder: Path) -> RawImages:
 
 def find_idx(folder: Path, split: Literal["train", "t10k"], kind: Literal["images", "labels"]) -> Path | None:
     """Return the file of a split's images or labels, plain or gzipped, or None."""
-    dimensions = 3 if kind == "images" else 1
+    dimensions = {"images": 3, "labels": 1}[kind]
     names = (f"{split}-{kind}{mark}idx{dimensions}-ubyte{end}" for mark in "-." for end in ("", ".gz"))
     return next((folder / name for name in names if (folder / name).is_file()), None)
 

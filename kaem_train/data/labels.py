@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,11 +77,20 @@ def _checked(labels: NDArray[Any], num_images: int, origin: str) -> NDArray[np.i
 
 
 def _stored_labels(config: DataConfig) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
-    if config.source == "digits":
-        from sklearn.datasets import load_digits
+    match config.source:
+        case "digits":
+            from sklearn.datasets import load_digits
 
-        return load_digits().target, None
-    path = Path(config.path)
+            return load_digits().target, None
+        case "files":
+            return _labels_beside(Path(config.path))
+        case "latents":
+            return None, None
+        case _:
+            assert_never(config.source)
+
+
+def _labels_beside(path: Path) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
     if path.suffix == ".npz" and path.is_file():
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = [

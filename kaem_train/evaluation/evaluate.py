@@ -25,6 +25,7 @@ from kaem_train.evaluation.features import Features, Pixels, Progress, cached_fe
 from kaem_train.evaluation.likelihood import MOST_IMAGES, held_out_bound
 from kaem_train.evaluation.manifolds import NEIGHBOURS, precision_and_recall
 from kaem_train.evaluation.models import ExportedModel, TrainedModel
+from kaem_train.evaluation.options import Split
 from kaem_train.evaluation.reals import Reals, nothing, pixels_of_set, some_rows
 from kaem_train.evaluation.reconstruction import ACTIVE_VARIANCE, decoded_draws, reconstruction_error
 from kaem_train.evaluation.report import EvaluationReport, Figure, NetworkIdentity
@@ -180,9 +181,12 @@ def _sample_figures(reals: Reals, generated: Features, frechet: Extrapolation, k
     ]
 
 
+_KEEPS_TRAINING_IMAGES_APART: dict[Split, bool] = {"train": False, "test": True, "all": False}
+
+
 def _real_floor(reals: Reals, num: int, progress: Progress) -> list[Figure]:
     """Return the distance that real training images themselves have, which includes what finite sets cost."""
-    if reals.options.real != "test":
+    if not _KEEPS_TRAINING_IMAGES_APART[reals.options.real]:
         return []
     pixels = _training_pixels(reals, num)
     if len(pixels) < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 from torch import Tensor
@@ -177,11 +177,16 @@ def pixels_of(images: Tensor) -> Pixels:
 
 
 def _sampling_of(config: Config) -> str:
-    if config.family == "ddpm":
-        settings = config.diffusion
-        eta = settings.eta if settings.sampler == "ddim" else 1.0
-        return sampling_words(settings.sampler, settings.sampling_steps, eta)
-    return sampling_words(config.family, config.latent_ebm.prior_steps if config.family == "latent_ebm" else None)
+    match config.family:
+        case "kaem" | "vae":
+            return sampling_words(config.family)
+        case "latent_ebm":
+            return sampling_words(config.family, config.latent_ebm.prior_steps)
+        case "ddpm":
+            settings = config.diffusion
+            return sampling_words(settings.sampler, settings.sampling_steps, settings.used_eta)
+        case _:
+            assert_never(config.family)
 
 
 def _data_of(content: Any) -> DataConfig | None:

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from kaem_train.model.prior_grid import (
 )
 from kaem_train.model.quadrature import Cumulative, cell_edges, integrate
 from kaem_train.model.reference import ReferenceDensity
-from kaem_train.sections import PriorConfig
+from kaem_train.sections import PriorConfig, Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class AbstractPrior(nn.Module):
         num_components: P.
     """
 
-    variant: Literal["mixture", "independent", "experts"]
+    variant: Variant
     frame: LinearFrame | None
     domain: Tensor
     _sampling_cells = 16
@@ -79,7 +79,7 @@ class AbstractPrior(nn.Module):
             domain=(config.low, config.high),
         )
         self.bank = UnivariateBank(config.num_latents, config.num_components, basis, base=config.base)
-        self.frame = LinearFrame(config.num_latents) if config.frame == "global" else None
+        self.frame = _common_frame(config)
         self._rule = _Rule(key=(), nodes=torch.empty(0), log_weights=torch.empty(0))
         self._holds_rule = False
 
@@ -291,3 +291,13 @@ class AbstractPrior(nn.Module):
             lambda nodes: self.unnormalised_log_density(nodes.to(dtype)[None, None]),
             self.cell_edges(self._sampling_cells).to(self.bank.coefficients.device),
         )
+
+
+def _common_frame(config: PriorConfig) -> LinearFrame | None:
+    match config.frame:
+        case "global":
+            return LinearFrame(config.num_latents)
+        case "none" | "own":
+            return None
+        case _:
+            assert_never(config.frame)

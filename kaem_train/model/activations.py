@@ -21,6 +21,16 @@ ACTIVATIONS: dict[BaseActivation, Callable[[Tensor], Tensor]] = {
 """By the name of the setting; `leakyrelu` has slope 0.01 below 0, `gelu` is z Phi(z)."""
 
 
+_KINKS: dict[BaseActivation, tuple[float, ...]] = {
+    "none": (),
+    "silu": (),
+    "relu": (0.0,),
+    "leakyrelu": (0.0,),
+    "gelu": (),
+    "tanh": (),
+}
+
+
 def activation_kinks(base: BaseActivation) -> tuple[float, ...]:
     """Return the points where b has no derivative; quadrature cells must end there."""
-    return (0.0,) if base in ("relu", "leakyrelu") else ()
+    return _KINKS[base]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import cast
+from typing import assert_never, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,12 +143,17 @@ def build_generator(num_latents: int, image_shape: tuple[int, ...], config: Gene
     Raises:
         ConfigError: The user's own module is unusable.
     """
-    if config.kind == "module":
-        return build_user_module(config.module, num_latents, image_shape)
-    if config.kind == "onnx":
-        return OnnxGenerator()
-    kind = CnnGenerator if config.kind == "cnn" else KanGenerator
-    return kind(num_latents, image_shape, config)
+    match config.kind:
+        case "cnn":
+            return CnnGenerator(num_latents, image_shape, config)
+        case "kan":
+            return KanGenerator(num_latents, image_shape, config)
+        case "module":
+            return build_user_module(config.module, num_latents, image_shape)
+        case "onnx":
+            return OnnxGenerator()
+        case _:
+            assert_never(config.kind)
 
 
 def refit_steps(interval: int, decay: float, updates: int) -> tuple[int, ...]:

@@ -118,14 +118,20 @@ class MixturePrior(AbstractPrior):
 
 Prior = IndependentPrior | MixturePrior | ExpertsPrior | OwnFramesPrior
 
-_VARIANTS: dict[str, type[Prior]] = {kind.variant: kind for kind in (IndependentPrior, MixturePrior, ExpertsPrior)}
-
 
 def build_prior(config: PriorConfig) -> Prior:
     """Return the configured prior with freshly drawn parameters."""
-    if config.frame == "own":
-        return OwnFramesPrior(config)
-    return _VARIANTS[config.variant](config)
+    match config.variant, config.frame:
+        case "independent", "none":
+            return IndependentPrior(config)
+        case "mixture", "none" | "global":
+            return MixturePrior(config)
+        case "experts", "none" | "global":
+            return ExpertsPrior(config)
+        case "experts", "own":
+            return OwnFramesPrior(config)
+        case variant, frame:
+            raise AssertionError(f"no prior is {variant!r} with the frame {frame!r}")
 
 
 def weight_penalty(prior: Prior, strength: float) -> Tensor:

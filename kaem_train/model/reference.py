@@ -6,11 +6,12 @@ The logarithm is never taken of a computed density plus an epsilon: that damps t
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 
-from kaem_train.sections import PriorConfig
+from kaem_train.sections import PriorConfig, Reference
 
 LEAST_STD = 0.1
 _SOFTPLUS_FLOOR = 1e-3
@@ -102,28 +103,34 @@ class ReferenceDensity(nn.Module):
 
         A lognormal is smooth over log z: its cells double. A learnable Gaussian may become as narrow as 0.1.
         """
-        if self.name == "lognormal":
-            return tuple(2.0**power for power in range(-_HALVINGS, math.ceil(math.log2(high))))
-        if self.is_learnable:
-            count = math.ceil((high - low) / _BREAK_SPACING)
-            return tuple(low + (high - low) * step / count for step in range(1, count))
-        return ()
+        match self.name:
+            case "lognormal":
+                return tuple(2.0**power for power in range(-_HALVINGS, math.ceil(math.log2(high))))
+            case "learnable_gaussian":
+                count = math.ceil((high - low) / _BREAK_SPACING)
+                return tuple(low + (high - low) * step / count for step in range(1, count))
+            case "gaussian" | "uniform" | "none":
+                return ()
+            case _:
+                assert_never(self.name)
 
 
-def log_reference(reference: str, z: Tensor) -> Tensor:
+def log_reference(reference: Reference, z: Tensor) -> Tensor:
     """Return the log density at z of a reference without parameters, elementwise.
 
     Raises:
         ValueError: The reference is not one of those.
     """
-    if reference == "gaussian":
-        return -0.5 * z * z - 0.5 * math.log(2.0 * math.pi)
-    if reference == "lognormal":
-        log_z = z.log()
-        return -0.5 * log_z * log_z - log_z - 0.5 * math.log(2.0 * math.pi)
-    if reference in {"uniform", "none"}:
-        return torch.zeros_like(z)
-    raise ValueError(f"{reference!r} is not a reference without parameters")
+    match reference:
+        case "gaussian":
+            return -0.5 * z * z - 0.5 * math.log(2.0 * math.pi)
+        case "lognormal":
+            log_z = z.log()
+            return -0.5 * log_z * log_z - log_z - 0.5 * math.log(2.0 * math.pi)
+        case "uniform" | "none":
+            return torch.zeros_like(z)
+        case _:
+            raise ValueError(f"{reference!r} is not a reference without parameters")
 
 
 def _log_normal(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ class StepSizes(nn.Module):
     def __init__(self, start: float, config: PosteriorConfig, *, num: int = 1) -> None:
         super().__init__()
         self.config = config
-        self._log_limit = math.log(start) if config.kernel == "ula" else math.inf
+        self._log_limit = {"ula": math.log(start), "mala": math.inf}[config.kernel]
         self.register_buffer("log_step", torch.full((num,), math.log(start)))
 
     def per_chain(self, num_chains: int) -> Tensor:

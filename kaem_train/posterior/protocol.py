@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, assert_never, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -64,15 +64,22 @@ class Posterior(Objective, InfersLatents, Protocol):
 def build_posterior(config: Config, latent_shape: tuple[int, ...]) -> Posterior:
     """Return the configured posterior."""
     settings, gradient, updates = config.posterior, config.training.prior_gradient, config.training.updates
-    if settings.kind == "importance":
-        return ImportancePosterior(settings, gradient)
-    if settings.kind == "langevin":
-        return LangevinPosterior(settings, gradient)
-    if settings.kind == "tempering":
-        return TemperingPosterior(settings, gradient, updates=updates)
-    encoder = AmortizedPosterior(settings, config.data.image_shape, latent_shape, updates=updates)
-    if settings.kind == "weighted_bound":
-        return WeightedBoundPosterior(encoder, settings, updates=updates)
-    if settings.kind == "refined":
-        return RefinedPosterior(encoder, settings)
-    return encoder
+
+    def encoder() -> AmortizedPosterior:
+        return AmortizedPosterior(settings, config.data.image_shape, latent_shape, updates=updates)
+
+    match settings.kind:
+        case "amortized":
+            return encoder()
+        case "weighted_bound":
+            return WeightedBoundPosterior(encoder(), settings, updates=updates)
+        case "refined":
+            return RefinedPosterior(encoder(), settings)
+        case "importance":
+            return ImportancePosterior(settings, gradient)
+        case "langevin":
+            return LangevinPosterior(settings, gradient)
+        case "tempering":
+            return TemperingPosterior(settings, gradient, updates=updates)
+        case _:
+            assert_never(settings.kind)

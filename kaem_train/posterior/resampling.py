@@ -6,7 +6,7 @@ resampling only adds variance; it is kept for comparison with the paper and is o
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -27,11 +27,16 @@ def resample(weights: Tensor, scheme: Resampling, rng: torch.Generator) -> Tenso
     Returns:
         Whole numbers as floats, shape (B, N), rows summing to N.
     """
-    if scheme == "residual":
-        return _residual(weights, rng)
     num_rows, num = weights.shape
-    shape = (num_rows, 1 if scheme == "systematic" else num)
-    offsets = torch.rand(shape, generator=rng, dtype=torch.float64)
+    match scheme:
+        case "residual":
+            return _residual(weights, rng)
+        case "systematic":
+            offsets = torch.rand((num_rows, 1), generator=rng, dtype=torch.float64)
+        case "stratified":
+            offsets = torch.rand((num_rows, num), generator=rng, dtype=torch.float64)
+        case _:
+            assert_never(scheme)
     points = (torch.arange(num, dtype=torch.float64) + offsets) / num
     chosen = torch.searchsorted(weights.double().cumsum(-1), points.contiguous(), right=True)
     return _count(chosen.clamp_(max=num - 1), num).to(weights.dtype)

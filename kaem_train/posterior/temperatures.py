@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -35,6 +35,12 @@ def criterion_weights(temperatures: Tensor, criterion: Criterion) -> Tensor:
     other fixed points, with a smaller generator.
     """
     steps = temperatures.diff()
-    if criterion == "telescoped":
-        return torch.nn.functional.one_hot(torch.tensor(len(steps)), len(temperatures)).to(steps)
-    return torch.nn.functional.pad(steps, (0, 1) if criterion == "steppingstone" else (1, 0))
+    match criterion:
+        case "telescoped":
+            return torch.nn.functional.one_hot(torch.tensor(len(steps)), len(temperatures)).to(steps)
+        case "steppingstone":
+            return torch.nn.functional.pad(steps, (0, 1))
+        case "right_sum":
+            return torch.nn.functional.pad(steps, (1, 0))
+        case _:
+            assert_never(criterion)

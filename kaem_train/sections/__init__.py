@@ -6,7 +6,7 @@ from kaem_train.sections.functions import BaseActivation, BasisName
 from kaem_train.sections.generator import GeneratorConfig, cnn_kernels, first_size_and_doublings
 from kaem_train.sections.latent_ebm import LatentEbmConfig
 from kaem_train.sections.posterior import PosteriorConfig
-from kaem_train.sections.prior import LEAST_EXPERT_STD, MOST_WEIGHTS, PriorConfig
+from kaem_train.sections.prior import LEAST_EXPERT_STD, MOST_WEIGHTS, PriorConfig, Reference, Variant
 from kaem_train.sections.refit import RefitConfig
 from kaem_train.sections.training import TrainingConfig
 
@@ -21,8 +21,10 @@ __all__ = [
     "LatentEbmConfig",
     "PosteriorConfig",
     "PriorConfig",
+    "Reference",
     "RefitConfig",
     "TrainingConfig",
+    "Variant",
     "cnn_kernels",
     "first_size_and_doublings",
 ]

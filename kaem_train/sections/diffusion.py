@@ -52,3 +52,8 @@ class DiffusionConfig:
             )
         if not 0.0 <= self.eta <= 1.0:
             raise ConfigError(f"eta = {self.eta} is outside [0, 1]")
+
+    @property
+    def used_eta(self) -> float:
+        """Share of the variance of DDPM's steps that the sampler's have: `eta` of DDIM, 1 of DDPM itself."""
+        return {"ddim": self.eta, "ddpm": 1.0}[self.sampler]

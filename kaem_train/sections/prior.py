@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 from kaem.errors import ConfigError
 from kaem_train.sections.checks import require_at_least, require_at_most, require_decay, require_range
@@ -17,6 +17,11 @@ MOST_WEIGHTS = 2**28
 """Numbers of one tensor of a prior: coefficients, or matrices of frames."""
 
 _MOST_CELLS = 10_000
+
+
+Variant = Literal["mixture", "independent", "experts"]
+FrameKind = Literal["none", "global", "own"]
+Reference = Literal["gaussian", "learnable_gaussian", "lognormal", "uniform", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +56,11 @@ class PriorConfig:
             paper). Functions of one width lose their shape on uneven knots.
     """
 
-    variant: Literal["mixture", "independent", "experts"] = "mixture"
+    variant: Variant = "mixture"
     num_latents: int
     num_components: int
-    frame: Literal["none", "global", "own"] = "none"
-    reference: Literal["gaussian", "learnable_gaussian", "lognormal", "uniform", "none"] = "gaussian"
+    frame: FrameKind = "none"
+    reference: Reference = "gaussian"
     low: float = -6.0
     high: float = 6.0
     grid_low: float = -4.0
@@ -137,9 +142,13 @@ class PriorConfig:
     @property
     def num_uniforms(self) -> int:
         """D, uniforms that one sample takes: Q, one more to pick an expert, or P where they are shared over q."""
-        if self.u_sharing == "per_p":
-            return self.num_components
-        return self.num_latents + (self.variant == "experts")
+        match self.u_sharing:
+            case "per_p":
+                return self.num_components
+            case "per_qp":
+                return self.num_latents + (self.variant == "experts")
+            case _:
+                assert_never(self.u_sharing)
 
     def _check_domain_of_reference(self) -> None:
         domain = f"domain [{self.low}, {self.high}]"

@@ -62,7 +62,7 @@ def input_of(manifest: Manifest) -> Tensor:
 def outputs_of(model: ServedModel) -> dict[str, Tensor]:
     """Return the tensors that a model makes, by name."""
     manifest = model.manifest
-    image = Tensor(IMAGE, "FP32" if manifest.image_type == "float32" else "UINT8", manifest.image_shape)
+    image = Tensor(IMAGE, {"float32": "FP32", "uint8": "UINT8"}[manifest.image_type], manifest.image_shape)
     latent = Tensor(LATENT, "FP32", (manifest.latent_dim,))
     return {tensor.name: tensor for tensor in ((image, latent) if model.makes_latents else (image,))}
 

@@ -5,6 +5,8 @@ Everything that depends on the family is here. Energies, layers, quadrature and 
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from kaem_train.model.bases.bspline import BSplineBasis
 from kaem_train.model.bases.chebyshev import ChebyshevBasis
 from kaem_train.model.bases.fourier import FourierBasis
@@ -27,14 +29,18 @@ def build_basis(name: BasisName, grid_size: int, *, grid: tuple[float, float], d
         grid: First and last knot; where wavelets start.
         domain: Where the functions are used; the period of the slowest wave.
     """
-    if name == "rbf":
-        return RbfBasis(grid_size, *grid)
-    if name == "rswaf":
-        return RswafBasis(grid_size, *grid)
-    if name == "bspline":
-        return BSplineBasis(grid_size, *grid)
-    if name == "fourier":
-        return FourierBasis(grid_size, *domain)
-    if name == "chebyshev":
-        return ChebyshevBasis(grid_size, *domain)
-    return MorletBasis(grid_size, *grid)
+    match name:
+        case "rbf":
+            return RbfBasis(grid_size, *grid)
+        case "rswaf":
+            return RswafBasis(grid_size, *grid)
+        case "bspline":
+            return BSplineBasis(grid_size, *grid)
+        case "fourier":
+            return FourierBasis(grid_size, *domain)
+        case "chebyshev":
+            return ChebyshevBasis(grid_size, *domain)
+        case "morlet":
+            return MorletBasis(grid_size, *grid)
+        case _:
+            assert_never(name)
