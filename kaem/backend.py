@@ -112,6 +112,8 @@ def open_session(content: bytes, provider: str, *, source: str, gpu: GpuOptions 
     # Weights in a second file could change behind the artifact's digest; nothing is found in this folder.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if provider != "cpu":
+        # Kernels that add in an order that depends on timing are left out wherever ONNX Runtime has another one.
+        options.use_deterministic_compute = True
         # Without this a provider that fails to load, or a node it lacks, silently runs on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses; standard output is the command's

@@ -7,6 +7,7 @@ with the CPU's up to float32 rounding. Nothing falls back to the CPU: a node or 
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +53,8 @@ class CudaEngine:
             self._owner.shutdown()
             raise
         numerics = sorted((key, value) for key, value in cuda_options(gpu).items() if key != "device_id")
-        parts = (fingerprint(content), "cuda", *installed_runtime(), hardware, *numerics)
+        tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE", "")  # it rules over the option, in cuBLAS and cuDNN
+        parts = (fingerprint(content), "cuda", *installed_runtime(), hardware, *numerics, tf32)
         self._numerics_id = fingerprint("\n".join(map(str, parts)).encode())
         self._bound = BoundSession(session, self._manifest, device="cuda", device_id=device_id, captures=True)
 

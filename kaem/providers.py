@@ -18,6 +18,15 @@ PROVIDERS = {
 PROFILE_ROWS = (1, 64, 1024)
 """Least, best and most rows of a batch that engines of the TensorRT provider are built for."""
 
+GPU_ROWS = tuple(1 << power for power in range(11))
+"""Numbers of rows with which a GPU's session is called, up to the most of `PROFILE_ROWS`.
+
+A number that is new to it makes it choose kernels and plan memory anew, so calls are filled up to one of these.
+"""
+
+APPROXIMATE = "approx:"
+"""Beginning of a numerics id under which images agree up to rounding only, not bit for bit."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuOptions:

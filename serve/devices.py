@@ -91,6 +91,9 @@ def open_engine(path: Path, device: Device, *, workers: int | None = None, name:
         case "cpu":
             return LocalSampler(path, workers=workers)
         case "cuda":
+            # cuDNN may turn to TF32, against the session's option, where it finds no other kernel. In a server's
+            # process there is nobody else whose arithmetic that would change.
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
             return CudaEngine(path, device_id=device.number)
         case "tensorrt":
             return TensorRtEngine(path, (name or path).with_suffix(".engine"), device_id=device.number)

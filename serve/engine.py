@@ -6,12 +6,15 @@ compared before the first request: every row, at every place of a batch of every
 against the same row computed alone. Where the bits agree, the id does not name a size: two servers with the same id
 agree with the same rows computed alone, hence with each other, whatever sizes they run. Where they do not, only sizes
 that agree with the largest are run, and the smallest of them becomes part of the id: a graph with a form of its own for
-large batches keeps all sizes of that form. Where even the place in a batch matters there is no honest id, and the
-engine is refused.
+large batches keeps all sizes of that form. Where even the place in a batch matters, or the run, as on a GPU whose
+library has only kernels that add in an order of chance, nothing can be promised about bits: the id begins with
+`approx:` and says that images agree up to rounding, which is measured; an engine that differs by more is refused.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ import numpy as np
 from kaem import noise
 from kaem.artifact import Manifest, fingerprint
 from kaem.errors import BackendError
+from kaem.providers import APPROXIMATE
 from kaem.sampler import Images, Uniforms
 from serve.buckets import CostTable
 from serve.sources import Seeded, draw
@@ -30,6 +34,9 @@ _PROBES = 7  # no multiple of a power of two, so that a row meets new neighbours
 _TIMED_RUNS = 5
 _SECONDS_PER_SIZE = 0.3
 _WARM_UP_S = 10.0
+_MOST_DIFFERENCE = 1e-3
+"""Between images of the same row, 1 being the range of a pixel: what TF32 is off by; more is an error, not rounding."""
+_log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -68,6 +75,28 @@ class Warmth:
     costs: CostTable
     numerics_id: str
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether equal ids mean equal bits, and not images that agree up to rounding."""
+        return not self.numerics_id.startswith(APPROXIMATE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Probed:
+    """What batches of one size have made of the probes.
+
+    Attributes:
+        images: Of the probes, shape (7, C, H, W).
+        difference: The largest one between images of the same probe, 1 being the range of a pixel; 0 for equal bits.
+    """
+
+    images: Images
+    difference: float
+
+    def agrees_with(self, other: _Probed) -> bool:
+        """Whether both have given every row the same bits, everywhere."""
+        return self.difference == other.difference == 0.0 and np.array_equal(self.images, other.images)
+
 
 def warm_up(
     engine: Engine,
@@ -87,21 +116,21 @@ def warm_up(
         is_wanted: Asked before every size; once it says no, the rest is left.
 
     Raises:
-        BackendError: The engine does not run, gives a row other bits at another place of the same batch, or is not
-            wanted any more.
+        BackendError: The engine does not run, gives a row another image at another place of a batch, by more than
+            rounding, or is not wanted any more.
     """
     found = _probe_sizes(engine, _while_wanted(sizes, is_wanted), clock)
     alone, largest = _probed(engine, 1), found[max(found)]
-    numerics_id = engine.numerics_id
-    allowed = [size for size, images in found.items() if _is_equal(images, alone)]
+    # What is tried out here counts, and not that nobody has tried before.
+    numerics_id = engine.numerics_id.replace(APPROXIMATE, "sha256:", 1)
+    allowed = [size for size, probed in found.items() if probed.agrees_with(alone)]
     if len(allowed) < len(found):
-        if largest is None:
-            raise BackendError(
-                f"{engine.provider} gives a row other bits at another place of a batch of {max(found)}",
-                hint="serve it with max_batch 1, or on another provider",
-            )
-        allowed = [size for size, images in found.items() if _is_equal(images, largest)]
-        numerics_id = fingerprint(f"{numerics_id}\nrows {allowed[0]}".encode())
+        if largest.difference > 0.0:
+            allowed = list(found)
+            numerics_id = _approximate_id(engine, [alone, *found.values()])
+        else:
+            allowed = [size for size, probed in found.items() if probed.agrees_with(largest)]
+            numerics_id = fingerprint(f"{numerics_id}\nrows {allowed[0]}".encode())
     costs = {size: _seconds(engine, size, clock) for size in _while_wanted(allowed, is_wanted)}
     return Warmth(CostTable(costs), numerics_id)
 
@@ -127,10 +156,33 @@ def agreed(engines: Sequence[Engine], warmths: Sequence[Warmth]) -> Warmth:
     return Warmth(CostTable(seconds), first.numerics_id)
 
 
-def _probe_sizes(engine: Engine, sizes: Iterable[int], clock: Callable[[], float]) -> dict[int, Images | None]:
+def _approximate_id(engine: Engine, found: Sequence[_Probed]) -> str:
+    """Return the id of an engine whose bits differ from place to place or from run to run, and say so in the log.
+
+    Raises:
+        BackendError: The images differ by more than rounding.
+    """
+    between_sizes = (_largest_difference(probed.images, found[0].images) for probed in found)
+    difference = max(*(probed.difference for probed in found), *between_sizes)
+    if difference > _MOST_DIFFERENCE:
+        raise BackendError(
+            f"{engine.provider} gives a row another image at another place of a batch: they differ by {difference:.2g}",
+            hint="serve it on another provider; the model or the device's libraries are at fault",
+        )
+    _log.warning(
+        "%s gives a row other bits at another place of a batch or in another run: images differ by up to %.2g of a "
+        "pixel's range; the numerics id begins with %s",
+        engine.provider,
+        difference,
+        APPROXIMATE,
+    )
+    return APPROXIMATE + fingerprint(engine.numerics_id.encode()).partition(":")[2]
+
+
+def _probe_sizes(engine: Engine, sizes: Iterable[int], clock: Callable[[], float]) -> dict[int, _Probed]:
     """Return the probes' images in batches of every size that is reached in time; see `_probed`."""
     began = clock()
-    found: dict[int, Images | None] = {}
+    found: dict[int, _Probed] = {}
     for size in sizes:
         found[size] = _probed(engine, size)
         if clock() - began > _WARM_UP_S:
@@ -145,18 +197,26 @@ def _while_wanted(sizes: Iterable[int], is_wanted: Callable[[], bool]) -> Iterat
         yield size
 
 
-def _probed(engine: Engine, size: int) -> Images | None:
-    """Return the probes' images in batches of one size; None where a row's place or neighbours change its bits."""
+def _probed(engine: Engine, size: int) -> _Probed:
+    """Return the probes' images in batches of one size, computed twice except on a CPU, where runs do not differ."""
     rows = noise.uniforms(0, 0, _PROBES, engine.manifest.noise_dim)
     count = size * -(-_PROBES // size)
     tiled = np.ascontiguousarray(_repeat(rows, count))
-    images = np.concatenate([engine.decode(tiled[first : first + size]) for first in range(0, count, size)])
-    probes = images[:_PROBES]
-    return probes.copy() if np.array_equal(images, _repeat(probes, count)) else None
+    difference, probes = 0.0, None
+    for _ in range(1 if engine.provider == "cpu" else 2):
+        images = np.concatenate([engine.decode(tiled[first : first + size]) for first in range(0, count, size)])
+        probes = images[:_PROBES].copy() if probes is None else probes
+        difference = max(difference, _largest_difference(images, _repeat(probes, count)))
+    assert probes is not None  # noqa: S101 - mypy does not see that the loop runs
+    return _Probed(probes, difference)
 
 
-def _is_equal(images: Images | None, others: Images | None) -> bool:
-    return images is not None and others is not None and np.array_equal(images, others)
+def _largest_difference(images: Images, others: Images) -> float:
+    """Return max |images - others|, 1 being the range of a pixel; infinity where one is not a number."""
+    if np.array_equal(images, others):
+        return 0.0
+    largest = float(np.abs(images.astype(np.float64) - others.astype(np.float64)).max())
+    return math.inf if math.isnan(largest) else largest / (255.0 if images.dtype == np.uint8 else 1.0)
 
 
 def _repeat(rows: Images, size: int) -> Images:

@@ -107,18 +107,19 @@ class Fleet:
             DeviceEngine(self, seat, worker) for seat, worker in zip(self._seats, started, strict=True)
         )
 
-    def keep_alive(self, sizes: Collection[int], on_change: OnChange) -> None:
+    def keep_alive(self, sizes: Collection[int], on_change: OnChange, *, is_exact: bool = True) -> None:
         """From now on compute lost batches again, and start lost devices again.
 
         Args:
             sizes: Numbers of rows that batches will have.
             on_change: Told of every device that is lost or back.
+            is_exact: Whether the numerics id promises bits; if not, no device must prove that it has those of others.
 
         Raises:
             BackendError: Devices have computed other bits under one numerics id.
         """
         for seat in self._seats:
-            seat.firsts = {rows: asked for rows, asked in seat.firsts.items() if rows in sizes}
+            seat.firsts = {rows: asked for rows, asked in seat.firsts.items() if is_exact and rows in sizes}
             first = self._seats[0].firsts
             if any(first[rows][1] != digest for rows, (_, digest) in seat.firsts.items() if rows in first):
                 raise BackendError(

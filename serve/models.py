@@ -247,22 +247,20 @@ def start_model(
     )
     fleet = fleet_of(engines)
     if fleet is not None:
-        _keep_alive(fleet, costs.sizes, name, observer, lambda: loop.call_soon_threadsafe(on_devices))
+        _keep_alive(fleet, warmth, name, observer, lambda: loop.call_soon_threadsafe(on_devices))
     both = [decoder_of(engine) for engine in engines]
     lanes = Lanes(scheduler, [engine.decode for engine in engines], both)
     return ServedModel(info, scheduler, lanes, makes_latents=None not in both, fleet=fleet)
 
 
-def _keep_alive(
-    fleet: Fleet, sizes: Sequence[int], model: str, observer: Observer, on_devices: Callable[[], object]
-) -> None:
+def _keep_alive(fleet: Fleet, warmth: Warmth, model: str, observer: Observer, on_devices: Callable[[], object]) -> None:
     """Have lost devices started again from now on, and tell whom it concerns."""
 
     def on_change(device: str, is_up: bool, num_alive: int) -> None:
         observer.on_device(model=model, device=device, is_up=is_up)
         on_devices()
 
-    fleet.keep_alive(sizes, on_change)
+    fleet.keep_alive(warmth.costs.sizes, on_change, is_exact=warmth.is_exact)
     for engine in fleet.engines:
         observer.on_device(model=model, device=engine.device, is_up=True)
 

@@ -13,6 +13,7 @@ import kaem
 from kaem.artifact import Manifest
 from kaem.errors import ArtifactError, BackendError, ConfigError, RequestError
 from kaem.noise import uniforms
+from kaem.providers import GPU_ROWS
 
 
 def test_sample_is_the_graph_applied_to_the_documented_noise(artifact_path):
@@ -167,3 +168,26 @@ def test_loading_a_model_leaves_the_callers_floating_point_mode_alone(artifact_p
     )
     done = subprocess.run([sys.executable, "-c", code, str(artifact_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 63, 65, 1024, 1500, 2500])
+def test_a_gpus_session_meets_few_numbers_of_rows_and_makes_the_same_images(artifact_path, monkeypatch, num):
+    # A CPU's session stands in: it tells how many rows each call had, and what the calls made.
+    with kaem.load(artifact_path, workers=1) as sampler:
+        expected = sampler.sample(num, 3, 11)
+        monkeypatch.setattr(sampler, "_sizes", GPU_ROWS)
+        monkeypatch.setattr(sampler, "_most_rows", GPU_ROWS[-1])
+        rows = []
+        call = sampler._session.run
+
+        class Noting:
+            def run(self, outputs, inputs):
+                rows.append(len(inputs["uniform"]))
+                return call(outputs, inputs)
+
+        monkeypatch.setattr(sampler, "_session", Noting())
+        assert np.array_equal(sampler.sample(num, 3, 11), expected)
+        assert set(rows) <= set(GPU_ROWS)
+        assert len(rows) == -(-num // 1024)
+        assert np.array_equal(np.concatenate([c.images for c in sampler.stream(num, 3, 11)]), expected)
+        assert set(rows) <= set(GPU_ROWS)

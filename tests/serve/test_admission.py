@@ -244,9 +244,40 @@ def test_devices_of_different_bits_are_refused_with_both_ids():
     assert "its own server" in caught.value.hint
 
 
-def test_an_engine_whose_bits_depend_on_the_place_in_a_batch_is_refused():
-    with pytest.raises(BackendError, match="other bits at another place"):
-        LiveServer(ByShape(place=1e-3), max_batch=16)
+def test_an_engine_whose_bits_depend_on_the_place_in_a_batch_promises_rounding_only(caplog):
+    backend = ByShape(place=1e-6)
+    warmth = warm_up(backend, power_sizes(16))
+    assert warmth.costs.sizes == power_sizes(16)
+    assert warmth.numerics_id.startswith("approx:")
+    assert not warmth.is_exact
+    assert warm_up(ByShape(place=1e-6), power_sizes(4)).numerics_id == warmth.numerics_id
+    [line] = [record.getMessage() for record in caplog.records if "begins with approx:" in record.getMessage()][:1]
+    assert "images differ by up to 2.1e-05" in line  # 15 rows more, and the place of the last probe
+    with LiveServer(ByShape(place=1e-6), max_batch=16) as live, stub_of(live.address) as stub:
+        assert stub.Sample(SampleRequest(count=3), timeout=10).numerics_id == warmth.numerics_id
+
+
+def test_an_engine_whose_runs_differ_promises_rounding_only():
+    class Unrepeatable(Backend):
+        provider = "cuda"
+
+        def decode(self, uniform):
+            self.runs = getattr(self, "runs", 0) + 1
+            return super().decode(uniform) + np.float32(1e-6 * (self.runs % 2))
+
+    assert warm_up(Unrepeatable(), power_sizes(16)).numerics_id.startswith("approx:")
+
+
+@pytest.mark.parametrize("place", [1e-3, np.nan])
+def test_an_engine_that_makes_another_image_at_another_place_is_refused(place):
+    with pytest.raises(BackendError, match="another image at another place"):
+        LiveServer(ByShape(place=place), max_batch=16)
+
+
+def test_what_was_tried_out_is_promised_even_where_the_engine_does_not_know():
+    backend = Backend()
+    backend.numerics_id = "approx:1"
+    assert warm_up(backend, (1, 2)).numerics_id == "sha256:1"
 
 
 def test_onnx_runtime_on_a_cpu_gives_equal_bits_in_every_size_so_the_id_names_none(rgb_artifact_path):
