@@ -16,6 +16,7 @@ from onnx import helper
 from kaem_export.choice import choice_nodes
 from kaem_export.lookup import Constants, quantile_nodes, signed_nodes
 from kaem_export.own_frames import own_frame_nodes
+from kaem_export.ordered_sum import sum_nodes
 from kaem_export.prior_tables import (
     Affine,
     CollapsedTables,
@@ -125,7 +126,7 @@ def _expert_nodes(tables: ExpertTables, target: str) -> tuple[Nodes, Constants]:
 
 
 def _summand_nodes(tables: SummandTables, target: str) -> tuple[Nodes, Constants]:
-    """Look up every summand and add them over p: (N, P) or (N, Q P) -> (N, Q)."""
+    """Look up every summand and add them over p, in a fixed order: (N, P) or (N, Q P) -> (N, Q)."""
     node = helper.make_node
     nodes, constants = signed_nodes("uniform", "flat_signed")
     if tables.shares_uniforms:
@@ -141,9 +142,8 @@ def _summand_nodes(tables: SummandTables, target: str) -> tuple[Nodes, Constants
     if tables.affine is not None:
         nodes += _affine_nodes("standard", "summands")
         constants |= _affine_constants(tables.affine, (1,))
-    constants["summand_axis"] = np.array([2], np.int64)
-    nodes.append(node("ReduceSum", ["summands", "summand_axis"], [target], keepdims=0))
-    return nodes, constants
+    more, own = sum_nodes("summands", target, tables.tables.columns.shape[1])
+    return nodes + more, constants | own
 
 
 def _component_nodes(tables: ComponentTables, target: str) -> tuple[Nodes, Constants]:

@@ -18,6 +18,9 @@ from kaem_export.tree import QuantileTables
 
 Constants = dict[str, NDArray[np.generic] | np.generic]
 
+LEAST_UNIFORM, MOST_UNIFORM = np.float32(-0.5), np.nextafter(np.float32(1), np.float32(0))
+"""Ends of what names a quantile: signed uniforms from -1/2, plain ones below 1."""
+
 
 class Names:
     """Gives every name of a piece of a graph the same prefix.
@@ -35,14 +38,24 @@ class Names:
 
 
 def signed_nodes(source: str, target: str, prefix: str = "") -> tuple[list[onnx.NodeProto], Constants]:
-    """Turn plain uniforms in [1/2, 1) into signed ones; exact, since both lie within a factor of two of 1."""
+    """Turn plain uniforms in [1/2, 1) into signed ones; exact, since both lie within a factor of two of 1.
+
+    What is no uniform becomes the nearest one first: an infinity would pass the separators that stand for none, be
+    looked up beyond the tables, and so fail the rows of others. NaN passes no comparison, and stays NaN.
+    """
     name = Names(prefix)
     nodes = [
-        helper.make_node("GreaterOrEqual", [source, name("half")], [name("is_upper")]),
+        helper.make_node("Clip", [source, name("least_uniform"), name("most_uniform")], [name("uniform_within")]),
+        helper.make_node("GreaterOrEqual", [name("uniform_within"), name("half")], [name("is_upper")]),
         helper.make_node("Cast", [name("is_upper")], [name("upper")], to=TensorProto.FLOAT),
-        helper.make_node("Sub", [source, name("upper")], [target]),
+        helper.make_node("Sub", [name("uniform_within"), name("upper")], [target]),
     ]
-    return nodes, {name("half"): np.float32(0.5)}
+    constants: Constants = {
+        name("least_uniform"): LEAST_UNIFORM,
+        name("most_uniform"): MOST_UNIFORM,
+        name("half"): np.float32(0.5),
+    }
+    return nodes, constants
 
 
 def quantile_nodes(

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from kaem_export.lookup import Constants
+from kaem_export.lookup import Constants, signed_nodes
 
 NUM_WORDS = 6
 """Words of a state, oldest first: x_{k-3}, x_{k-2}, x_{k-1}, y_{k-3}, y_{k-2}, y_{k-1}."""
@@ -34,8 +34,8 @@ def seed_nodes(source: str, num_streams: int, targets: list[str]) -> tuple[list[
     A signed uniform v names the word 1 + (floor(2^32 v) + 2^31) mod (m - 1), which is never 0: no state is forbidden.
     """
     node = helper.make_node
-    constants: Constants = {
-        "seed_half": np.float32(0.5),
+    signed, constants = signed_nodes(source, "seed_signed", "seed_")
+    constants |= {
         "seed_words": np.float32(_WORDS),
         "seed_lift": np.int64(2**31),
         "seed_one": np.int64(1),
@@ -44,9 +44,7 @@ def seed_nodes(source: str, num_streams: int, targets: list[str]) -> tuple[list[
     }
     nodes = [
         # Plain uniforms in [1/2, 1) become signed ones, as everywhere; scaling by 2^32 is exact.
-        node("GreaterOrEqual", [source, "seed_half"], ["seed_is_upper"]),
-        node("Cast", ["seed_is_upper"], ["seed_upper"], to=TensorProto.FLOAT),
-        node("Sub", [source, "seed_upper"], ["seed_signed"]),
+        *signed,
         node("Mul", ["seed_signed", "seed_words"], ["seed_scaled"]),
         node("Floor", ["seed_scaled"], ["seed_floor"]),
         node("Cast", ["seed_floor"], ["seed_whole"], to=TensorProto.INT64),
