@@ -21,6 +21,7 @@ from kaem.artifact import MANIFEST_KEY, ImageType, Manifest, fingerprint, write_
 from kaem.errors import ArtifactError
 from kaem_export.head import Frame, head_nodes
 from kaem_export.lookup import Constants, wrap
+from kaem_export.ordered_sum import fix_sum_orders
 from kaem_export.prior_tables import PriorTables
 from kaem_train.decoder_graph import IR_VERSION, OPSET, finished_decoder, require_own_operators
 from kaem_train.model.onnx_generator import OnnxGenerator
@@ -104,7 +105,7 @@ def _generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
         model = finished_decoder(generator.file(), latent_dim)
     else:
         model = traced_generator(generator, latent_dim)
-    model = compose.add_prefix(model, "generator_")
+    model = compose.add_prefix(fix_sum_orders(model), "generator_")
     for graph_node in model.graph.node:
         graph_node.output[:] = ["image" if name == "generator_image" else name for name in graph_node.output]
     model.graph.output[0].name = "image"

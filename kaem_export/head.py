@@ -15,8 +15,8 @@ from onnx import helper
 
 from kaem_export.choice import choice_nodes
 from kaem_export.lookup import Constants, quantile_nodes, signed_nodes
-from kaem_export.own_frames import own_frame_nodes
 from kaem_export.ordered_sum import sum_nodes
+from kaem_export.own_frames import own_frame_nodes
 from kaem_export.prior_tables import (
     Affine,
     CollapsedTables,

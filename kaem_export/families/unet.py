@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,6 +12,7 @@ from onnx import compose, helper, numpy_helper
 from onnx_ir.passes import common
 
 from kaem_export.graph import traced
+from kaem_export.ordered_sum import fix_sum_orders
 from kaem_train.baselines.diffusion import Diffusion
 
 PREFIX = "unet_"
@@ -28,6 +31,7 @@ def unet_graph(model: Diffusion) -> onnx.GraphProto:
     _write_out_sizes(network.graph)
     network = ir.to_proto(common.RemoveUnusedNodesPass()(ir.from_proto(network)).model)
     _split_group_norms(network.graph)
+    network = fix_sum_orders(network)
     graph = compose.add_prefix(network, PREFIX).graph
     for node in graph.node:
         node.doc_string = ""
@@ -71,7 +75,10 @@ def _split_group_norms(graph: onnx.GraphProto) -> None:
 
     ONNX Runtime has no kernel of the former: it runs some fifteen small nodes of the operator's definition instead.
     """
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input)}
+    shapes = {
+        value.name: [side.dim_value for side in value.type.tensor_type.shape.dim]
+        for value in (*graph.value_info, *graph.input)
+    }
     weights = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for number, node in enumerate(graph.node):
@@ -81,9 +88,9 @@ def _split_group_norms(graph: onnx.GraphProto) -> None:
         options = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         source, scale, offset = node.input
         name, groups = f"group_norm_{number}", options["num_groups"]
-        sides = (-1, *[1] * (ranks[source] - 2))
+        sides = (-1, *[1] * (len(shapes[source]) - 2))
         constants = {
-            f"{name}_groups": np.array([0, groups, -1], np.int64),
+            f"{name}_groups": np.array([0, groups, math.prod(shapes[source][1:]) // groups or -1], np.int64),
             f"{name}_ones": np.ones(groups, np.float32),
             f"{name}_zeros": np.zeros(groups, np.float32),
             f"{name}_scale": numpy_helper.to_array(weights[scale]).reshape(sides),

@@ -56,7 +56,7 @@ def test_offset_and_scale_of_gaussians_are_folded_into_the_frame():
     assert tabulated.laws.num_laws == 1
     nodes, _, _, _ = head_nodes(tabulated.tables, frame_of(model.prior))
     assert nodes[-1].op_type == "Gemm"
-    assert len(nodes) <= 36
+    assert len(nodes) <= 37
     head, _ = _head(model.prior)
     v = uniforms(2, 0, 2000, 3)
     mean, std = (value.detach().double().numpy()[:, 0] for value in model.prior.reference.moments())
