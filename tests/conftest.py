@@ -13,6 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from artifacts import write_small_artifact
 
+# Servers of tests are on this machine; where a proxy is set for the rest of the world, plain clients must not use it.
+for variable in ("no_proxy", "NO_PROXY"):
+    os.environ[variable] = ",".join(filter(None, (os.environ.get(variable), "127.0.0.1", "localhost", "::1")))
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what takes minutes unless -m names it, whatever else -m says."""

@@ -62,9 +62,10 @@ class Scripted(kaem_pb2_grpc.SamplerServicer):
             yield chunk
 
 
-def fail(code, after=0):
+def fail(code, after=0, trailers=()):
     def step(number, chunk, context):
         if number == after:
+            context.set_trailing_metadata(trailers)
             context.abort(code, "scripted")
 
     return step

@@ -22,6 +22,8 @@ from kaem.bench.statistics import (
     quantile_estimates,
 )
 from kaem.client import connect
+from kaem.client.addresses import parse_targets
+from kaem.client.channel import channel_options
 from kaem.errors import RemoteError, RequestError
 from kaem.protocol import kaem_pb2
 
@@ -112,7 +114,7 @@ class Target:
             self.numerics_id = sampler.numerics_id
             self.max_sample_rows = sampler.max_sample_rows
         self.address = address
-        self._host = address.lower().removeprefix("grpc://").rstrip("/")
+        [self._server] = parse_targets(address)
         self._seed = seed
 
     def run(self, rate: float, load: Load, on_watch: Watcher = lambda rate, watch: None) -> list[ServerRow]:
@@ -152,8 +154,8 @@ class Target:
                 await asyncio.sleep(0.25)
 
         async def main() -> list[Outcome]:
-            options = [("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_retries", 0)]
-            async with grpc.aio.insecure_channel(self._host, options=options) as channel:
+            options = channel_options(self._server)
+            async with grpc.aio.insecure_channel(self._server.address, options) as channel:
                 await asyncio.wait_for(channel.channel_ready(), timeout=10)
                 reporter = asyncio.create_task(report())
                 try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ _TARGET = re.compile(
 )
 
 UNIX_SCHEME = "unix:"
+
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Where gRPC looks for a proxy, the first that is set."""
 
 _MAX_PATH_BYTES = 107  # of a Unix socket, on Linux
 
@@ -35,11 +39,28 @@ class Target:
     @property
     def is_loopback(self) -> bool:
         """Whether nothing sent there leaves this machine."""
-        host = self.address.rpartition(":")[0].strip("[]").lower()
+        if self.address.startswith(UNIX_SCHEME):
+            return True
         try:
-            return ipaddress.ip_address(host).is_loopback
+            address = ipaddress.ip_address(self._host)
         except ValueError:
-            return host == "localhost"
+            return self._host.rstrip(".") == "localhost"
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+    @property
+    def proxy_variable(self) -> str | None:
+        """Environment variable whose proxy a connection goes through; None if it goes straight there.
+
+        Nothing on this machine is reached through a proxy, whatever the environment says, nor is a host that
+        `no_proxy` names: by itself, by the domain it is in, or by "*".
+        """
+        if self.is_loopback or any(_is_spared(host) for host in (self._host, self.address)):
+            return None
+        return next((name for name in PROXY_VARIABLES if os.environ.get(name)), None)
+
+    @property
+    def _host(self) -> str:
+        return self.address.rpartition(":")[0].strip("[]").lower()
 
 
 def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
@@ -99,6 +120,13 @@ def _parse_target(text: object) -> Target:
     if parts is None or not 1 <= int(parts["port"]) <= 65535 or not _is_host(parts["host"]):
         raise _unreadable(text)
     return Target(f"{parts['host']}:{parts['port']}", (parts["scheme"] or "").lower() == "grpcs")
+
+
+def _is_spared(host: str) -> bool:
+    """Whether the environment says that a host is reached without a proxy; gRPC itself knows fewer ways to say so."""
+    variables = ("no_grpc_proxy", "no_proxy", "NO_PROXY")
+    spared = next((text for text in map(os.environ.get, variables) if text), "")
+    return bool(urllib.request.proxy_bypass_environment(host, {"no": spared}))  # type: ignore[attr-defined]
 
 
 def _unreadable(text: object) -> ConfigError:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import grpc
 
 from kaem.client.addresses import Target, parse_admin_address
+from kaem.client.channel import channel_options
 from kaem.client.exchange import failure_of
 from kaem.errors import KaemError, RemoteError
 from kaem.protocol import admin_pb2, admin_pb2_grpc
@@ -34,11 +35,7 @@ class Admin:
     def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
         self._target = Target(parse_admin_address(address))
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(
-            self._target.address,
-            # Through no proxy that the environment names: the socket is on this machine.
-            (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)),
-        )
+        self._channel = grpc.insecure_channel(self._target.address, channel_options(self._target))
         self._stub = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
 
     def list(self) -> tuple[admin_pb2.ModelVersion, ...]:

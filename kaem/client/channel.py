@@ -7,7 +7,9 @@ import grpc
 from kaem.client.addresses import Target
 from kaem.client.credentials import Credentials
 
-_OPTIONS: tuple[tuple[str, str | int], ...] = (
+Options = tuple[tuple[str, str | int], ...]
+
+_OPTIONS: Options = (
     # Chunks stay below gRPC's default of 4 MiB; a manifest with many densities for plotting may not.
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.enable_retries", 0),  # repeated by the client instead, where a stream can resume in its middle
@@ -24,8 +26,8 @@ def open_channel(target: Target, credentials: Credentials) -> grpc.Channel:
         ConfigError: A certificate or key cannot be used.
     """
     if target.is_secure:
-        return grpc.secure_channel(target.address, credentials.channel_credentials(), _options(credentials))
-    return grpc.insecure_channel(target.address, _options(credentials))
+        return grpc.secure_channel(target.address, credentials.channel_credentials(), _options(target, credentials))
+    return grpc.insecure_channel(target.address, _options(target, credentials))
 
 
 def open_async_channel(target: Target, credentials: Credentials) -> grpc.aio.Channel:
@@ -35,11 +37,19 @@ def open_async_channel(target: Target, credentials: Credentials) -> grpc.aio.Cha
         ConfigError: A certificate or key cannot be used.
     """
     if target.is_secure:
-        return grpc.aio.secure_channel(target.address, credentials.channel_credentials(), _options(credentials))
-    return grpc.aio.insecure_channel(target.address, _options(credentials))
+        return grpc.aio.secure_channel(target.address, credentials.channel_credentials(), _options(target, credentials))
+    return grpc.aio.insecure_channel(target.address, _options(target, credentials))
 
 
-def _options(credentials: Credentials) -> tuple[tuple[str, str | int], ...]:
-    if credentials.server_name:
-        return (*_OPTIONS, ("grpc.ssl_target_name_override", credentials.server_name))
+def channel_options(target: Target) -> Options:
+    """Return the options of any connection to a server."""
+    if target.proxy_variable is None:
+        return (*_OPTIONS, ("grpc.enable_http_proxy", 0))
     return _OPTIONS
+
+
+def _options(target: Target, credentials: Credentials) -> Options:
+    options = channel_options(target)
+    if credentials.server_name:
+        return (*options, ("grpc.ssl_target_name_override", credentials.server_name))
+    return options

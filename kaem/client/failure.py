@@ -3,6 +3,7 @@
 Codes are handled by name and trailers as pairs, so that this file does no I/O and needs no gRPC:
 
     UNAVAILABLE, CANCELLED by someone else   may pass
+    INTERNAL, UNKNOWN without `kaem-error`   may pass: no kaem server said so, but a proxy that lost one
     DEADLINE_EXCEEDED                        may pass where the call has made progress
     RESOURCE_EXHAUSTED                       may pass if the server sent RetryInfo: otherwise the request is too large
     anything else                            will not pass at this server; INVALID_ARGUMENT and OUT_OF_RANGE at none
@@ -27,6 +28,7 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 DETAILS_KEY = "grpc-status-details-bin"
 
 _LATER = ("UNAVAILABLE", "CANCELLED")
+_BETWEEN = ("INTERNAL", "UNKNOWN")  # what proxies make of a connection to a server that broke
 _NOWHERE = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
 
 # What gRPC says when a handshake fails, what it means, what to do; the first that fits.
@@ -86,7 +88,11 @@ def failure_from_status(
     if handshake is not None:
         return Failure(error=handshake)
     delay = _retry_delay_s(entries.get(DETAILS_KEY))
-    may_pass = code in _LATER or (code == "RESOURCE_EXHAUSTED" and delay is not None)
+    may_pass = (
+        code in _LATER
+        or (code in _BETWEEN and ERROR_KEY not in entries)
+        or (code == "RESOURCE_EXHAUSTED" and delay is not None)
+    )
     pushback = entries.get(PUSHBACK_KEY)
     if pushback is not None:
         delay = _milliseconds(pushback)

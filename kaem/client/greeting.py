@@ -83,6 +83,9 @@ class Greeting:
         if self._why == "Socket closed":
             secure = "does it demand a client certificate?"
             hint = secure if self._target.is_secure else "does it speak TLS? then write grpcs://"
+        proxy = self._target.proxy_variable
+        if proxy is not None:
+            hint = f"{proxy} is set, so the way there is through that proxy; no_proxy names hosts to reach without"
         why = f": {self._why}" if self._why else ""
         words = f"no kaem server answered at {self._target.address} within {self._timeout_s:g} s{why}"
         return NoAnswerError(RemoteError(words, hint=hint))

@@ -31,6 +31,9 @@ _CAUSES = {
     "UNAVAILABLE": ("cannot be reached or is restarting", "check that `kaem serve` runs there"),
     "DEADLINE_EXCEEDED": ("did not answer in time", "try again, or check the server's load"),
     "CANCELLED": ("broke off", "try again"),
+    # Our servers say this with their own words; without them it was somebody else.
+    "INTERNAL": ("failed with INTERNAL", "is there a proxy between? look at its log, and at the servers behind it"),
+    "UNKNOWN": ("failed with UNKNOWN", "is there a proxy between? look at its log, and at the servers behind it"),
     "UNAUTHENTICATED": ("did not accept the token", "give a valid one: --token-file, KAEM_TOKEN_FILE or KAEM_TOKEN"),
     "PERMISSION_DENIED": ("does not allow this with the token", "ask the server's operator"),
     "UNIMPLEMENTED": ("does not offer this call", "is it a kaem server, and as new as this client?"),

@@ -34,7 +34,7 @@ def read(code, trailers=(), text="busy", target=HERE):
     return failure_from_status(code, text, dict(trailers).items(), target=target)
 
 
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED"])
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN"])
 def test_what_may_pass_is_worth_asking_again(code):
     failure = read(code)
     assert (failure.may_pass, failure.wait_s) == (True, None)
@@ -68,9 +68,16 @@ def test_details_that_are_none_say_nothing(content):
     assert failure.wait_s is None or failure.wait_s >= 0
 
 
-@pytest.mark.parametrize("code", ["INTERNAL", "UNKNOWN", "NOT_FOUND", "FAILED_PRECONDITION", "UNAUTHENTICATED"])
+@pytest.mark.parametrize("code", ["DATA_LOSS", "NOT_FOUND", "FAILED_PRECONDITION", "UNAUTHENTICATED"])
 def test_other_failures_are_final_at_this_server_alone(code):
     failure = read(code, {"grpc-retry-pushback-ms": "100"})
+    assert (failure.may_pass, failure.is_everywhere, failure.wait_s) == (False, False, None)
+
+
+@pytest.mark.parametrize("code", ["INTERNAL", "UNKNOWN"])
+def test_what_proxies_say_of_a_lost_server_passes_and_what_a_server_says_of_itself_does_not(code):
+    assert read(code).may_pass
+    failure = read(code, {"kaem-error": "BackendError", "grpc-retry-pushback-ms": "100"})
     assert (failure.may_pass, failure.is_everywhere, failure.wait_s) == (False, False, None)
 
 

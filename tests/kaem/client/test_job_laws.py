@@ -391,7 +391,7 @@ def test_a_request_that_is_wrong_everywhere_is_asked_once(code):
     assert len(world.starts) == 1
 
 
-@pytest.mark.parametrize("code", ["INTERNAL", "UNAUTHENTICATED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED"])
+@pytest.mark.parametrize("code", ["DATA_LOSS", "UNAUTHENTICATED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED"])
 def test_what_is_wrong_with_one_server_is_asked_of_the_others(code):
     def act(target, _):
         return GOOD if target == 2 else (0.0, 1, 0, status(code))

@@ -21,9 +21,10 @@ from kaem.protocol import kaem_pb2
 from kaem.protocol.messages import message_from_model
 
 UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
+INTERNAL, UNKNOWN = grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN
 
 
-@pytest.mark.parametrize("code", [UNAVAILABLE, CANCELLED])
+@pytest.mark.parametrize("code", [UNAVAILABLE, CANCELLED, INTERNAL, UNKNOWN])
 def test_a_broken_stream_resumes_at_the_next_index(code):
     with Script(fail(code, after=3), fail(code, after=0), fail(code, after=1)) as (sampler, servicer):
         chunks = list(sampler.stream(100, 7, 5))
@@ -75,10 +76,12 @@ def test_a_deadline_ends_a_silent_call_but_not_a_long_stream():
         released.set()
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS])
-def test_other_failures_are_not_repeated(code):
-    with Script(fail(code)) as (sampler, servicer):
-        with pytest.raises(RemoteError, match=f"failed with {code.name}"):
+@pytest.mark.parametrize(
+    ("code", "trailers"), [(INTERNAL, (("kaem-error", "RemoteError"),)), (grpc.StatusCode.DATA_LOSS, ())]
+)
+def test_other_failures_are_not_repeated(code, trailers):
+    with Script(fail(code, trailers=trailers)) as (sampler, servicer):
+        with pytest.raises(RemoteError, match="scripted"):
             sampler.sample(500, 7)
         assert len(servicer.requests) == 1
 
