@@ -294,7 +294,7 @@ def write_generator(path: Path, *, noise_dim: int = 100) -> Path:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from kaem.artifact import MANIFEST_KEY, Manifest, write_manifest
+    from kaem.artifact import MANIFEST_KEY, Manifest, fingerprint, write_manifest
 
     random = np.random.default_rng(0)
     channels = (256, 128, 64, 3)
@@ -338,6 +338,7 @@ def write_generator(path: Path, *, noise_dim: int = 100) -> Path:
         latent_dim=noise_dim,
         image_shape=(3, 32, 32),
         image_type="uint8",
+        graph_fingerprint=fingerprint(model.SerializeToString(deterministic=True)),
     )
     helper.set_model_props(model, {MANIFEST_KEY: write_manifest(manifest)})
     path.write_bytes(model.SerializeToString())

@@ -171,7 +171,7 @@ def read_manifest(metadata: Mapping[str, str], *, source: str) -> Manifest:
         )
     try:
         if version > 1 or _DIGEST_KEY in content:
-            _require_digest(content)
+            _require_digest(content, text)
         return _manifest(content)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"the manifest of {source} is damaged: {error}", hint="export it again") from None
@@ -182,12 +182,14 @@ def fingerprint(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def _require_digest(content: dict[str, Any]) -> None:
-    """Take the digest out of the fields; raise `ValueError` unless it is theirs: something in them was changed."""
+def _require_digest(content: dict[str, Any], text: str) -> None:
+    """Take the digest out of the fields; raise `ValueError` unless it is theirs and `text` is how they are written."""
     stated = content.pop(_DIGEST_KEY, None)
     found = fingerprint(_json(content).encode())
     if stated != found:
         raise ValueError(f"its fields have the digest {found[:19]}, it states {str(stated)[:19]}")
+    if text != _json({**content, _DIGEST_KEY: found}):  # 1E5 for 1e5, say: the same fields, and not the bytes of ours
+        raise ValueError("it is not written as kaem writes it")
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:

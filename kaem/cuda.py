@@ -13,10 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kaem.artifact import Manifest, fingerprint, read_manifest
+from kaem.artifact import Manifest, fingerprint
 from kaem.backend import hardware_id, installed_runtime, open_session
 from kaem.binding import BoundSession
 from kaem.errors import BackendError
+from kaem.onnx_file import read_artifact
 from kaem.padding import calls, joined
 from kaem.providers import GpuOptions, cuda_options
 from kaem.runtime import check_graph, read_file
@@ -42,11 +43,11 @@ class CudaEngine:
 
     def __init__(self, path: Path, *, device_id: int = 0) -> None:
         content = read_file(path)
+        self._manifest = read_artifact(content, source=str(path))
         gpu = GpuOptions(device=device_id, cuda_graph=True)
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="kaem-cuda")
         try:
             session = self._owner.submit(open_session, content, "cuda", source=str(path), gpu=gpu).result()
-            self._manifest = read_manifest(session.get_modelmeta().custom_metadata_map, source=str(path))
             check_graph(session, self._manifest, path)
             hardware = hardware_id("cuda", device_id)
         except BaseException:

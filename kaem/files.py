@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all, and the folder of those that can be made again."""
+"""Files that appear whole or not at all, that are read at once or not at all, and a folder of those made again."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,27 @@ def cache_folder() -> Path:
     if named:
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaem"
+
+
+def read_regular(path: Path, *, most_bytes: int | None = None) -> bytes:
+    """Return the bytes of a regular file; nothing else is waited for, as a named pipe or a terminal would be.
+
+    Args:
+        path: The file.
+        most_bytes: What it can have; None for any number.
+
+    Raises:
+        OSError: It is missing, cannot be read, is no regular file, or is larger; `strerror` says which.
+        ValueError: No file can have such a name.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer opens at once
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if most_bytes is not None and found.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes; at most {most_bytes} are possible", str(path))
+        return file.read()
 
 
 def require_place(path: Path, *, source: Path | None = None) -> None:

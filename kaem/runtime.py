@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kaem import noise
-from kaem.artifact import Manifest, fingerprint, read_manifest
+from kaem.artifact import Manifest, fingerprint
 from kaem.backend import build_id, installed_runtime, open_session
 from kaem.errors import ArtifactError, BackendError, RequestError
+from kaem.files import read_regular
+from kaem.onnx_file import read_artifact
 from kaem.padding import padded
 from kaem.providers import APPROXIMATE, GPU_ROWS, PROVIDERS
 from kaem.requests import check_memory, check_range, check_uniforms, whole
@@ -31,6 +33,7 @@ MAX_ROWS = 256
 
 _MIN_ROWS_PER_WORKER = 4
 _CHUNK_BYTES = 1 << 20
+_MOST_BYTES = (1 << 31) - 1  # of a protobuf message, and so of an ONNX file
 _ARCHIVE = b"PK\x03\x04"
 _PICKLE = b"/data.pkl"
 """An archive whose first file, named in its first bytes, has this name is one of torch.save's."""
@@ -61,8 +64,8 @@ class LocalSampler:
             raise RequestError(f"workers is {workers}; at least 1 is needed")
         # Read once: what is hashed, what is run and what the manifest describes are then the same bytes.
         content = read_file(path)
+        self._manifest = read_artifact(content, source=str(path))
         self._session = open_session(content, provider, source=str(path))
-        self._manifest = read_manifest(self._session.get_modelmeta().custom_metadata_map, source=str(path))
         check_graph(self._session, self._manifest, path)
         runtime = installed_runtime()
         self.provider = provider
@@ -213,30 +216,34 @@ def read_file(path: Path) -> bytes:
     """Return the bytes of a model file.
 
     Raises:
-        ArtifactError: It is missing, cannot be read, or is a checkpoint.
+        ArtifactError: It is missing, cannot be read, is larger than any ONNX file can be, or is a checkpoint.
     """
-    content = read_any_file(path)
+    content = read_any_file(path, most_bytes=_MOST_BYTES)
     if content.startswith(_ARCHIVE) and _PICKLE in content[:512]:
         raise ArtifactError(f"{path} is a checkpoint, not an exported model", hint=f"export it: kaem export {path}")
     return content
 
 
-def read_any_file(path: Path) -> bytes:
+def read_any_file(path: Path, *, most_bytes: int | None = None) -> bytes:
     """Return the bytes of a model file or a checkpoint.
 
+    Args:
+        path: The file.
+        most_bytes: What it can have; None for any number.
+
     Raises:
-        ArtifactError: It is missing or cannot be read.
+        ArtifactError: It is missing, larger, no regular file, or cannot be read.
     """
     if path.is_dir():
         raise ArtifactError(f"{path} is not a file")
     try:
-        return path.read_bytes()
+        return read_regular(path, most_bytes=most_bytes)
     except FileNotFoundError:
         raise ArtifactError(
             f"no model file at {path}", hint="make one with: kaem export ckpt.pt -o model.onnx"
         ) from None
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"cannot read {path}: {error}") from None
+        raise ArtifactError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def check_graph(session: Any, manifest: Manifest, path: Path) -> None:

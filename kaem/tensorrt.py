@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kaem.artifact import Manifest, fingerprint, read_manifest
+from kaem.artifact import Manifest, fingerprint
 from kaem.backend import open_session
 from kaem.cudart import Stream, cuda_runtime
 from kaem.engine import deserialised, matching_engine, native_tensorrt
 from kaem.errors import ArtifactError, BackendError
+from kaem.onnx_file import read_artifact
 from kaem.padding import calls, joined, padded
 from kaem.runtime import check_graph, read_file
 from kaem.sampler import Images, Uniforms
@@ -65,8 +66,8 @@ class TensorRtEngine:
 
     def __init__(self, path: Path, engine_file: Path | None = None, *, device_id: int = 0) -> None:
         content = read_file(path)
+        self._manifest = read_artifact(content, source=str(path))
         session = open_session(content, "cpu", source=str(path))
-        self._manifest = read_manifest(session.get_modelmeta().custom_metadata_map, source=str(path))
         check_graph(session, self._manifest, path)
         file = engine_file or path.with_suffix(".engine")
         self._buckets: dict[int, _Bucket] = {}

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from kaem.artifact import Manifest, read_manifest
+from kaem.artifact import Manifest
 from kaem.backend import open_session
 from kaem.engine import Engine, native_tensorrt
-from kaem.errors import ArtifactError, ConfigError, RequestError
+from kaem.errors import ConfigError, RequestError
 from kaem.files import require_place
 from kaem.gpu import installed_gpu
+from kaem.onnx_file import read_artifact
+from kaem.runtime import read_file
 from kaem_export.tensorrt import Profile, build_engine, parse_profile
 from kaem_export.triton import Backend, model_config, write_model
 
@@ -73,7 +75,7 @@ def build_target(
     if source.suffix != ".onnx":
         artifact = path.with_suffix(".onnx")
         compile_to(artifact)
-    manifest, batch = _open(artifact)
+    content, manifest, batch = _open(artifact)
     refuse_int8(target, options, manifest.compilation.get("precision"))
     match target:
         case "tensorrt":
@@ -88,7 +90,7 @@ def build_target(
                     f"{artifact} is made for batches of {batch} alone; a package takes any size",
                     hint="export it without --batch",
                 )
-            build_package(onnx.load(artifact), path, device=options.device)
+            build_package(onnx.load_model_from_string(content), path, device=options.device)
         case _:
             raise AssertionError(f"{target!r} is not built here")
     return path
@@ -135,10 +137,9 @@ def _triton_model(
         if source.suffix != ".onnx":
             artifact = Path(folder) / "model.onnx"
             compile_to(artifact)
-        manifest, batch = _open(artifact)
+        model, manifest, batch = _open(artifact)
         refuse_int8("triton", options, manifest.compilation.get("precision"))
         engine: Engine | None = None
-        model = artifact.read_bytes()
         if options.triton_backend == "tensorrt":
             engine = build_engine(artifact, Path(folder) / "model.engine", profiles=profiles, tf32=options.tf32)
             model = engine.plan
@@ -147,13 +148,10 @@ def _triton_model(
     return write_model(repository, name, config, model, options.triton_backend)
 
 
-def _open(artifact: Path) -> tuple[Manifest, int | None]:
-    """Return the manifest and the batch size, None where it is free, of an artifact that ONNX Runtime accepts."""
-    try:
-        content = artifact.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"cannot read {artifact}: {error.strerror or error}", hint="check the path") from None
+def _open(artifact: Path) -> tuple[bytes, Manifest, int | None]:
+    """Return bytes, manifest and batch size, None where it is free, of an artifact that ONNX Runtime accepts."""
+    content = read_file(artifact)
+    manifest = read_artifact(content, source=str(artifact))
     session = open_session(content, "cpu", source=str(artifact))
-    manifest = read_manifest(session.get_modelmeta().custom_metadata_map, source=str(artifact))
     rows = session.get_inputs()[0].shape[0]
-    return manifest, rows if isinstance(rows, int) else None
+    return content, manifest, rows if isinstance(rows, int) else None

@@ -19,6 +19,8 @@ from kaem.engine import Engine, EngineKey, native_tensorrt, write_engine
 from kaem.errors import ArtifactError, BackendError, ConfigError
 from kaem.files import cache_folder, replacing
 from kaem.gpu import installed_gpu
+from kaem.onnx_file import require_whole
+from kaem.runtime import read_file
 
 MOST_ROWS = 1 << 16
 """Largest batch of a profile."""
@@ -84,10 +86,8 @@ def build_engine(
     with replacing(output) as draft:
         trt = native_tensorrt()
         gpu = installed_gpu(device)
-        try:
-            content = artifact.read_bytes()
-        except OSError as error:
-            raise ArtifactError(f"cannot read {artifact}: {error.strerror or error}", hint="check the path") from None
+        content = read_file(artifact)
+        require_whole(content, source=str(artifact))
         known = _timing_cache_path(trt.__version__, gpu.name)
         built = build_plan(
             trt,

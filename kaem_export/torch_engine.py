@@ -21,7 +21,9 @@ from kaem import noise
 from kaem.bench.engines import MAX_ROWS, Engine, Job
 from kaem.bench.engines import open_engine as open_own
 from kaem.errors import ArtifactError, BackendError, ConfigError
+from kaem.onnx_file import require_whole
 from kaem.padding import calls, joined, whole_calls
+from kaem.runtime import read_file
 from kaem.sampler import Images
 from kaem_export.torch_twin import TorchTwin
 from kaem_export.trained import LOOPED, Trained, manifest_of, open_trained
@@ -65,8 +67,10 @@ class TwinEngine:
     """
 
     def __init__(self, path: Path, *, device: str, is_compiled: bool) -> None:
+        content = read_file(path)
+        require_whole(content, source=str(path))
         try:
-            model = onnx.load(str(path))
+            model = onnx.load_model_from_string(content)
             rows, width = model.graph.input[0].type.tensor_type.shape.dim
             self._noise_dim = width.dim_value
             # A fixed number of rows is part of the graph's own sizes.

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-
-from kaem.artifact import Manifest, read_manifest
+from kaem.artifact import Manifest
 from kaem.errors import ArtifactError
+from kaem.onnx_file import read_artifact
+from kaem.runtime import read_file
 from kaem_export.families.diffusion import stated_sampler
 from kaem_export.families.latent_ebm import stated_chain
 from kaem_train.baselines.diffusion import Diffusion
@@ -44,13 +44,9 @@ def manifest_of(path: Path) -> Manifest:
     """Read the manifest of an artifact without a session.
 
     Raises:
-        ArtifactError: It cannot be read, or has none.
+        ArtifactError: It cannot be read, has none, or is damaged.
     """
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's own classes
-        raise ArtifactError(f"{path} is not a usable ONNX model: {' '.join(str(error).split())[:200]}") from None
-    return read_manifest({entry.key: entry.value for entry in model.metadata_props}, source=str(path))
+    return read_artifact(read_file(path), source=str(path))
 
 
 def open_trained(source: Path) -> Trained:

@@ -18,6 +18,7 @@ from typing import Self
 
 from kaem.artifact import Manifest
 from kaem.errors import BackendError, KaemError
+from kaem.onnx_file import read_artifact
 from kaem.runtime import read_file
 from kaem.sampler import Images, Uniforms
 from serve.devices import Device, workers_of
@@ -86,7 +87,9 @@ class Fleet:
         workers: int | None = None,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._model = Model(path, read_file(path))
+        content = read_file(path)
+        read_artifact(content, source=str(path))  # before a process is started for it
+        self._model = Model(path, content)
         self._workers = workers_of(devices, workers)
         self._keepers: list[threading.Thread] = []
         started: list[Worker] = []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from kaem.artifact import MANIFEST_KEY, Figure, Manifest, write_manifest
+from kaem.artifact import MANIFEST_KEY, Figure, Manifest, fingerprint, read_manifest, write_manifest
 
 
 def write_small_artifact(
@@ -54,6 +55,21 @@ def write_small_artifact(
             image_shape=image_shape,
             certificate=(Figure(name="u_error", value=1e-7, bound=1e-4),),
         )
+    return write_sealed(path, model, manifest)
+
+
+def write_sealed(path: Path, model: onnx.ModelProto, manifest: Manifest) -> Path:
+    """Write a model with a manifest, which states the digest of its graph unless it states another one already."""
+    del model.metadata_props[:]
+    if not manifest.graph_fingerprint:
+        manifest = replace(manifest, graph_fingerprint=fingerprint(model.SerializeToString(deterministic=True)))
     helper.set_model_props(model, {MANIFEST_KEY: write_manifest(manifest)})
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def write_changed(path: Path, model: onnx.ModelProto) -> Path:
+    """Write an artifact that was changed on purpose: its manifest states the digest of its graph again."""
+    [text] = [entry.value for entry in model.metadata_props if entry.key == MANIFEST_KEY]
+    manifest = read_manifest({MANIFEST_KEY: text}, source="the changed artifact")
+    return write_sealed(path, model, replace(manifest, graph_fingerprint=""))

@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 from kaem import noise
 from kaem.errors import ArtifactError, BackendError, ConfigError
+from kaem.onnx_file import require_whole
 from kaem.padding import calls, joined, whole_calls
 from kaem.providers import PROVIDERS
+from kaem.runtime import read_file
 from kaem.sampler import Images
 
 MAX_ROWS = 256
@@ -199,8 +201,10 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
         }
+        content = read_file(path)
+        require_whole(content, source=str(path))
         try:
-            model = core.read_model(str(path))
+            model = core.read_model(content)
             self._model: Any = core.compile_model(model, "CPU", options)
             self._image: Any = self._model.output("image")
             rows, width = self._model.input("uniform").partial_shape

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import onnx
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -176,10 +177,12 @@ def test_a_server_that_is_killed_and_started_again_continues_byte_for_byte(artif
 
 def test_a_corrupt_model_is_refused_at_start_in_words(artifact_path, tmp_path, saw):
     whole = artifact_path.read_bytes()
+    weights = next(t.raw_data for t in onnx.load(artifact_path).graph.initializer if t.name == "weight")
     contents = {
         "truncated": whole[: len(whole) // 2],
         "empty": b"",
         "noise": bytes(range(256)) * 20,
+        "weights": whole.replace(weights, weights[:500] + bytes([weights[500] ^ 64]) + weights[501:]),
         "manifest": whole.replace(b'"noise_dim":5', b'"noise_dim":6'),
         "json": whole.replace(b'"noise_dim"', b'"noise_dim!'),
     }

@@ -17,6 +17,7 @@ import kaem
 from kaem.artifact import MANIFEST_KEY, Manifest, write_manifest
 from kaem.cuda import CudaEngine
 from kaem.noise import uniforms
+from kaem_export.graph import graph_fingerprint
 from serve.devices import Device, parse_devices
 from serve.engine import warm_up
 from serve.fleet import Fleet
@@ -44,6 +45,7 @@ def artifact(request, tmp_path_factory):
         latent_dim=shapes["latent"][0],
         image_shape=tuple(shapes["image"]),
         image_type=request.param,
+        graph_fingerprint=graph_fingerprint(model),
     )
     whole = onnx.ModelProto()
     whole.CopyFrom(model)

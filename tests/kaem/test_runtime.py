@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from artifacts import write_small_artifact
+from artifacts import write_sealed, write_small_artifact
 
 import kaem
 from kaem.artifact import Manifest
@@ -116,8 +116,13 @@ def test_a_model_that_keeps_weights_in_another_file_is_refused(artifact_path, tm
     model = onnx.load(artifact_path)
     onnx.save(model, tmp_path / "split.onnx", save_as_external_data=True, location="weights.bin", size_threshold=10)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArtifactError, match="not a usable ONNX model"):
+    with pytest.raises(ArtifactError, match="changed after its export"):
         kaem.load("split.onnx")
+    model = onnx.load(tmp_path / "split.onnx", load_external_data=False)
+    manifest = Manifest(family="kaem", name="split", noise_dim=5, latent_dim=5, image_shape=(1, 8, 8))
+    write_sealed(tmp_path / "sealed.onnx", model, manifest)
+    with pytest.raises(ArtifactError, match="not a usable ONNX model"):
+        kaem.load("sealed.onnx")
 
 
 def test_numpys_own_integers_are_whole_numbers_like_any_other(artifact_path):

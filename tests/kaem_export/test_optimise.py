@@ -20,7 +20,7 @@ from kaem_export import optimise as optimise_module
 from kaem_export.certificate import verify
 from kaem_export.compile import export
 from kaem_export.explain import explain
-from kaem_export.graph import attach_manifest, build_graph
+from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.numerics import has_branches, precision_of
 from kaem_export.optimise import optimise
 from kaem_export.options import Options, parse_batch
@@ -176,6 +176,7 @@ def test_an_artifact_for_certain_batch_sizes_gives_the_samples_of_one_for_any(pl
             noise_dim=3,
             latent_dim=3,
             image_shape=(1, 16, 16),
+            graph_fingerprint=graph_fingerprint(graph),
             compilation={"batch_sizes": list(batch), "rows_per_call": limit},
         )
         path = tmp_path / f"{len(loaded)}.onnx"

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from artifacts import write_small_artifact
+from artifacts import write_changed, write_small_artifact
 from baselines import write_baseline_checkpoint
 from exported_graphs import with_batch
 from models import VARIANTS, write_random_checkpoint
@@ -48,7 +48,7 @@ def test_torch_runs_an_exported_graph_to_the_same_images(tmp_path):
 def test_a_graph_that_torch_cannot_run_is_refused_with_the_reason(artifact_path, tmp_path, one_thread):
     model = onnx.load(artifact_path)
     model.graph.node.append(helper.make_node("Erf", ["latent"], ["unused"]))
-    onnx.save(model, tmp_path / "erf.onnx")
+    write_changed(tmp_path / "erf.onnx", model)
     (tmp_path / "rubbish.onnx").write_bytes(b"rubbish")
     for name, said in (("erf.onnx", "Erf"), ("rubbish.onnx", "not a usable ONNX model")):
         with pytest.raises(ArtifactError, match=said):
@@ -65,7 +65,7 @@ def test_torch_eager_makes_the_images_of_the_sampler_for_any_number_of_rows(arti
 def test_a_graph_of_a_fixed_batch_is_filled_up_and_cut_off(artifact_path, tmp_path, one_thread):
     """Batches that divide neither the rows asked for nor those of one chunk."""
     path = tmp_path / "fixed.onnx"
-    onnx.save(with_batch(onnx.load(artifact_path), 100), path)
+    write_changed(path, with_batch(onnx.load(artifact_path), 100))
     engine = open_engine(dataclasses.replace(JOB, source=str(path)))
     with kaem.load(artifact_path, workers=1) as sampler:
         for num in (1, 100, 530):

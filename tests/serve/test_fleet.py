@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from artifacts import write_small_artifact
+from artifacts import write_changed, write_small_artifact
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from live_server import LAUNCH, server_process
 from onnx import numpy_helper
@@ -277,8 +277,7 @@ def only_eights(tmp_path_factory):
     model = onnx.load(path)
     (shape,) = [tensor for tensor in model.graph.initializer if tensor.name == "shape"]
     shape.CopyFrom(numpy_helper.from_array(np.array([8, 1, 8, 8], np.int64), "shape"))
-    path.write_bytes(model.SerializeToString())
-    return path
+    return write_changed(path, model)
 
 
 def test_a_batch_that_ends_one_worker_after_the_other_is_given_up(only_eights):

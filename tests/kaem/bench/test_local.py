@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 import onnx
 import pytest
-from artifacts import write_small_artifact
+from artifacts import write_changed, write_small_artifact
 
 import kaem
 from kaem.bench.contestant import Contestant, Process
@@ -104,7 +104,7 @@ def test_openvino_runs_a_graph_of_a_fixed_batch_size_for_any_number_of_rows(arti
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 8
     fixed = tmp_path / "model.onnx"
-    onnx.save(model, fixed)
+    write_changed(fixed, model)
     with Process(contestant(fixed, "openvino")) as process, kaem.load(artifact_path, workers=1) as sampler:
         for num in (1, 8, 19):
             np.testing.assert_allclose(process.images(num, 7), sampler.sample(num, 7), atol=1e-5)
