@@ -55,6 +55,14 @@ def evaluate(
             help="Also measure real training images and reconstructions, for up to three times the cost.",
         ),
     ] = True,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="auto, cpu, cuda or cuda:1. auto takes a GPU for a checkpoint where there is one, and the CPU for an "
+            "exported file.",
+        ),
+    ] = "auto",
     json: Annotated[Path | None, typer.Option("--json", help="Write the whole result to this file.")] = None,
     grid: Annotated[Path | None, typer.Option("--grid", help="Write the first 64 samples, unselected, as PNG.")] = None,
     allow_modules: AllowModule = None,
@@ -72,6 +80,8 @@ def evaluate(
     `kaem eval runs/fashion-mnist/ckpt.pt --data fashion_mnist.npz --json result.json --grid grid.png`
 
     `kaem eval model.onnx --data svhn.npz --features inception --sizes 1000,1500,2000`
+
+    `kaem eval runs/svhn/ckpt.pt --device cuda:1`
     """
     from rich.console import Console
 
@@ -88,11 +98,12 @@ def evaluate(
         sizes=None if sizes is None else _sizes(sizes),
         seed=seed,
         with_floors=floors,
+        device=device,
     )
     check_outputs([grid] if grid else [])
     _check_folders(json, grid)
     if model.suffix == ".onnx":
-        kaem.load(model, workers=1).close()
+        kaem.load(model, workers=1).close()  # first of all, whatever it will run on
     else:
         require_checkpoint(model)
 
@@ -103,7 +114,7 @@ def evaluate(
     from kaem_train.evaluation.reals import prepare_reals
 
     words = Console(stderr=True)
-    opened = open_model(model, allow_modules=allow_modules or ())
+    opened = open_model(model, device=device, allow_modules=allow_modules or ())
     with _progress(words) as progress:
         reals = prepare_reals(data_for(opened, str(Path(data).expanduser()) if data else None), options, progress)
         check_shapes(opened, reals)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kaem.errors import ConfigError
 from kaem_train.build import Model
+from kaem_train.devices import tf32_set
 from kaem_train.model.encoder import Encoder
 from kaem_train.sections import TrainingConfig
 
@@ -47,7 +48,7 @@ def plain(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run modules in their parameters' precision and uncompiled inside: for evaluation."""
     taken = [(module, module.__dict__.pop("forward")) for module in modules if "forward" in module.__dict__]
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), tf32_set(False):
             yield
     finally:
         for module, forward in taken:

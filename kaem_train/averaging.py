@@ -32,11 +32,14 @@ class WeightAverage:
         self._averages = {name: value.detach().clone() for name, value in parameters.items()}
         self._counts = dict.fromkeys(parameters, 0)
         self._last = {name: value.detach().clone() for name, value in parameters.items()}
+        self._versions = {name: value._version for name, value in parameters.items()}
 
     @torch.no_grad()
     def restart_jumped(self) -> None:
         """Begin anew for every module of which a parameter has changed since the last `follow`."""
-        changed = [name for name, value in self._parameters.items() if not torch.equal(value, self._last[name])]
+        # Values are compared only where something was written: a GPU would be waited for.
+        written = [name for name, value in self._parameters.items() if value._version != self._versions[name]]
+        changed = [name for name in written if not torch.equal(self._parameters[name], self._last[name])]
         modules = {_module_of(name) for name in changed}
         for name, value in self._parameters.items():
             if _module_of(name) in modules:
@@ -52,6 +55,7 @@ class WeightAverage:
             self._averages[name].lerp_(value, 1.0 - decay)
             self._counts[name] = count + 1
             self._last[name].copy_(value)
+            self._versions[name] = value._version
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -9,39 +9,66 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, Literal, TypeVar, assert_never
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from kaem.errors import ConfigError
+from kaem_train.sections.checks import require_device
 
-Device = Literal["auto", "cpu", "cuda"]
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def choose_device(name: Device = "auto") -> torch.device:
+def choose_device(name: str = "auto") -> torch.device:
     """Return the device of a run.
 
     Args:
-        name: `auto` is an NVIDIA GPU where there is one, else the CPU.
+        name: `auto` is an NVIDIA GPU where there is one, else the CPU; `cuda` is the first GPU, `cuda:1` the second.
 
     Raises:
-        ConfigError: `cuda`, and torch sees no GPU.
+        ConfigError: The name is no device's, or torch sees no such GPU.
     """
-    is_present = torch.cuda.is_available()
-    match name:
-        case "cpu":
-            return torch.device("cpu")
-        case "cuda" if not is_present:
-            raise ConfigError(
-                "training.device = 'cuda', and torch sees no NVIDIA GPU",
-                hint="set training.device=cpu or auto, or install torch with CUDA and a driver",
-            )
-        case "cuda" | "auto":
-            return torch.device("cuda" if is_present else "cpu")
-        case _:
-            assert_never(name)
+    require_device("device", name)
+    num = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and num == 0):
+        return torch.device("cpu")
+    number = int(name.partition(":")[2] or 0)
+    if number >= num:
+        seen = f"only {num} of them (cuda:0 to cuda:{num - 1})" if num else "no NVIDIA GPU"
+        raise ConfigError(
+            f"the device is {name!r}, and torch sees {seen}",
+            hint="choose cpu or auto, or install torch with CUDA and a driver",
+        )
+    return torch.device("cuda", number)
+
+
+@contextmanager
+def tf32_set(is_on: bool) -> Iterator[None]:
+    """Let products and convolutions on a GPU round their factors to 10 bits of mantissa inside, or forbid it.
+
+    It is a switch of the whole process. Left alone, torch uses TF32 in convolutions and nowhere else.
+    """
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = is_on
+    try:
+        yield
+    finally:
+        for switch, was_on in zip(switches, before, strict=True):
+            switch.allow_tf32 = was_on
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device, without waiting for that device where it is a GPU.
+
+    A copy from memory that the system may move waits until all is done that was asked of the GPU before.
+    """
+    if device.type == "cpu":
+        return tensor
+    pinned = tensor.pin_memory() if torch.cuda.is_available() else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -52,12 +79,18 @@ def device_of(module: nn.Module) -> torch.device:
 
 def normal(shape: tuple[int, ...] | torch.Size, rng: torch.Generator, like: Tensor) -> Tensor:
     """Return N(0, 1) drawn where `rng` is, in the type and on the device of `like`."""
-    return torch.randn(shape, generator=rng, dtype=like.dtype, device=rng.device).to(like.device)
+    drawn = torch.randn(shape, generator=rng, dtype=like.dtype, device=rng.device)
+    return _moved(drawn, like.device)
 
 
 def uniform(shape: tuple[int, ...] | torch.Size, rng: torch.Generator, like: Tensor) -> Tensor:
     """Return U(0, 1) drawn where `rng` is, in the type and on the device of `like`."""
-    return torch.rand(shape, generator=rng, dtype=like.dtype, device=rng.device).to(like.device)
+    drawn = torch.rand(shape, generator=rng, dtype=like.dtype, device=rng.device)
+    return _moved(drawn, like.device)
+
+
+def _moved(drawn: Tensor, device: torch.device) -> Tensor:
+    return upload(drawn, device) if drawn.device.type == "cpu" else drawn.to(device)
 
 
 def on_cpu(state: Any) -> Any:

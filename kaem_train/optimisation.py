@@ -28,6 +28,39 @@ def build_optimiser(model: Model, network: nn.Module, config: Config) -> torch.o
     return torch.optim.Adam(groups, lr=config.learning_rates[0], betas=betas, fused=True)
 
 
+class FiniteGuard:
+    """Keeps updates that are not finite from changing a parameter.
+
+    On a CPU it answers at once. Another device would have to be waited for, at every update: there Adam itself passes
+    over such an update, and over all after it, and `first_failure` says which it was when somebody asks.
+
+    Args:
+        optimiser: Fused Adam, which knows `found_inf`.
+        device: Device of the parameters that should not be waited for; None for a CPU.
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer, device: torch.device | None) -> None:
+        self._optimiser = optimiser
+        self._first = None if device is None else torch.zeros((), device=device)
+
+    def admits(self, loss: Tensor, norm: Tensor, step: int) -> bool:
+        """Whether update `step` (from 0) may be done, with this loss and this norm of the gradient, scalars.
+
+        Where the answer lies on another device it is yes, and the optimiser does nothing if it should have been no.
+        """
+        is_finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
+        if self._first is None:
+            return bool(is_finite)
+        is_new = (self._first == 0.0) & ~is_finite
+        self._first = torch.where(is_new, float(step + 1), self._first)
+        self._optimiser.found_inf = (self._first > 0.0).float()  # type: ignore[attr-defined]
+        return True
+
+    def first_failure(self) -> int:
+        """Return the number of the first update (from 1) that another device passed over, 0 if there is none."""
+        return 0 if self._first is None else int(self._first)
+
+
 def set_rates(optimiser: torch.optim.Optimizer, config: Config, step: int) -> None:
     """Give both groups their learning rates of update `step` (from 0)."""
     for group, rate in zip(optimiser.param_groups, config.learning_rates, strict=True):

@@ -21,15 +21,17 @@ from kaem_train.averaging import WeightAverage
 from kaem_train.build import Model, build_model, build_objective
 from kaem_train.checkpoint import Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
 from kaem_train.data import Dataset, training_batch
-from kaem_train.devices import choose_device
+from kaem_train.data.order import PixelsAhead
+from kaem_train.devices import choose_device, tf32_set
 from kaem_train.evaluation.likelihood import held_out_bound
 from kaem_train.events import Event, Listener, Progress, Refitted, Samples, Saved
 from kaem_train.grid_refits import GridRefits
 from kaem_train.inputs import CHECKPOINT_NAME
 from kaem_train.interrupt import stop_request
+from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import weight_penalty
-from kaem_train.optimisation import build_optimiser, first_not_finite, set_rates
+from kaem_train.optimisation import FiniteGuard, build_optimiser, first_not_finite, set_rates
 from kaem_train.posterior import Posterior
 from kaem_train.refit import refit_prior
 from kaem_train.requirements import check_trainable
@@ -93,7 +95,7 @@ def train(
         trainer.restore(read_checkpoint(path))
     else:
         folder.mkdir(parents=True, exist_ok=True)
-    with stop_request() as request:
+    with stop_request() as request, trainer.arithmetic():
         while trainer.step < config.training.updates and not request.is_made:
             trainer.update(path)
             if trainer.step % config.training.checkpoint_every == 0:
@@ -139,6 +141,8 @@ class Trainer:
         }
         decay = config.training.ema_decay
         self._average = WeightAverage(self._parameters, decay) if decay else None
+        self._guard = FiniteGuard(self.optimiser, None if self.device.type == "cpu" else self.device)
+        self._pixels = None if self.device.type == "cpu" else self._read_ahead()
         self._networks = networks(self.model, self.posterior.network)
         accelerate(self._networks, config.training)
         self._grid_refits = GridRefits(config)
@@ -161,21 +165,24 @@ class Trainer:
             seed=settings.seed,
             step=self.step,
             augment_flip=self.config.data.augment_flip,
+            ahead=self._pixels,
         )
         self.posterior.prepare(self.model, self.dataset.train, self.step, self._noise("prior start"))
         train, noise = self.dataset.train, self._noise("grid refit")
-        for parameter in self._grid_refits.move_due(self.model, self.posterior, train, self.step, noise):
+        moved = self._grid_refits.move_due(self.model, self.posterior, train, self.step, noise)
+        for parameter in moved:
             self.optimiser.state.pop(parameter, None)
         if self._average:
             self._average.restart_jumped()
-        terms = self.posterior.terms(self.model, images, self.step, self._noise("posterior"))
+        with self._rule_kept(is_checked=bool(moved) or self.step % settings.log_every == 0):
+            terms = self.posterior.terms(self.model, images, self.step, self._noise("posterior"))
         loss = terms.loss
         if settings.weight_penalty and isinstance(self.model, Kaem):
             loss = loss + weight_penalty(self.model.prior, settings.weight_penalty)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+        if not self._guard.admits(loss, norm, self.step):
             self._refuse(first_not_finite(self._parameters.items(), loss), checkpoint)
         nn.utils.clip_grads_with_norm_(self._parameters.values(), settings.gradient_clip, norm)
         set_rates(self.optimiser, self.config, self.step)
@@ -185,6 +192,8 @@ class Trainer:
         if settings.learn_sigma and terms.squared_error is not None:
             self._follow_sigma(terms.squared_error / images[0].numel())
         self.step += 1
+        if self.step % settings.log_every == 0 or self.step == settings.updates:
+            self._require_finite(checkpoint)
         self._report({"loss": loss.detach(), **terms.metrics, "gradient_norm": norm}, len(images))
 
     def refit(self) -> None:
@@ -226,6 +235,7 @@ class Trainer:
         Raises:
             KaemError: A parameter is not finite: the last good checkpoint stays.
         """
+        self._require_finite(path)
         broken = first_not_finite(self._parameters.items())
         if broken:
             self._refuse(broken, path)
@@ -292,6 +302,12 @@ class Trainer:
             return held_out_bound(model, self.posterior, self.dataset.holdout, rng, num_samples=num_samples)
 
     @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Compute with TF32 inside, or without it, as the run's precision says."""
+        with tf32_set(self.config.training.precision == "tf32"):
+            yield
+
+    @contextmanager
     def in_use(self) -> Iterator[None]:
         """Make `model` and the posterior's network the ones to use inside: averaged, in full precision."""
         with self._average.applied() if self._average else nullcontext(), plain(self._networks):
@@ -310,6 +326,30 @@ class Trainer:
         if self._average is None:
             return None
         return {name: value.clone() for name, value in self.posterior.network.state_dict().items()}
+
+    def _require_finite(self, checkpoint: Path | None) -> None:
+        """Refuse to go on where an update was passed over on another device."""
+        failed = self._guard.first_failure()
+        if failed:
+            self.step = failed - 1  # nothing has changed since
+            self._refuse("the loss or a gradient became not finite", checkpoint)
+
+    @contextmanager
+    def _rule_kept(self, *, is_checked: bool) -> Iterator[None]:
+        """On another device than the CPU, ask only now and then whether the prior's rule is still fine enough.
+
+        Its fineness follows widths that move by about a learning rate an update, and leaves room for a factor sqrt 2.
+        """
+        prior = getattr(self.model, "prior", None)
+        if self.device.type == "cpu" or not isinstance(prior, AbstractPrior):
+            yield
+            return
+        with prior.rule_held(is_checked=is_checked):
+            yield
+
+    def _read_ahead(self) -> PixelsAhead:
+        settings = self.config.training
+        return PixelsAhead(self.dataset.train, settings.batch_size, seed=settings.seed)
 
     def _refuse(self, broken: str, checkpoint: Path | None) -> NoReturn:
         # Without one of this run, the file may be that of a run that is being replaced.

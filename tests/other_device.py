@@ -43,27 +43,41 @@ class OtherTensor(torch.Tensor):
 
 
 _waiting_is_allowed = True
+_uploads_are_allowed = False
 _WAITS = {
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.nonzero.default,
     torch.ops.aten.equal.default,
-    # A factorisation tells the host whether it worked, and its workspace is not for a recording.
+    torch.ops.aten._linalg_check_errors.default,
+}
+_FACTORISATIONS = {  # whose workspace is not for a recording
     torch.ops.aten.linalg_inv_ex.default,
     torch.ops.aten._linalg_slogdet.default,
     torch.ops.aten._linalg_solve_ex.default,
-    torch.ops.aten._linalg_check_errors.default,
 }
 
 
 @contextmanager
-def no_waiting():
-    """Refuse what a CUDA graph cannot hold: questions about values, and moves between devices."""
-    global _waiting_is_allowed  # noqa: PLW0603
-    _waiting_is_allowed = False
+def no_waiting(*, uploads=False):
+    """Refuse what a CUDA graph cannot hold: questions about values, and moves between devices, or only those back."""
+    global _waiting_is_allowed, _uploads_are_allowed
+    before = _waiting_is_allowed, _uploads_are_allowed
+    _waiting_is_allowed, _uploads_are_allowed = False, uploads
     try:
         yield
     finally:
-        _waiting_is_allowed = True
+        _waiting_is_allowed, _uploads_are_allowed = before
+
+
+@contextmanager
+def waiting():
+    """Allow inside `no_waiting` what only this simulation needs."""
+    global _waiting_is_allowed  # noqa: PLW0603
+    before, _waiting_is_allowed = _waiting_is_allowed, True
+    try:
+        yield
+    finally:
+        _waiting_is_allowed = before
 
 
 class OtherDevice(TorchDispatchMode):
@@ -74,7 +88,9 @@ class OtherDevice(TorchDispatchMode):
 
 
 def _is_move(there, wanted, operation):
-    return operation is torch.ops.aten._to_copy.default and bool(there) != (torch.device(wanted) == DEVICE)
+    is_to = torch.device(wanted) == DEVICE
+    is_move = operation is torch.ops.aten._to_copy.default and bool(there) != is_to
+    return is_move and not (is_to and _uploads_are_allowed)
 
 
 def _run(operation, args, kwargs):
@@ -87,7 +103,10 @@ def _run(operation, args, kwargs):
         strangers = [value for value in tensors if not isinstance(value, OtherTensor) and value.dim() > 0]
         if strangers:
             raise RuntimeError(f"{operation} got tensors of the CPU and of the other device")
-    if not _waiting_is_allowed and (operation in _WAITS or (wanted is not None and _is_move(there, wanted, operation))):
+    refused = _WAITS if _uploads_are_allowed else _WAITS | _FACTORISATIONS
+    if not _waiting_is_allowed and (
+        operation in refused or (wanted is not None and _is_move(there, wanted, operation))
+    ):
         raise RuntimeError(f"{operation} waits for the other device")
     is_there = bool(there) if wanted is None else torch.device(wanted) == DEVICE
     if operation is torch.ops.aten.copy_.default:

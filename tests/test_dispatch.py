@@ -25,7 +25,6 @@ from kaem_export.targets import Target
 from kaem_export.triton import Backend
 from kaem_train.build import build_model, build_objective
 from kaem_train.data.labels import load_labels
-from kaem_train.devices import choose_device
 from kaem_train.evaluation.options import Split
 from kaem_train.fit_prior import PriorName
 from kaem_train.model.activations import activation_kinks
@@ -207,7 +206,6 @@ DISPATCHERS: dict[str, Callable[[], Any]] = {
         build_prior(load_config("digits-strict").prior), torch.zeros(1, 32), "contrastive", RNG
     ),
     "schedule": lambda: rate_factor(_with("training", schedule=FOREIGN).training, 0),
-    "device of training": lambda: choose_device(FOREIGN),
     "source of labels": lambda: load_labels(_with("data", source=FOREIGN).data, SimpleNamespace(train=None)),
     "eta of a sampler": lambda: _with("diffusion", sampler=FOREIGN).diffusion.used_eta,
     "provider": lambda: hardware_id(FOREIGN),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.data import Images
-from kaem_train.devices import normal
+from kaem_train.devices import normal, upload
 from kaem_train.posterior.terms import Terms
 from kaem_train.sections import DiffusionConfig
 
@@ -79,7 +79,7 @@ class DenoisingObjective:
     def terms(self, model: Diffusion, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the loss, a mean over pixels, not nats."""
         noise = normal(images.shape, rng, images)
-        timesteps = torch.randint(self.num_levels, (len(images),), generator=rng).to(images.device)
+        timesteps = upload(torch.randint(self.num_levels, (len(images),), generator=rng), images.device)
         noisy = self.schedule.add_noise(2.0 * images - 1.0, noise, timesteps)
         loss = (noise - model.predict_noise(noisy, timesteps)).square().mean()
         return Terms(loss=loss, squared_error=None, metrics={})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -9,11 +10,41 @@ import torch
 from torch import Tensor
 
 from kaem_train.data.pixels import Images
+from kaem_train.devices import upload
 
 _ORDER, _FLIP = 0, 1  # streams: order and flips of one seed are unrelated
 
 
-def training_batch(images: Images, batch_size: int, *, seed: int, step: int, augment_flip: bool) -> Tensor:
+class PixelsAhead:
+    """Pixels of batches in turn, the next of which a thread reads while a GPU computes the last.
+
+    Args:
+        images: The set to train on.
+        batch_size: At most the number of images.
+        seed: Of the order.
+    """
+
+    def __init__(self, images: Images, batch_size: int, *, seed: int) -> None:
+        self._images = images
+        self._batch_size = batch_size
+        self._seed = seed
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="kaem-pixels")
+        self._next: tuple[int, Future[Tensor]] | None = None
+
+    def take(self, step: int) -> Tensor:
+        """Return the stored pixels of update `step` (from 0), and begin to read those of the one after."""
+        pixels = self._next[1].result() if self._next and self._next[0] == step else self._read(step)
+        self._next = step + 1, self._reader.submit(self._read, step + 1)
+        return pixels
+
+    def _read(self, step: int) -> Tensor:
+        chosen = batch_indices(len(self._images), self._batch_size, seed=self._seed, step=step)
+        return self._images.read(chosen)
+
+
+def training_batch(
+    images: Images, batch_size: int, *, seed: int, step: int, augment_flip: bool, ahead: PixelsAhead | None = None
+) -> Tensor:
     """Return the images of update `step` (from 0), shape (batch_size, C, H, W), float32 in [0, 1].
 
     Args:
@@ -22,11 +53,13 @@ def training_batch(images: Images, batch_size: int, *, seed: int, step: int, aug
         seed: Of the order and of the flips.
         step: Updates done before this one.
         augment_flip: Mirror each image left to right with probability one half.
+        ahead: Reads the pixels of the same images, batch size and seed.
     """
-    batch = images[batch_indices(len(images), batch_size, seed=seed, step=step)]
+    chosen = batch_indices(len(images), batch_size, seed=seed, step=step)
+    batch = images[chosen] if ahead is None else images.serve(ahead.take(step))
     if not augment_flip:
         return batch
-    is_flipped = flips(batch_size, seed=seed, step=step).to(batch.device)
+    is_flipped = upload(flips(batch_size, seed=seed, step=step), batch.device)
     return torch.where(is_flipped[:, None, None, None], batch.flip(-1), batch)
 
 

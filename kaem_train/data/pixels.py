@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kaem_train.devices import upload
+
 _ROWS_TOGETHER = 4096
 
 
@@ -54,11 +56,20 @@ class Images:
 
     def __getitem__(self, index: int | slice | Tensor) -> Tensor:
         """Return the chosen images as float32 in [0, 1]: shape (n, C, H, W), or (C, H, W) for one number."""
+        return self.serve(self.read(index))
+
+    def read(self, index: int | slice | Tensor) -> Tensor:
+        """Return the chosen images as they are stored, on the CPU."""
         rows = self.rows[index.numpy() if isinstance(index, Tensor) else index]
-        pixels = self.stored[rows]
-        if pixels.dtype == np.uint8:
-            return torch.from_numpy(np.asarray(pixels / np.float32(255.0))).to(self.device)
-        return torch.from_numpy(pixels.astype(np.float32)).to(self.device)
+        return torch.from_numpy(np.array(self.stored[rows]))
+
+    def serve(self, pixels: Tensor) -> Tensor:
+        """Return stored pixels as float32 in [0, 1] on the device; 8 bits travel there, and not 32."""
+        there = upload(pixels, self.device)
+        if there.dtype != torch.uint8:
+            return there.float()
+        # By a tensor: by a number a GPU multiplies with its reciprocal, which is not the same in the last bit.
+        return there.float() / torch.full((), 255.0, device=there.device)
 
 
 def as_bytes_where_exact(images: NDArray[np.float32]) -> NDArray[Any]:

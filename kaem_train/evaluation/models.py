@@ -24,6 +24,7 @@ from kaem_train.model.encoder import Encoder
 from kaem_train.model.kaem import Kaem
 from kaem_train.posterior import Posterior, build_posterior
 from kaem_train.sections import DataConfig
+from kaem_train.sections.checks import require_device
 from kaem_train.settings import Config
 from kaem_train.streams import noise_stream
 from kaem_train.weights import fingerprint_weights
@@ -102,19 +103,22 @@ class ExportedModel:
             yield to_uint8(chunk.images)
 
 
-def open_model(path: Path, *, allow_modules: Container[str] = ()) -> TrainedModel | ExportedModel:
+def open_model(path: Path, *, device: str = "auto", allow_modules: Container[str] = ()) -> TrainedModel | ExportedModel:
     """Open a checkpoint, or an artifact where the name ends in .onnx.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
+        device: Device that computes, as `kaem_train.devices.choose_device` takes it; an artifact runs on a GPU only
+            where it is named.
         allow_modules: Generator classes that may be imported, see `load_model`.
 
     Raises:
         ArtifactError: The file is missing, damaged or neither, or its generator is a class that is not allowed.
         BackendError: ONNX Runtime cannot run the artifact.
+        ConfigError: There is no such device, or an artifact cannot be run there.
     """
     if path.suffix == ".onnx":
-        sampler = kaem.load(path)
+        sampler = kaem.load(path, provider=provider_for(device))
         manifest = sampler.manifest
         return ExportedModel(
             source=str(path),
@@ -127,7 +131,8 @@ def open_model(path: Path, *, allow_modules: Container[str] = ()) -> TrainedMode
         )
     _, model = load_model(path, allow_modules=allow_modules)
     weights = fingerprint_weights(model.state_dict())
-    model.to(choose_device())
+    there = choose_device(device)
+    model.to(there)
     checkpoint = read_checkpoint(path)
     trained = TrainedModel(
         source=str(path),
@@ -151,9 +156,26 @@ def open_model(path: Path, *, allow_modules: Container[str] = ()) -> TrainedMode
         raise ArtifactError(
             f"the encoder in {path} does not fit its configuration", hint="the file is damaged: train again"
         ) from None
-    posterior.network.to(choose_device()).eval().requires_grad_(False)
+    posterior.network.to(there).eval().requires_grad_(False)
     encoder = next((part for part in posterior.network.modules() if isinstance(part, Encoder)), None)
     return replace(trained, posterior=posterior, encoder=encoder)
+
+
+def provider_for(device: str) -> str:
+    """Return the provider that runs an artifact on a device.
+
+    Raises:
+        ConfigError: It is a GPU that is not the first.
+    """
+    require_device("device", device)
+    if not device.startswith("cuda"):
+        return "cpu"
+    if device not in ("cuda", "cuda:0"):
+        raise ConfigError(
+            f"an exported file is evaluated on the first GPU, and the device is {device!r}",
+            hint="say --device cuda, with CUDA_VISIBLE_DEVICES set to the number of the GPU",
+        )
+    return "cuda"
 
 
 def data_for(model: TrainedModel | ExportedModel, path: str | None) -> DataConfig:

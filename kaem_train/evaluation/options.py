@@ -7,6 +7,7 @@ from typing import Literal
 
 from kaem.errors import RequestError
 from kaem_train.evaluation.extrapolation import require_sizes
+from kaem_train.sections.checks import require_device
 
 Split = Literal["train", "test", "all"]
 
@@ -25,6 +26,7 @@ class EvaluationOptions:
         seed: Of samples, subsets and posterior draws.
         with_floors: Also measure real training images and reconstructions, which triples the images that the
             feature network sees.
+        device: Device of the model and of the Inception network; see `kaem_train.devices.choose_device`.
     """
 
     features: str = "auto"
@@ -34,8 +36,10 @@ class EvaluationOptions:
     sizes: tuple[int, ...] | None = None
     seed: int = 0
     with_floors: bool = True
+    device: str = "auto"
 
     def __post_init__(self) -> None:
+        require_device("--device", self.device)
         for name, least in (("num", 10), ("num_real", 5)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -65,7 +65,7 @@ def prepare_reals(config: DataConfig, options: EvaluationOptions, progress: Prog
         ArtifactError: An .onnx file is no valid model.
     """
     dataset = load_dataset(config, progress=lambda done, total: progress("decoding", done, total))
-    network = choose_network(options.features, config, dataset, progress)
+    network = choose_network(options.features, config, dataset, progress, options.device)
     pixels = chosen_pixels(dataset, options.real, options.num_real)
     features = cached_features(network, pixels, progress, "real images")
     return Reals(
@@ -78,8 +78,10 @@ def prepare_reals(config: DataConfig, options: EvaluationOptions, progress: Prog
     )
 
 
-def choose_network(name: str, config: DataConfig, dataset: Dataset, progress: Progress) -> FeatureNetwork:
-    """Return the network that `name` means for a data set: see `EvaluationOptions.features`."""
+def choose_network(
+    name: str, config: DataConfig, dataset: Dataset, progress: Progress, device: str = "auto"
+) -> FeatureNetwork:
+    """Return the network that `name` means for a data set: see `EvaluationOptions.features` and `.device`."""
     if name.endswith(".onnx"):
         return load_onnx_network(Path(name), dataset.train.shape[1:])
     if name not in {"auto", "classifier", "inception"}:
@@ -90,9 +92,9 @@ def choose_network(name: str, config: DataConfig, dataset: Dataset, progress: Pr
         channels, height, width = dataset.train.shape[1:]
         is_small = channels == 1 and max(height, width) <= _LARGEST_SIDE
         labels = load_labels(config, dataset) if is_small else None
-        return load_inception() if labels is None else load_classifier(dataset, labels, progress)
+        return load_inception(device) if labels is None else load_classifier(dataset, labels, progress)
     if name == "inception":
-        return load_inception()
+        return load_inception(device)
     return load_classifier(dataset, _labels(config, dataset), progress)
 
 

@@ -29,11 +29,11 @@ class InvertibleMatrices(nn.Module):
     def inverse_held(self) -> Iterator[None]:
         """Invert W once, for all that is asked inside, where W must stay as it is and needs no gradient.
 
-        An inversion waits for its GPU, to learn whether W is singular; a CUDA graph cannot hold that.
+        A CUDA graph cannot hold an inversion: its workspace is not of the graph's memory.
         """
         before = self._held
         with torch.no_grad():
-            self._held = torch.linalg.inv(self.matrix), torch.linalg.slogdet(self.matrix).logabsdet
+            self._held = torch.linalg.inv_ex(self.matrix).inverse, torch.linalg.slogdet(self.matrix).logabsdet
         try:
             yield
         finally:
@@ -41,7 +41,9 @@ class InvertibleMatrices(nn.Module):
 
     def inverse_matrix(self) -> Tensor:
         """Return W^-1: shape (..., Q, Q)."""
-        inverse: Tensor = torch.linalg.inv(self.matrix) if self._held is None else self._held[0]
+        # Without the question whether it worked, for whose answer a GPU would be waited for: a singular matrix makes
+        # the loss not finite, which is refused.
+        inverse: Tensor = torch.linalg.inv_ex(self.matrix).inverse if self._held is None else self._held[0]
         return inverse
 
     def log_det_inverse(self) -> Tensor:

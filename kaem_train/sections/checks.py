@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from kaem.errors import ConfigError
 
@@ -35,3 +36,11 @@ def require_decay(name: str, value: float) -> None:
     """Raise `ConfigError` unless 0 < `value` <= 1."""
     if not 0.0 < value <= 1.0:
         raise ConfigError(f"{name} = {value} is outside (0, 1]")
+
+
+def require_device(name: str, value: str) -> None:
+    """Raise `ConfigError` unless `value` names a device: auto, cpu, cuda or cuda:N."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value, re.ASCII):
+        raise ConfigError(
+            f"{name} = {value!r} is no device", hint="write auto, cpu, cuda, or a GPU by its number, as cuda:1"
+        )

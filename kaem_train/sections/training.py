@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least, require_at_most, require_positive
+from kaem_train.sections.checks import require_at_least, require_at_most, require_device, require_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +32,12 @@ class TrainingConfig:
         learn_sigma: Follow the running mean of the squared reconstruction error instead of keeping `sigma`.
         ema_decay: Weight of the past in a moving average of all weights, for example 0.999; the average is what is
             evaluated, sampled and exported. 0 keeps none.
-        precision: Of generator and encoder: `float32`, or `bfloat16` by autocast. Densities stay as they are.
-        device: Where the run computes: `auto` is an NVIDIA GPU where there is one, else the CPU. Noise is drawn on the
-            CPU, so it is the same everywhere, and a run may be resumed on another device.
+        precision: Precision of the networks: `float32`; `tf32`, which on a GPU rounds the factors of products and
+            convolutions to 10 bits of mantissa and is `float32` elsewhere; or `bfloat16` by autocast of generator and
+            encoder, where densities stay as they are.
+        device: Where the run computes: `auto` is an NVIDIA GPU where there is one, else the CPU; `cuda:1` is the
+            second GPU. Noise is drawn on the CPU, so it is the same everywhere, and a run may be resumed on another
+            device.
         compile: Compile generator and encoder (torch.compile); needs a C++ compiler.
         seed: Of everything random in the run.
         log_every: Updates between reports.
@@ -56,8 +59,8 @@ class TrainingConfig:
     sigma: float = 0.1
     learn_sigma: bool = True
     ema_decay: float = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    device: str = "auto"
     compile: bool = False
     seed: int = 0
     log_every: int = 50
@@ -67,6 +70,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("updates", "batch_size", "log_every", "checkpoint_every", "samples_every"):
             require_at_least(name, getattr(self, name), 1)
+        require_device("device", self.device)
         require_at_most("batch_size", self.batch_size, 1_000_000)
         require_at_most("updates", self.updates, 10**9)
         for name in ("learning_rate", "prior_learning_rate", "gradient_clip", "sigma"):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import typer
 from models import write_random_checkpoint
 from PIL import Image
@@ -199,3 +200,20 @@ def test_an_artifact_that_names_no_data_asks_for_some(artifact_path, tmp_path):
     done, result = _result(artifact_path, "--data", tmp_path / "a.npz", "-n", 60, to=tmp_path / "a.json")
     assert result["data"] == str(tmp_path / "a.npz")
     assert "not measured: log likelihood" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "message"),
+    [
+        ("ckpt.pt", "gpu", "'gpu' is no device"),
+        ("ckpt.pt", "cuda", "torch sees no NVIDIA GPU"),
+        ("model.onnx", "cuda:1", "an exported file is evaluated on the first GPU"),
+    ],
+)
+def test_a_device_that_cannot_be_had_is_refused(folder, name, device, message):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    refused = _run(folder / name, "--device", device).exception
+    assert isinstance(refused, ConfigError)
+    assert message in refused.message
+    assert refused.hint

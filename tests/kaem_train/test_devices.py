@@ -1,23 +1,26 @@
 """A run computes where it is told to, draws the same noise there, and leaves checkpoints that know no device."""
 
 import dataclasses
-import functools
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from kaem.errors import ConfigError
+from kaem.errors import ConfigError, KaemError
 from kaem_train import devices
 from kaem_train.checkpoint import read_checkpoint
-from kaem_train.data import load_dataset
+from kaem_train.data import load_dataset, training_batch
+from kaem_train.data.order import PixelsAhead
 from kaem_train.devices import choose_device, device_of, moved_to_cpu, normal, on_cpu
 from kaem_train.model.kaem import Kaem
+from kaem_train.optimisation import FiniteGuard
+from kaem_train.posterior.amortized import AmortizedPosterior
 from kaem_train.posterior.langevin import StepNoise, langevin_step
 from kaem_train.posterior.power import frozen, power_posterior
 from kaem_train.posterior.short_run import run_chains
 from kaem_train.settings import load_config
 from kaem_train.trainer import Trainer, train
-from tests.other_device import DEVICE, OtherDevice, OtherTensor, no_waiting
+from tests.other_device import DEVICE, OtherDevice, OtherTensor, no_waiting, waiting
 
 REFIT = ("refit.kind=experts", "refit.num_experts=[2]", "refit.correction_steps=2", "refit.num_images=100")
 CHAINS = ("posterior.num_steps=3",)
@@ -60,12 +63,20 @@ def digits():
 @pytest.fixture(autouse=True)
 def _portable_optimiser(monkeypatch):
     # The fused one asks for a device by name.
-    adam = torch.optim.Adam
-    monkeypatch.setattr(torch.optim, "Adam", functools.partial(_unfused, adam))
+    monkeypatch.setattr(torch.optim, "Adam", PortableAdam)
 
 
-def _unfused(adam, groups, *, fused=None, **options):
-    return adam(groups, fused=False, **options)
+class PortableAdam(torch.optim.Adam):
+    """Adam that does on any device what the fused one does with `found_inf`, though it has to look."""
+
+    def __init__(self, groups, *, fused=None, **options):
+        super().__init__(groups, fused=False, **options)
+
+    def step(self):
+        with waiting():
+            found = self.__dict__.pop("found_inf", None)
+            if found is None or not bool(found):
+                super().step()
 
 
 @pytest.mark.parametrize("overrides", RUNS.values(), ids=RUNS)
@@ -85,14 +96,130 @@ def test_a_run_on_another_device_is_the_same_run(tmp_path, tiny, digits, monkeyp
     assert (found.finished is None) == (expected.finished is None)
 
 
+WITHOUT_WAITING = {
+    "amortized": (),
+    "amortized, prior under way": ("posterior.prior_from=0.0",),
+    "independent": ("prior.variant=independent", "posterior.prior_from=0.0"),
+    "own frames": ("prior.variant=experts", "prior.frame=own", "posterior.prior_from=0.0"),
+    "averages and flips": ("training.ema_decay=0.9", "data.augment_flip=true"),
+    "weighted bound": ("posterior.kind=weighted_bound", "posterior.prior_from=0.0"),
+    "refined": ("posterior.kind=refined", "posterior.prior_from=0.0"),
+    "vae": ("family=vae",),
+    "latent ebm": ("family=latent_ebm", "latent_ebm.prior_steps=2", "latent_ebm.posterior_steps=2"),
+}
+
+
+@pytest.mark.parametrize("overrides", WITHOUT_WAITING.values(), ids=WITHOUT_WAITING)
+def test_an_update_does_not_wait_for_its_device(tiny, digits, monkeypatch, overrides):
+    monkeypatch.setattr("kaem_train.trainer.choose_device", lambda _name: DEVICE)
+    config = tiny("training.updates=9", "training.log_every=4", *overrides)
+    with OtherDevice():
+        trainer = Trainer(config, digits)
+        for number in range(6):
+            # The first meets everything for the first time, the fourth reports, the one after checks the rule anew.
+            with nullcontext() if number in (0, 3, 4) else no_waiting(uploads=True):
+                trainer.update(None)
+        assert trainer.step == 6
+
+
+def test_an_update_that_is_not_finite_changes_nothing_on_another_device_and_is_told_at_the_report(
+    tiny, digits, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("kaem_train.trainer.choose_device", lambda _name: DEVICE)
+    config = tiny("training.updates=20", "training.log_every=5")
+    with OtherDevice():
+        trainer = Trainer(config, digits)
+        trainer.update(None)
+        terms = trainer.posterior.terms
+        spoilt = dataclasses.replace
+        monkeypatch.setattr(
+            trainer.posterior,
+            "terms",
+            lambda *given: spoilt(terms(*given), loss=terms(*given).loss * (torch.nan if given[2] == 1 else 1.0)),
+        )
+        before = {name: value.detach().clone().cpu() for name, value in trainer.model.named_parameters()}
+        for _ in range(3):
+            trainer.update(None)
+        with pytest.raises(KaemError, match="not finite at update 2"):
+            trainer.update(tmp_path / "ckpt.pt")
+        for name, value in trainer.model.named_parameters():
+            assert torch.equal(value.detach().cpu(), before[name]), name
+        with pytest.raises(KaemError, match="not finite at update 2"):
+            trainer.save(tmp_path / "ckpt.pt")
+    assert not (tmp_path / "ckpt.pt").exists()
+
+
+def test_fused_adam_passes_over_the_updates_that_the_guard_refuses():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimiser = PortableAdam.__base__([parameter], fused=True)
+    guard = FiniteGuard(optimiser, torch.device("cpu"))  # as if it were not to be waited for
+    for step, gradient in enumerate((1.0, torch.nan, 1.0)):
+        parameter.grad = torch.full((3,), gradient)
+        norm = parameter.grad.norm()
+        assert guard.admits(torch.ones(()), norm, step)
+        optimiser.step()
+        if step == 0:
+            after_one = parameter.detach().clone()
+            assert guard.first_failure() == 0
+    assert torch.equal(parameter.detach(), after_one)
+    assert guard.first_failure() == 2
+    assert not torch.equal(after_one, torch.ones(3))
+
+
+def test_pixels_read_ahead_are_those_of_the_batch(digits):
+    train = digits.train
+    ahead = PixelsAhead(train, 32, seed=5)
+    for step in (0, 1, 2, 7, 8, 3):  # a resumed run begins anywhere
+        options = {"seed": 5, "step": step, "augment_flip": True}
+        assert torch.equal(training_batch(train, 32, ahead=ahead, **options), training_batch(train, 32, **options))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1,cuda:2", "CUDA", ""])
+def test_a_device_of_another_name_is_refused(tiny, name):
+    with pytest.raises(ConfigError, match=r"is no device") as caught:
+        tiny(f"training.device='{name}'")
+    assert "cuda:1" in caught.value.hint
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cuda") == choose_device("auto") == torch.device("cuda", 0)
+    with pytest.raises(ConfigError, match=r"'cuda:2', and torch sees only 2 of them \(cuda:0 to cuda:1\)"):
+        choose_device("cuda:2")
+
+
+def test_tf32_is_a_choice_of_the_run_and_never_of_evaluation(tiny, digits, monkeypatch):
+    seen = []
+    terms = AmortizedPosterior.terms
+
+    def noting(self, *given):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return terms(self, *given)
+
+    monkeypatch.setattr(AmortizedPosterior, "terms", noting)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    for precision, is_on in (("tf32", True), ("float32", False)):
+        seen.clear()
+        trainer = Trainer(tiny("training.updates=1", f"training.precision={precision}"), digits)
+        with trainer.arithmetic():
+            trainer.update(None)
+            with trainer.in_use():
+                assert not torch.backends.cudnn.allow_tf32
+        assert seen == [(is_on, is_on)]
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
 def test_cuda_without_a_gpu_is_refused_in_one_line(tiny, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"training\.device = 'cuda', and torch sees no NVIDIA GPU"):
+    with pytest.raises(ConfigError, match=r"'cuda', and torch sees no NVIDIA GPU"):
         train(tiny("training.device=cuda"), digits, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_auto_is_a_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for is_present, name in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda is_present=is_present: is_present)
         assert choose_device("auto").type == name
