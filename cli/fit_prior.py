@@ -47,6 +47,10 @@ def fit_prior(
             "--set", metavar="prior.KEY=VALUE", help="Change one setting of the prior, as prior.num_components=16."
         ),
     ] = None,
+    keep_outliers: Annotated[
+        bool,
+        typer.Option("--keep-outliers", help="Fit latents far from all others too; at most one in 100 is left out."),
+    ] = False,
     pixel_range: Annotated[
         tuple[float, float] | None,
         typer.Option(metavar="LOW HIGH", help="Black and white of the decoder, by default 0 1; tanh: -1 1."),
@@ -98,14 +102,20 @@ def fit_prior(
 
     begin, console = time.perf_counter(), Console(stderr=True)
     if checkpoint is not None:
-        source = read_source(checkpoint, data, holdout=holdout, seed=seed, allow_modules=allow_modules or ())
+        source = read_source(
+            *(checkpoint, data),
+            holdout=holdout,
+            seed=seed,
+            allow_modules=allow_modules or (),
+            keep_outliers=keep_outliers,
+        )
         rows = source.latents
     elif latents is not None and decoder is not None:  # the only other case that _require_inputs lets through
-        rows = read_latents(latents, holdout=holdout, seed=seed)
+        rows = read_latents(latents, holdout=holdout, seed=seed, keep_outliers=keep_outliers)
         finished = read_decoder(decoder, rows.fitted.numpy(), pixel_range=(low, high))
         name = re.sub(r"^\W+|[^\w.-]", "", decoder.stem)[:100] or "decoder"
     num_fitted, num_latents = rows.fitted.shape
-    candidates = prior_configs(prior, num_latents, num_fitted, assignments or [])
+    candidates = prior_configs(prior, num_latents, rows.num_distinct, assignments or [])
 
     def configuration(section: PriorConfig) -> Config:
         if checkpoint is not None:
@@ -119,6 +129,13 @@ def fit_prior(
         soft_wrap=True,
         highlight=False,
     )
+    if rows.num_outliers:
+        console.print(
+            f"{rows.num_outliers} outliers are left out, more than 20 robust deviations from the median of a latent; "
+            "--keep-outliers fits them too",
+            soft_wrap=True,
+            highlight=False,
+        )
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("")
@@ -177,6 +194,8 @@ def _print_scores(console: Console, found: FittedPrior, seconds: float) -> None:
         + (f"; {found.outside:.2%} of the scored latents lie outside its domain" if found.outside else ""),
         highlight=False,
     )
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, highlight=False)
 
 
 def _score_table(scores: Scores) -> Table:

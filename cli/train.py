@@ -101,13 +101,15 @@ def train(
     if settings.family != "kaem":
         note = prescription_note(settings.family, settings.posterior.kind)
         console.print(note, soft_wrap=True, highlight=False, markup=False)
+    division = divide(settings, dataset)
     console.print(
-        f"{settings.name}: {divide(settings, dataset).summary}; "
-        f"update {done} to {settings.training.updates}; folder {folder}",
+        f"{settings.name}: {division.summary}; update {done} to {settings.training.updates}; folder {folder}",
         soft_wrap=True,
         highlight=False,
         markup=False,
     )
+    if division.warning:
+        console.print(f"warning: {division.warning}", soft_wrap=True, highlight=False, markup=False)
     logs = folder / "tensorboard"
     if force:
         shutil.rmtree(logs, ignore_errors=True)
@@ -173,6 +175,8 @@ def _print_plan(settings: Config, dataset: Dataset) -> None:
         f"parameters  {sum(plan.num_parameters.values()):,}: {parts}",
         f"one update  {times} on {torch.get_num_threads()} threads",
     ]
+    if plan.division.warning:
+        lines.append(f"warning     {plan.division.warning}")
     if plan.start_seconds:
         lines.append(f"the prior's start at encoded images  {plan.start_seconds:.1f} s")
     lines.append(f"all {settings.training.updates:,} updates  about {_duration(plan.total_seconds)}")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from kaem.config import from_mapping, to_mapping
-from kaem.errors import ArtifactError, ConfigError
+from kaem.errors import ArtifactError, ConfigError, KaemError
 from kaem.files import replacing
 from kaem_train.build import Model, build_model
 from kaem_train.devices import on_cpu
@@ -96,7 +96,9 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
     Raises:
         RequestError: The file cannot be written.
+        KaemError: A number of the model is not finite; nothing is written.
     """
+    _require_finite(checkpoint)
     content = {name: getattr(checkpoint, name) for name in _FIELDS}
     content["config"] = to_mapping(checkpoint.config)
     content[_VERSION_KEY] = FORMAT_VERSION
@@ -110,6 +112,24 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content = on_cpu(content)
     with replacing(path) as draft:
         torch.save(content, draft)
+
+
+def _require_finite(checkpoint: Checkpoint) -> None:
+    """Refuse a model that could not be used: what a run goes on with (Adam's moments) is its own matter."""
+    finished = checkpoint.finished
+    states = {
+        "model": checkpoint.model_state,
+        "posterior": checkpoint.posterior_state,
+        "finished model": {} if finished is None else finished.model_state,
+        "finished posterior": {} if finished is None else finished.posterior_state or {},
+    }
+    for what, state in states.items():
+        for name, value in state.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise KaemError(
+                    f"{name} of the {what} is not finite, so no checkpoint is written",
+                    hint="the fit diverged: lower the learning rate, or look for odd rows in the data",
+                )
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -107,7 +107,13 @@ def mean_log_density(prior: Prior, z: Tensor) -> float:
         prior: Any prior.
         z: Shape (S, *latent_shape).
     """
-    return sum(float(prior.score_density(part).double().sum()) for part in torch.split(z, _SCORED_TOGETHER)) / len(z)
+    return float(log_densities(prior, z).mean())
+
+
+@torch.no_grad()
+def log_densities(prior: Prior, z: Tensor) -> Tensor:
+    """Return log p(z) of every latent in nats: shape (S, *latent_shape) -> (S,), float64."""
+    return torch.cat([prior.score_density(part).double() for part in torch.split(z, _SCORED_TOGETHER)])
 
 
 @contextmanager

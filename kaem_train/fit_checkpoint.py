@@ -17,7 +17,7 @@ from kaem_train.checkpoint import Checkpoint, load_model, read_checkpoint, write
 from kaem_train.data import Dataset, load_dataset
 from kaem_train.devices import choose_device
 from kaem_train.fit_prior import FittedPrior
-from kaem_train.latents import Latents
+from kaem_train.latents import Latents, without_outliers
 from kaem_train.model.kaem import Kaem
 from kaem_train.posterior import build_posterior
 from kaem_train.refit import infer_latents, state_with_prior
@@ -44,7 +44,13 @@ class FittedSource:
 
 
 def read_source(
-    path: Path, data: str | None, *, holdout: float, seed: int, allow_modules: Container[str] = ()
+    path: Path,
+    data: str | None,
+    *,
+    holdout: float,
+    seed: int,
+    allow_modules: Container[str] = (),
+    keep_outliers: bool = False,
 ) -> FittedSource:
     """Encode the training images of a checkpoint, at most 25,000 of them.
 
@@ -54,6 +60,7 @@ def read_source(
         holdout: Share of the latents that are held out, in (0, 1); half of them choose, half are scored.
         seed: Of the choice of images, their split and the draws.
         allow_modules: Generator classes that may be imported, see `load_model`.
+        keep_outliers: As for `read_latents`.
 
     Raises:
         ArtifactError: It is no checkpoint, or of a family without latents of known density.
@@ -90,8 +97,22 @@ def read_source(
     num_fitted = len(z) - 2 * num_held_out
     if num_held_out < 1 or num_fitted < 2 * z.shape[1]:
         raise DataError(f"{len(z)} training images are too few to fit a distribution of {z.shape[1]} latents")
+    if not bool(torch.isfinite(z).all()):
+        raise ArtifactError(
+            f"the encoder of {path} gives latents that are not finite", hint="it is damaged, or diverged: train again"
+        )
     fitted, choosing, scored = torch.split(z, [num_fitted, num_held_out, num_held_out])
-    latents = Latents(fitted=fitted, choosing=choosing, scored=scored, num_rows=len(z), fingerprint=dataset.fingerprint)
+    num_outliers = 0
+    if not keep_outliers:
+        fitted, choosing, scored, num_outliers = without_outliers(fitted, choosing, scored)
+    latents = Latents(
+        fitted=fitted,
+        choosing=choosing,
+        scored=scored,
+        num_rows=len(z),
+        fingerprint=dataset.fingerprint,
+        num_outliers=num_outliers,
+    )
     return FittedSource(checkpoint=checkpoint, model=model, latents=latents)
 
 

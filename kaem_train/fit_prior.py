@@ -7,7 +7,7 @@ b + W u becomes m + s o b + diag(s) W u, which is exact. A prior without a frame
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,7 +19,7 @@ from kaem.config import from_mapping, merge, parse_overrides
 from kaem.errors import ConfigError, DataError
 from kaem_train.checkpoint import Checkpoint, write_checkpoint
 from kaem_train.decoder import Decoder
-from kaem_train.density_fit import fit_density, mean_log_density
+from kaem_train.density_fit import fit_density, log_densities, mean_log_density
 from kaem_train.gaussian_em import fit_full_mixture
 from kaem_train.latents import Latents
 from kaem_train.model.kaem import Kaem
@@ -48,6 +48,10 @@ _ROWS_PER_EXPERT = 4
 _FALLS_TO_STOP = 2
 _MOST_OUTSIDE = 1e-3
 _RIDGE = 1e-6
+_FLAT = 1e-9
+_LEAST_GAIN = 0.01
+"""Nats below which nothing is said of a better prior."""
+
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much it is in all."""
@@ -79,12 +83,14 @@ class FittedPrior:
         prior: On the latents as they came.
         scores: On latents that no fit has seen.
         outside: Share of the latents that lie outside the domain of every density, where it is 0.
+        warnings: What a reader of the scores must know: that a simpler prior is better, or why figures mean little.
     """
 
     config: PriorConfig
     prior: Prior
     scores: Scores
     outside: float
+    warnings: tuple[str, ...] = ()
 
 
 def prior_configs(name: PriorName, num_latents: int, num_rows: int, assignments: Iterable[str]) -> list[PriorConfig]:
@@ -93,7 +99,7 @@ def prior_configs(name: PriorName, num_latents: int, num_rows: int, assignments:
     Args:
         name: Of the kind of prior.
         num_latents: Q.
-        num_rows: Latents to fit.
+        num_rows: Latents to fit that differ from each other.
         assignments: `prior.key=value` words of the user.
 
     Raises:
@@ -121,7 +127,7 @@ def prior_configs(name: PriorName, num_latents: int, num_rows: int, assignments:
         )
     if config.variant == "experts" and config.num_components > num_rows:
         raise ConfigError(
-            f"{num_rows} latents cannot start prior.num_components = {config.num_components} experts",
+            f"{num_rows} different latents cannot start prior.num_components = {config.num_components} experts",
             hint="lower prior.num_components",
         )
     return configs
@@ -148,7 +154,7 @@ def fit_prior(
         progress: Told as work goes on.
 
     Raises:
-        DataError: A prior without a frame cannot hold the latents on its domain.
+        DataError: A prior without a frame cannot hold the latents on its domain, or no prior has a finite density.
     """
     mean, std = latents.fitted.mean(0), latents.fitted.std(0)
     candidates = list(configs)
@@ -161,11 +167,11 @@ def fit_prior(
     config, prior = _best_start(candidates, fitted, choosing, seed, progress)
     scored = latents.scored.reshape(shape)
 
-    def score(prior: Prior) -> float:
+    def score(prior: Prior) -> Tensor:
         # log p(z) = log p(z') - sum log s
-        return mean_log_density(prior, (scored - mean.reshape(shape)) / std.reshape(shape)) - float(std.log().sum())
+        return log_densities(prior, (scored - mean.reshape(shape)) / std.reshape(shape)) - float(std.log().sum())
 
-    start = score(prior)
+    start = float(score(prior).mean())
     # The Gaussian mixture of own frames is a maximum of the likelihood already; what is left is its shapes.
     parameters = [value for name, value in prior.named_parameters() if not name.startswith("frames.")]
     fit_density(
@@ -177,18 +183,26 @@ def fit_prior(
         parameters=parameters,
         progress=lambda step, held_out: progress(f"fitting energies, log p(z) {held_out:.2f}", step, steps),
     )
-    fitted_score = score(prior)
+    own = score(prior)
+    if bool(own.isnan().any()):
+        raise DataError("log p(z) of the fitted prior is not a number", hint="look for odd rows in the latents")
     unfold(prior, mean, std)
     prior.eval().requires_grad_(False)
+    covariance = torch.cov(latents.fitted.double().T).reshape(len(mean), -1)
+    simple = {
+        "N(0, I)": _gaussian_log_densities(latents.scored, torch.zeros_like(mean), torch.eye(len(mean))),
+        "one Gaussian": _gaussian_log_densities(latents.scored, latents.fitted.double().mean(0), covariance),
+    }
     return FittedPrior(
         config=config,
         prior=prior,
         scores=Scores(
-            standard_normal=_gaussian_score(latents.scored, torch.zeros_like(mean), torch.eye(len(mean))),
-            full_gaussian=_gaussian_score(latents.scored, latents.fitted.mean(0), torch.cov(latents.fitted.double().T)),
+            standard_normal=float(simple["N(0, I)"].mean()),
+            full_gaussian=float(simple["one Gaussian"].mean()),
             start=start,
-            prior=fitted_score,
+            prior=float(own.mean()),
         ),
+        warnings=(*_flat_directions(covariance), *_better_ones(own, simple)),
         outside=float(torch.isinf(prior.log_prob(scored)).float().mean()),
     )
 
@@ -282,6 +296,8 @@ def _best_start(
             rng = noise_stream(seed, config.num_components, "prior start")
             start_prior(prior, fitted, torch.zeros_like(fitted), rng)
         held_out = mean_log_density(prior, choosing)
+        if math.isnan(held_out):
+            continue
         if best is None or held_out > best[0]:
             best, falls = (held_out, config, prior), 0
         else:
@@ -289,7 +305,7 @@ def _best_start(
             if falls == _FALLS_TO_STOP:
                 break
     if best is None:
-        raise AssertionError("no prior to fit")
+        raise DataError("no prior could be started: log p(z) is not a number", hint="look for odd rows in the latents")
     return best[1:]
 
 
@@ -305,11 +321,39 @@ def _require_inside(fitted: Tensor, config: PriorConfig) -> None:
         )
 
 
-def _gaussian_score(latents: Tensor, mean: Tensor, covariance: Tensor) -> float:
-    """Return the mean log density of latents, shape (S, Q), under N(mean, covariance), in float64."""
+def _better_ones(own: Tensor, simple: Mapping[str, Tensor]) -> list[str]:
+    """Say which simple priors explain held-out latents better, and how sure that is: log densities, each (S,)."""
+    found = []
+    for name, log_density in simple.items():
+        gain = log_density - own
+        mean, error = float(gain.mean()), float(gain.std(correction=0)) / math.sqrt(len(gain))
+        if not mean <= _LEAST_GAIN:  # nan, where the prior's is -inf, is worse too
+            found.append(
+                f"the fitted prior is worse than {name} on held-out latents, by {mean:.3g} nats (standard error "
+                f"{error:.2g}): fit it to more or other latents, or choose another --prior"
+            )
+    return found
+
+
+def _flat_directions(covariance: Tensor) -> list[str]:
+    """Say that latents fill only some of their directions, if so: densities there mean little."""
+    deviations = covariance.diagonal().sqrt()
+    variances = torch.linalg.eigvalsh(covariance / deviations / deviations.unsqueeze(-1))
+    num = int((variances > _FLAT * variances[-1]).sum())
+    if num == len(variances):
+        return []
+    return [
+        f"the latents vary in {num} of their {len(variances)} directions only: in the others the prior and one "
+        "Gaussian have the least deviation that each allows, which decides the scores"
+    ]
+
+
+def _gaussian_log_densities(latents: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+    """Return the log density of latents, shape (S, Q) -> (S,), under N(mean, covariance), in float64."""
     covariance = covariance.double()
     # Latents that repeat each other have a singular covariance.
     factor = torch.linalg.cholesky(covariance + _RIDGE * torch.diag(covariance.diagonal()))
     white = torch.linalg.solve_triangular(factor, (latents.double() - mean.double()).T, upper=False)
     constant = 0.5 * len(mean) * math.log(2.0 * math.pi) + float(factor.diagonal().log().sum())
-    return -0.5 * float(white.square().sum(0).mean()) - constant
+    log_density: Tensor = -0.5 * white.square().sum(0) - constant
+    return log_density

@@ -1,4 +1,7 @@
-"""Latents of an autoencoder in a `.npy` file: one row per image, checked at the door and split by the seed."""
+"""Latents of an autoencoder in a `.npy` file: one row per image, checked at the door and split by the seed.
+
+Which rows do what, and which are left out, is decided in `latent_rows.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from kaem.errors import ConfigError, DataError
 from kaem_train.inputs import require_latents
+from kaem_train.latent_rows import count_distinct, find_outliers, row_keys, split_rows
 
 MOST_FITTED = 50_000
 """Rows that a fit looks at; more would take longer and tell little more about a few thousand parameters."""
@@ -24,6 +28,7 @@ _MOST_LATENTS = 2048
 
 _ROWS_AT_ONCE = 1 << 14
 _LEAST_ROWS = 100
+_LEAST_STD, _MOST_STD = 1e-30, 1e30
 _LARGEST_OFFSET = 100.0
 """Mean over deviation of a latent beyond which float32 no longer resolves its distribution well."""
 
@@ -38,6 +43,7 @@ class Latents:
         scored: Shape (S'', Q): held out and looked at once, for the figures that are reported.
         num_rows: In the file.
         fingerprint: `sha256:` digest of the file.
+        num_outliers: Rows that would be in one of the three parts and are left out, far from all others.
     """
 
     fitted: Tensor
@@ -45,26 +51,33 @@ class Latents:
     scored: Tensor
     num_rows: int
     fingerprint: str
+    num_outliers: int = 0
+
+    @property
+    def num_distinct(self) -> int:
+        """How many of the fitted rows differ from each other."""
+        return count_distinct(row_keys(self.fitted.numpy()))
 
 
-def read_latents(path: Path, *, holdout: float, seed: int) -> Latents:
+def read_latents(path: Path, *, holdout: float, seed: int, keep_outliers: bool = False) -> Latents:
     """Read, check and split the latents of an autoencoder.
 
     Args:
         path: A `.npy` file of floats, shape (S, Q) or (S, Q, 1, 1).
         holdout: Share of the rows that are held out, in (0, 1); half of them choose, half are scored.
         seed: Of the split.
+        keep_outliers: Fit the few rows that lie far from all others, too.
 
     Raises:
         ConfigError: The share is not in (0, 1).
-        DataError: The file is missing, damaged, holds pickled objects, other types or shapes, too few rows, values
-            that are not finite, or a latent that is constant or far from 0 compared with its spread.
+        DataError: The file is missing, damaged, holds pickled objects, other types or shapes, too few rows, rows that
+            repeat each other, values that are not finite, or a latent that is constant, too small or large for float32
+            or far from 0 compared with its spread.
     """
     if not 0.0 < holdout < 1.0:
         raise ConfigError(f"holdout = {holdout:g} is outside (0, 1)", hint="give the share that is held out: 0.2")
     rows = _open(path)
     num_rows, num_latents = rows.shape
-    order = np.random.default_rng(seed).permutation(num_rows)
     num_choosing = round(num_rows * holdout / 2.0)
     num_fitted = num_rows - 2 * num_choosing
     least = 2 * num_latents
@@ -75,14 +88,33 @@ def read_latents(path: Path, *, holdout: float, seed: int) -> Latents:
             hint=f"give at least {_LEAST_ROWS} rows, {least} of them not held out",
         )
     _require_finite(rows, path)
-    parts = np.split(order, [num_fitted, num_fitted + num_choosing])
+    keys = row_keys(rows)
+    _require_distinct(count_distinct(keys), num_rows, path)
+    parts = split_rows(keys, num_choosing, seed=seed)
     most = (MOST_FITTED, _MOST_SCORED, _MOST_SCORED)
     fitted, choosing, scored = (
         torch.from_numpy(np.asarray(rows[np.sort(part[:limit])], np.float32))
         for part, limit in zip(parts, most, strict=True)
     )
-    _require_resolvable(fitted, path)
-    return Latents(fitted=fitted, choosing=choosing, scored=scored, num_rows=num_rows, fingerprint=_digest(path))
+    num_outliers = 0
+    if not keep_outliers:
+        fitted, choosing, scored, num_outliers = without_outliers(fitted, choosing, scored)
+    _require_resolvable(fitted, rows, path)
+    return Latents(
+        fitted=fitted,
+        choosing=choosing,
+        scored=scored,
+        num_rows=num_rows,
+        fingerprint=_digest(path),
+        num_outliers=num_outliers,
+    )
+
+
+def without_outliers(*parts: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Return the three parts of some latents, each of shape (S, Q), without outliers, and how many those were."""
+    left_out = find_outliers(parts)
+    fitted, choosing, scored = (part[~is_out] for part, is_out in zip(parts, left_out, strict=True))
+    return fitted, choosing, scored, sum(int(is_out.sum()) for is_out in left_out)
 
 
 def _open(path: Path) -> NDArray[np.floating]:
@@ -130,13 +162,35 @@ def _require_finite(rows: NDArray[np.floating], path: Path) -> None:
             )
 
 
-def _require_resolvable(fitted: Tensor, path: Path) -> None:
-    mean, std = fitted.double().mean(0), fitted.double().std(0)
-    constant = (std <= 1e-7 * mean.abs().clamp_min(1e-30)).nonzero().flatten().tolist()
-    if constant:
+def _require_distinct(num_distinct: int, num_rows: int, path: Path) -> None:
+    if num_distinct == 1:
         raise DataError(
-            f"{path}: latent {constant[0]} has the same value in every row, so it has no density",
+            f"{path} holds {num_rows} latents that are all the same, so they have no density",
+            hint="the encoder ignores its images: train it again, or give draws of its distribution, not its means",
+        )
+    if num_distinct < _LEAST_ROWS:
+        raise DataError(
+            f"{path} holds {num_rows} latents of which only {num_distinct} differ: too few to fit a distribution",
+            hint=f"give at least {_LEAST_ROWS} different rows, such as draws of the encoder's distribution",
+        )
+
+
+def _require_resolvable(fitted: Tensor, rows: NDArray[np.floating], path: Path) -> None:
+    mean, std = fitted.double().mean(0), fitted.double().std(0)
+    constant = (fitted.amax(0) == fitted.amin(0)).nonzero().flatten().tolist()
+    if constant:
+        others = int(np.count_nonzero(np.asarray(rows[:, constant[0]], np.float32) != float(fitted[0, constant[0]])))
+        where = f"all but {others} of {len(rows)} rows" if others else "every row"
+        raise DataError(
+            f"{path}: latent {constant[0]} has the same value in {where}, so it has no density",
             hint="give draws of the encoder's distribution instead of its means, or drop it from the decoder",
+        )
+    extreme = ((std < _LEAST_STD) | (std > _MOST_STD)).nonzero().flatten().tolist()
+    if extreme:
+        raise DataError(
+            f"{path}: latent {extreme[0]} has deviation {std[extreme[0]]:.3g}, outside {_LEAST_STD:g} to {_MOST_STD:g}"
+            ": float32 cannot compute with it",
+            hint="multiply the latents by a constant, and divide by it inside the decoder",
         )
     offset = mean.abs() / std
     worst = int(offset.argmax())

@@ -10,6 +10,7 @@ from kaem_train.data import Dataset, Images
 from kaem_train.settings import Config
 from kaem_train.streams import noise_stream
 
+_LOOKED_AT, _FEW = 2000, 10
 _LARGEST_SHARE = 20  # one in so many, at most
 
 
@@ -29,6 +30,15 @@ class Division:
     def num_judges(self) -> int:
         """M, or 0."""
         return 0 if self.judges is None else len(self.judges)
+
+    @property
+    def warning(self) -> str:
+        """What is odd about the images to train on, "" if nothing is: that nearly all are copies of a few."""
+        num, num_distinct = len(self.dataset.train), self.dataset.train.num_distinct(_LOOKED_AT)
+        if num_distinct >= min(num, _FEW):
+            return ""
+        what = "are all the same" if num_distinct == 1 else f"are copies of {num_distinct}"
+        return f"the {num:,} images to train on {what}: a model of them has nothing to vary"
 
     @property
     def summary(self) -> str:

@@ -46,6 +46,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def num_distinct(self, most: int) -> int:
+        """Return how many images differ among `most` of them, evenly spread."""
+        rows = self.rows[:: max(1, len(self) // most)]
+        return len({hashlib.sha256(np.ascontiguousarray(self.stored[row]).data).digest() for row in rows})
+
     def subset(self, chosen: Tensor) -> Images:
         """Return the images of these numbers, shape (S,), in this order; no pixel is copied."""
         return Images(self.stored, self.rows[chosen.numpy()], self.device)

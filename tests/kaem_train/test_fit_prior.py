@@ -111,7 +111,7 @@ def test_latents_beyond_the_domain_of_a_prior_without_a_frame_are_refused():
         ("experts", ("generator.dense=3",), "setting generator does not matter"),
         ("experts", ("prior.num_component=3",), "unknown setting prior.num_component"),
         ("experts", ("prior.num_components=0",), "num_components = 0 is below 1"),
-        ("experts", ("prior.num_components=2000",), "1000 latents cannot start"),
+        ("experts", ("prior.num_components=2000",), "1000 different latents cannot start"),
         ("experts", ("prior.num_latents=3",), "prior.num_latents = 3, but the latents have 2"),
         ("independent", ("prior.num_components=3",), "which an autoencoder does not tell apart"),
     ],
