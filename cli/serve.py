@@ -99,7 +99,7 @@ def serve(
     ] = None,
     grace: Annotated[
         float | None,
-        typer.Option(help="Seconds that running requests get to complete on shutdown.", show_default="30"),
+        typer.Option(help="Seconds that the whole shutdown may take, running requests included.", show_default="30"),
     ] = None,
     insecure: Annotated[
         bool | None,

@@ -19,7 +19,7 @@ from kaem.client.addresses import UNIX_SCHEME, parse_admin_address
 from kaem.errors import ConfigError
 from serve.address import check_address, why_not_bound
 
-_STOP_GRACE_S = 1.0
+_STOP_GRACE_S = 0.5
 
 
 class AdminPort:

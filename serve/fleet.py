@@ -23,7 +23,7 @@ from kaem.runtime import read_file
 from kaem.sampler import Images, Uniforms
 from serve.devices import Device, workers_of
 from serve.process import Model, Worker, WorkerLostError
-from serve.roster import OnChange, Roster, Seat
+from serve.roster import OnChange, Roster, Seat, none_left
 
 _MOST_LOST = 3  # workers with the same batch; then it is the batch that ends them
 _LONG_S = 60.0  # a worker that has lived so long has proved itself
@@ -100,7 +100,7 @@ class Fleet:
                 _log.info("%s is process %d, for %s", device, worker.process.pid, path)
         except BaseException:
             for worker in started:
-                worker.end(gently=False)
+                worker.end()
                 worker.release()
             self._model.close()
             raise
@@ -145,8 +145,10 @@ class Fleet:
                 images = worker.decode(uniform)
             except WorkerLostError as error:
                 reasons.append(f"{chosen.device}: {error}")
-                worker.end(gently=False)
+                worker.end()
                 self._roster.give_back(chosen, is_lost=True)
+                if self._roster.given_up.is_set():
+                    raise none_left() from None
                 if not self._roster.is_watched:
                     break
                 _log.warning("%s; its batch of %d rows is computed again", reasons[-1], len(uniform))
@@ -163,11 +165,12 @@ class Fleet:
         )
 
     def give_up(self) -> None:
-        """Wait no longer for lost devices."""
-        self._roster.give_up()
+        """Compute no more: wait no longer for lost devices, and end all processes, whatever they are doing."""
+        for worker in self._roster.give_up():
+            worker.end()
 
     def close(self) -> None:
-        """End all processes; nobody computes any more."""
+        """End all processes and free what is left; nobody computes any more."""
         present = self._roster.give_up()
         for worker in present:
             worker.end()
@@ -201,7 +204,8 @@ class Fleet:
         failures, worker = 0, seat.worker
         while worker is not None:
             began = time.monotonic()
-            worker.process.wait()
+            if worker.wait_over() and not self._roster.given_up.is_set():
+                _log.warning("%s: its process %d was stopped and is replaced", seat.device, worker.process.pid)
             self._roster.wait_left(seat)
             worker.release()
             failures = 0 if time.monotonic() - began >= _LONG_S else failures
@@ -234,7 +238,7 @@ class Fleet:
                     raise BackendError(f"its images of a batch of {rows} are others now", hint="restart the server")
         except BaseException:
             self._roster.expect(seat, None)
-            worker.end(gently=False)
+            worker.end()
             worker.release()
             raise
         return worker

@@ -75,7 +75,8 @@ class ServedModel:
     async def close(self) -> None:
         """End its jobs and stop computing; the engines stay open."""
         if self.fleet is not None:
-            self.fleet.give_up()  # otherwise a batch might still wait for a device that is lost
+            # Otherwise a batch might still wait for a device that is lost, or for a process that does not answer.
+            await asyncio.to_thread(self.fleet.give_up)
         await self.lanes.close()
 
 

@@ -12,6 +12,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,11 +36,16 @@ from serve.link import (
 )
 
 _START_S = 600.0  # to open a model, and to compute the first batch of a size: kernels may be compiled and captured
-_PATIENCE_S = 60.0  # with a batch of a known size, beside the time that the slowest one took
+_PATIENCE_S = 20.0  # with a batch of a known size, beside the time that the slowest one took
 _PATIENCE_TIMES = 20
 _LOOK_S = 0.1  # between two looks whether a process that starts is still wanted
 _END_S = 5.0  # from the end of the link to the end of the process
+_STOPPED_LOOKS, _STOPPED_LOOK_S = 3, 0.5  # a process that is stopped at so many looks does not come back by itself
 _ERRORS = {cls.__name__: cls for cls in (ArtifactError, BackendError, ConfigError, RequestError)}
+
+
+_running: set[subprocess.Popen[bytes]] = set()  # every worker of this process
+_changing = threading.Lock()  # guards that
 
 
 class WorkerLostError(Exception):
@@ -108,6 +114,8 @@ class Worker:
             raise
         finally:
             theirs.close()
+        with _changing:
+            _running.add(self.process)
 
     def greet(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Wait until the model is open and note what it is.
@@ -163,19 +171,34 @@ class Worker:
         self._slowest_s[rows] = max(known_s or 0.0, time.monotonic() - began)
         return self._slot.images[:rows].copy()
 
-    def end(self, *, gently: bool = True) -> None:
-        """End the process and free what it shared; gently it may leave by itself, as it does when its link ends."""
+    def wait_over(self) -> bool:
+        """Wait until the process has ended; return whether it was stopped, as by SIGSTOP, and is ended for that.
+
+        A process that is stopped holds its device and answers nothing, and nobody may ever let it go on.
+        """
+        ending = select.poll()
+        ending.register(self._link, select.POLLRDHUP)
+        stopped = 0
+        while not ending.poll(1e3 * _STOPPED_LOOK_S):
+            stopped = stopped + 1 if _is_stopped(self.process.pid) else 0
+            if stopped == _STOPPED_LOOKS:
+                self.end()
+                return True
         try:
-            if gently:
-                self._link.shutdown(socket.SHUT_RDWR)
-                self.process.wait(_END_S)
-        except (OSError, subprocess.TimeoutExpired):
-            pass
+            self.process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self.end()
+        return False
+
+    def end(self) -> None:
+        """End the process, which has nothing to tidy up: nobody wants what it computes."""
         self.process.kill()
         self.process.wait()
 
     def release(self) -> None:
-        """Free the descriptors, once nobody decodes any more."""
+        """Free the descriptors, once nobody decodes any more and the process has ended."""
+        with _changing:
+            _running.discard(self.process)
         self._close_files()
 
     def _answer(self, wanted: int) -> Any:
@@ -205,3 +228,18 @@ class Worker:
     def _close_files(self) -> None:
         self._link.close()
         os.close(self._memory)
+
+
+def kill_all() -> None:
+    """Kill every worker of this process without waiting for anything, also those that are stopped."""
+    for process in list(_running):  # whoever holds the lock may hang
+        process.kill()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal; one that a debugger holds is another matter."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] == "T"

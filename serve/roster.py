@@ -124,7 +124,7 @@ class Roster:
                     alone_until = alone_until or time.monotonic() + _HOLD_S
                     left_s = alone_until - time.monotonic()
                     if left_s <= 0 or self.given_up.is_set():
-                        raise _none_left()
+                        raise none_left()
                     self._changed.wait(left_s)
             finally:
                 self._queue.remove(seat)
@@ -159,6 +159,7 @@ class Roster:
             self._on_change(str(seat.device), is_up, self.num_alive)
 
 
-def _none_left() -> RefusedError:
+def none_left() -> RefusedError:
+    """Nothing is left to compute a batch."""
     error = RemoteError("no device is left that computes", hint="try again; the server starts them again")
     return RefusedError(grpc.StatusCode.UNAVAILABLE, error)

@@ -3,6 +3,9 @@
 Draining, in this order: health says NOT_SERVING, new calls get UNAVAILABLE, the running ones complete, open
 health watches are ended, and only then gRPC stops. Stopping gRPC alone would be held for its whole grace by
 one watch, and would cancel calls that arrive meanwhile.
+
+All of it has one budget, the grace: the last of it is kept for closing what is left, and `serve.signals` ends the
+process where even that hangs.
 """
 
 from __future__ import annotations
@@ -35,13 +38,15 @@ from serve.opening import engines_of
 from serve.repository import Repository, open_repository
 from serve.services import SamplerService
 from serve.settings import ServeSettings
+from serve.signals import Signals
 from serve.tls import Tls
 from serve.workshop import OpenEngines
 
 if TYPE_CHECKING:
     from serve.http import HttpServer
 
-_STOP_GRACE_S = 1.0
+_CLOSING_S, _CLOSING_SHARE = 2.0, 0.25  # of the grace, for what comes after the running calls
+_STOP_GRACE_S = 0.5  # of that, for calls that are cut off
 _log = logging.getLogger(__name__)
 
 
@@ -138,10 +143,11 @@ class Server:
         return address
 
     async def drain(self) -> None:
-        """Refuse new calls and let the running ones complete, for at most the grace; then stop."""
+        """Refuse new calls and let the running ones complete, for nearly all of the grace; then stop."""
         self._health.set_serving(False)
         self.gate.close("is shutting down")
-        if not await self.gate.wait_empty(self._settings.drain_grace_s):
+        grace_s = self._settings.drain_grace_s
+        if not await self.gate.wait_empty(grace_s - min(_CLOSING_S, _CLOSING_SHARE * grace_s)):
             _log.warning("%d calls did not complete in time and are cut off", self.gate.num_inside)
         self._health.end_watches()
         await self._grpc.stop(_STOP_GRACE_S)
@@ -157,10 +163,10 @@ class Server:
         if settings.log_calls:
             self._watchers.add(CallLog())
         if settings.traces:
-            from serve.tracing import Tracing, open_provider
+            from serve.tracing import Tracing, open_provider, shut_down
 
             provider = open_provider()
-            self._running.push_async_callback(asyncio.to_thread, provider.shutdown)  # sends what it still has
+            self._running.push_async_callback(shut_down, provider)  # sends what it still has
             self._watchers.add(Tracing(provider))
         self._http: HttpServer | None = None
         if settings.http_port is not None:
@@ -251,26 +257,24 @@ def run(path: Path, settings: ServeSettings, *, on_serving: Callable[[str], None
     """
     keep_large_blocks()
     repository = open_repository(path, name=settings.name)
-    early = asyncio.run(_run_until_signal(repository, settings, on_serving))
+    with Signals(settings.drain_grace_s) as signals:
+        early = asyncio.run(_run_until_signal(repository, settings, on_serving, signals))
     if early is not None:
         raise SystemExit(128 + early)
 
 
 async def _run_until_signal(
-    repository: Repository, settings: ServeSettings, on_serving: Callable[[str], None]
+    repository: Repository, settings: ServeSettings, on_serving: Callable[[str], None], signals: Signals
 ) -> int | None:
     """Return None after a drain, or the signal that came before there was anything to drain."""
-    signals: asyncio.Queue[int] = asyncio.Queue()
-    # Taken from whoever had them before the first task of gRPC: an exception raised by a signal handler would end
-    # the loop under gRPC, which then never stops.
-    for number in _signals():
-        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    server = Server(repository, settings, on_drain=_once(partial(signals.put_nowait, signal.SIGTERM)))
+    signals.attach()
+    server = Server(repository, settings, on_drain=_once(partial(signals.ask, signal.SIGTERM)))
     try:
         starting = asyncio.create_task(server.start())
         early = await _signal_during(starting, signals)
         if early is not None:
             return early
+        signals.is_serving = True
         on_serving(starting.result())
         releasing = asyncio.create_task(release_when_idle(server.gate))
         await signals.get()
@@ -290,13 +294,7 @@ def _once(act: Callable[[], None]) -> Callable[[], None]:
     return lambda: left.pop()() if left else None
 
 
-def _signals() -> list[signal.Signals]:
-    """Return the signals that ask a server to stop; under nohup a hangup is none of them."""
-    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGTERM, signal.SIGINT, *hangup]
-
-
-async def _signal_during(task: asyncio.Task[Any], signals: asyncio.Queue[int]) -> int | None:
+async def _signal_during(task: asyncio.Task[Any], signals: Signals) -> int | None:
     """Wait until a task is done and return None, or cancel it because of a signal, which is returned."""
     signalled = asyncio.create_task(signals.get())
     await asyncio.wait((task, signalled), return_when=asyncio.FIRST_COMPLETED)

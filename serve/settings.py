@@ -40,7 +40,7 @@ class ServeSettings:
             refused.
         max_held_bytes: Bytes of images that all requests together may hold for their readers.
         max_queue_delay_us: Microseconds that a batch which is not full waits for more samples.
-        drain_grace_s: Seconds that running calls get to complete once the server is asked to stop.
+        drain_grace_s: Seconds that the whole shutdown may take, running calls included.
         insecure: Allow listening beyond this machine although nothing is encrypted or authenticated.
         certificate_file: PEM file of the server's certificate and its chain; with `key_file` it turns TLS on.
         key_file: PEM file of that certificate's private key, without a password.

@@ -7,6 +7,9 @@ while it sends.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +24,7 @@ from serve.observer import Observer
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider as SdkProvider
 
+_SHUT_DOWN_S = 1.0  # a collector that does not answer would be waited for half a minute
 _UNTRACED = ("grpc.health.", "grpc.reflection.")
 _OURS = ("UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNIMPLEMENTED", "DEADLINE_EXCEEDED")  # errors of servers
 
@@ -132,6 +136,22 @@ def open_provider() -> SdkProvider:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     named = Resource({SERVICE_NAME: "kaem"}).merge(OTELResourceDetector().detect())  # OTEL_SERVICE_NAME wins
-    provider = SdkProvider(resource=named)
+    provider = SdkProvider(resource=named, shutdown_on_exit=False)  # it is shut down once, and not waited for again
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
+
+
+async def shut_down(provider: SdkProvider) -> None:
+    """Send what a provider still has, if its collector takes it in a moment; what is left after that is lost."""
+    is_done, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def work() -> None:
+        provider.shutdown()
+        with contextlib.suppress(RuntimeError):  # nobody waits any more
+            loop.call_soon_threadsafe(is_done.set)
+
+    # Neither the loop's executor nor a thread that is joined at the end of the process: it may hang.
+    threading.Thread(target=work, name="kaem-traces", daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_SHUT_DOWN_S):
+            await is_done.wait()

@@ -20,7 +20,7 @@ from serve.settings import ServeSettings
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
-AFTER_GRACE_S = 5.0  # calls that are cut off get a second, then HTTP another, then the batch that is being computed
+AFTER_GRACE_S = 5.0  # the process ends by force when the grace is over; what is left is for a busy machine
 
 
 @pytest.fixture(scope="module")

@@ -233,6 +233,29 @@ def test_an_idle_worker_that_dies_is_noticed_and_replaced(whole):
     assert whole.changes == [("cpu:1", False, 1), ("cpu:1", True, 2)]
 
 
+def test_idle_workers_that_are_stopped_are_noticed_and_replaced(whole, local):
+    stopped = [whole.pid(number) for number in range(2)]
+    for number in range(2):
+        whole.kill(number, signal.SIGSTOP)
+    whole.wait(lambda: len(whole.changes) == 4)  # nothing asked them for a batch
+    whole.wait_whole()
+    lost = sorted(device for device, is_up, _ in whole.changes if not is_up)
+    assert lost == ["cpu:0", "cpu:1"]
+    assert not any(psutil.pid_exists(pid) for pid in stopped)
+    assert whole.fleet.engines[0].decode(uniforms(4)).tobytes() == local.decode(uniforms(4)).tobytes()
+
+
+def test_a_worker_that_is_stopped_for_a_moment_goes_on(whole, monkeypatch):
+    monkeypatch.setattr(process, "_STOPPED_LOOK_S", 0.2)
+    monkeypatch.setattr(process, "_STOPPED_LOOKS", 1 << 30)
+    pid = whole.pid(0)
+    whole.kill(0, signal.SIGSTOP)
+    time.sleep(1.0)
+    whole.kill(0, signal.SIGCONT)
+    whole.fleet.engines[0].decode(uniforms(5))
+    assert (whole.pid(0), whole.changes) == (pid, [])
+
+
 def test_a_worker_that_hangs_is_replaced(whole, local, monkeypatch):
     monkeypatch.setattr(process, "_PATIENCE_S", 0.05)
     hanging = whole.pid(0)
