@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 def fit_prior(
     latents: Annotated[
-        Path | None, typer.Option(metavar="Z.NPY", help="Latents of the training images, shape (S, Q).")
+        Path | None, typer.Option(metavar="Z.NPY", help="Latents of the training images, shape (S, Q) or (S, C, H, W).")
     ] = None,
     decoder: Annotated[
-        Path | None, typer.Option(metavar="DECODER.ONNX", help="Maps (N, Q) or (N, Q, 1, 1) to images (N, C, H, W).")
+        Path | None, typer.Option(metavar="DECODER.ONNX", help="Maps latents to images (N, C, H, W) or (N, H, W, C).")
     ] = None,
     checkpoint: Annotated[
         Path | None,
@@ -112,7 +112,7 @@ def fit_prior(
         rows = source.latents
     elif latents is not None and decoder is not None:  # the only other case that _require_inputs lets through
         rows = read_latents(latents, holdout=holdout, seed=seed, keep_outliers=keep_outliers)
-        finished = read_decoder(decoder, rows.fitted.numpy(), pixel_range=(low, high))
+        finished = read_decoder(decoder, rows.fitted.numpy(), latent_shape=rows.shape or None, pixel_range=(low, high))
         name = re.sub(r"^\W+|[^\w.-]", "", decoder.stem)[:100] or "decoder"
     num_fitted, num_latents = rows.fitted.shape
     candidates = prior_configs(prior, num_latents, rows.num_distinct, assignments or [])
@@ -136,6 +136,8 @@ def fit_prior(
             soft_wrap=True,
             highlight=False,
         )
+    if checkpoint is None:
+        console.print(f"decoder {decoder}: {finished.summary}", soft_wrap=True, highlight=False, markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("")
@@ -190,7 +192,7 @@ def _require_free(out: Path, *, force: bool) -> None:
 def _print_scores(console: Console, found: FittedPrior, seconds: float) -> None:
     console.print(_score_table(found.scores))
     console.print(
-        f"{found.config.num_components} components, {seconds:.0f} s"
+        f"{found.config.num_components} component{'s' * (found.config.num_components > 1)}, {seconds:.0f} s"
         + (f"; {found.outside:.2%} of the scored latents lie outside its domain" if found.outside else ""),
         highlight=False,
     )

@@ -6,6 +6,7 @@ inside.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, compose, helper, inliner, numpy_helper, version_converter
+from onnx import TensorProto, compose, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from kaem.errors import ArtifactError
@@ -34,16 +35,51 @@ EXPORT_AGAIN = (
 )
 
 
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+
+
 def read_graph(path: Path) -> onnx.ModelProto:
-    """Read a decoder as it is, in `OPSET` and with ONNX's own operators alone.
+    """Read a decoder as it is, with sizes of its input that are no sizes (-1, 0) taken for free ones.
 
     Raises:
-        ArtifactError: The file is missing, damaged or too large, keeps weights in another file, or uses a newer opset
-            or operators that are not ONNX's own.
+        ArtifactError: The file is missing, damaged or too large, keeps weights in another file, draws random numbers,
+            or uses a newer opset than `OPSET`.
     """
     model = _parse(path)
-    _require_self_contained(model, f"the decoder {path}")
-    return _of_one_opset(model, path)
+    what = f"the decoder {path}"
+    _require_self_contained(model, what)
+    version = opset_of(model)
+    if version > OPSET:
+        raise ArtifactError(f"{what} has opset {version}, this kaem reads up to {OPSET}", hint=EXPORT_AGAIN)
+    bodies: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+    known = {tensor.name: tensor for body in bodies for tensor in _tensors(body)}
+    nodes = [node for body in bodies for node in _nodes(body)]
+    drawn = sorted({node.op_type for node in nodes if node.op_type in _RANDOM or _drops(node, known)})
+    if drawn:
+        raise ArtifactError(
+            f"{what} draws random numbers inside ({', '.join(drawn)}), so one latent has many images",
+            hint="export the mean image: without noise, in evaluation mode (model.eval())",
+        )
+    for value in (*model.graph.input, *model.graph.output):
+        for side in value.type.tensor_type.shape.dim:
+            if side.HasField("dim_value") and side.dim_value < 1:
+                side.ClearField("dim_value")
+    return model
+
+
+def _drops(node: onnx.NodeProto, known: dict[str, onnx.TensorProto]) -> bool:
+    """Whether a node is dropout left on: by its input `training_mode`, which ONNX Runtime alone may ignore."""
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+        return False
+    tensor = known.get(node.input[2])
+    return tensor is None or bool(numpy_helper.to_array(tensor).any())
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operators that a model uses; 0 where it names none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 def finished_decoder(content: bytes, num_latents: int) -> onnx.ModelProto:
@@ -82,12 +118,11 @@ def require_own_operators(model: onnx.ModelProto, what: str) -> None:
         )
 
 
-def has_unit_sides(model: onnx.ModelProto, num_latents: int, path: Path) -> bool:
-    """Check inputs and outputs as declared; return whether the input is (N, Q, 1, 1) rather than (N, Q).
+def require_one_each(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
+    """Check inputs and outputs as declared; return the input.
 
     Raises:
-        ArtifactError: There is not exactly one of each, one is not float32, or the input has another shape than the
-            latents or a fixed batch size.
+        ArtifactError: There is not exactly one of each, or one is not float32.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
@@ -97,48 +132,40 @@ def has_unit_sides(model: onnx.ModelProto, num_latents: int, path: Path) -> bool
             f"the decoder {path} has inputs ({names[0]}) and outputs ({names[1]}); it needs one of each",
             hint="export the map from latents to images alone, in evaluation mode",
         )
-    declared = inputs[0].type.tensor_type
-    if declared.elem_type != TensorProto.FLOAT or model.graph.output[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+    output = model.graph.output[0].type.tensor_type.elem_type
+    if inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT or output != TensorProto.FLOAT:
         raise ArtifactError(
             f"the input {inputs[0].name} or the output of the decoder {path} is not float32",
             hint="export the decoder in float32 (model.float())",
         )
-    shape = _shape(declared)
-    fits = len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))
-    if not fits or shape[1] not in (num_latents, None):
-        raise ArtifactError(
-            f"the decoder {path} takes {_written(shape)}, the latents need (N, {num_latents}) or "
-            f"(N, {num_latents}, 1, 1)",
-            hint="give the latents that this decoder decodes, one row per image",
-        )
-    if shape[0] is not None:
-        raise ArtifactError(f"the decoder {path} has the fixed batch size {shape[0]}", hint=EXPORT_AGAIN)
-    return len(shape) == 4
+    return inputs[0]
+
+
+def declared_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
+    """Return the shape of an input or output as declared, None for a free size; None where it has no shape at all."""
+    tensor = value.type.tensor_type
+    return _shape(tensor) if tensor.HasField("shape") else None
 
 
 def _shape(tensor: Any) -> tuple[int | None, ...]:
     return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
 
 
-def _written(shape: tuple[int | None, ...]) -> str:
-    return f"({', '.join('N' if size is None else str(size) for size in shape)})"
-
-
 def normal_form(
     model: onnx.ModelProto,
-    num_latents: int,
+    sides: tuple[int, ...],
     image_shape: tuple[int, int, int],
     *,
-    has_sides: bool,
+    is_channels_last: bool = False,
     pixel_range: tuple[float, float],
 ) -> bytes:
     """Return the file in the form above, without descriptions: the decoder's nodes between those that make it so.
 
     Args:
         model: In `OPSET`.
-        num_latents: Q.
+        sides: Shape of one latent as the decoder takes it, of Q numbers in all.
         image_shape: (C, H, W).
-        has_sides: Whether its input is (N, Q, 1, 1).
+        is_channels_last: Whether its images are (N, H, W, C).
         pixel_range: What becomes 0 and 1; the result is clipped to them.
     """
     inner = compose.add_prefix(model, "decoder_").graph
@@ -146,8 +173,8 @@ def normal_form(
     source = next(value.name for value in inner.input if value.name not in weights)
     constants: dict[str, Any] = {"zero": np.float32(0), "one": np.float32(1)}
     nodes = []
-    if has_sides:
-        constants["sides"] = np.array([-1, num_latents, 1, 1], np.int64)
+    if len(sides) > 1:
+        constants["sides"] = np.array([-1, *sides], np.int64)
         nodes.append(helper.make_node("Reshape", ["latent", "sides"], [source]))
     else:
         nodes.append(helper.make_node("Identity", ["latent"], [source]))
@@ -159,6 +186,9 @@ def normal_form(
         nodes.append(helper.make_node("Sub", [last, "black"], ["lifted"]))
         nodes.append(helper.make_node("Mul", ["lifted", "contrast"], ["scaled"]))
         last = "scaled"
+    if is_channels_last:
+        nodes.append(helper.make_node("Transpose", [last], ["turned"], perm=[0, 3, 1, 2]))
+        last = "turned"
     nodes.append(helper.make_node("Clip", [last, "zero", "one"], ["image"]))
     for node in _nodes(inner):
         node.doc_string = ""
@@ -166,7 +196,7 @@ def normal_form(
     graph = helper.make_graph(
         nodes,
         "decoder",
-        [helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["N", num_latents])],
+        [helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["N", math.prod(sides)])],
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", *image_shape])],
         [*inner.initializer, *(numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())],
         sparse_initializer=inner.sparse_initializer,
@@ -213,32 +243,7 @@ def _tensors(graph: Any) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(below)
 
 
-def _of_one_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """Return the model in `OPSET` and ONNX's own operators alone."""
-    versions = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    version = versions.get("ai.onnx", 0)
-    if version > OPSET:
-        raise ArtifactError(f"the decoder {path} has opset {version}, this kaem reads up to {OPSET}", hint=EXPORT_AGAIN)
-    try:
-        model = inliner.inline_local_functions(model)
-        require_own_operators(model, f"the decoder {path}")
-        del model.opset_import[:]
-        model.opset_import.append(helper.make_opsetid("", version))
-        if version < OPSET:
-            model = version_converter.convert_version(model, OPSET)
-        model.ir_version = IR_VERSION
-        onnx.checker.check_model(model, full_check=True)
-    except ArtifactError:
-        raise
-    except Exception as error:  # onnx raises RuntimeError, its own classes and protobuf's, which share no base
-        reason = " ".join(str(error).split())[:300]
-        raise ArtifactError(
-            f"the decoder {path} cannot be read in opset {OPSET}: {reason}", hint=EXPORT_AGAIN
-        ) from None
-    return model
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def _nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:

@@ -283,7 +283,7 @@ def _best_start(
     best: tuple[float, PriorConfig, Prior] | None = None
     falls = 0
     for number, config in enumerate(configs):
-        progress(f"starting from the latents ({config.num_components} components)", number, len(configs))
+        progress(f"starting from the latents (components: {config.num_components})", number, len(configs))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             prior = build_prior(config)

@@ -77,4 +77,10 @@ def require_decoder(path: Path) -> None:
         ArtifactError: There is no file at `path`.
     """
     if not path.is_file():
-        raise ArtifactError(f"no decoder at {path}", hint="give an ONNX file")
+        hint = "give an ONNX file"
+        if ":" in path.name:
+            hint = (
+                "a decoder is an ONNX file here: export the module with torch.onnx.export, or train it with "
+                "kaem train --set generator.kind=module"
+            )
+        raise ArtifactError(f"no decoder at {path}", hint=hint)

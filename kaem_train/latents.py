@@ -5,7 +5,10 @@ Which rows do what, and which are left out, is decided in `latent_rows.py`.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -26,6 +29,8 @@ _MOST_SCORED = 20_000
 _MOST_LATENTS = 2048
 """A linear frame of so many latents holds 4 million numbers."""
 
+_SAVE = "save them with numpy.save('z.npy', latents)"
+_NPY, _ZIP, _PICKLE = b"\x93NUMPY", b"PK\x03\x04", b"\x80"
 _ROWS_AT_ONCE = 1 << 14
 _LEAST_ROWS = 100
 _LEAST_STD, _MOST_STD = 1e-30, 1e30
@@ -44,6 +49,7 @@ class Latents:
         num_rows: In the file.
         fingerprint: `sha256:` digest of the file.
         num_outliers: Rows that would be in one of the three parts and are left out, far from all others.
+        shape: Of one latent as the file has it, of Q numbers; empty where it is (Q,).
     """
 
     fitted: Tensor
@@ -51,6 +57,7 @@ class Latents:
     scored: Tensor
     num_rows: int
     fingerprint: str
+    shape: tuple[int, ...] = ()
     num_outliers: int = 0
 
     @property
@@ -63,7 +70,8 @@ def read_latents(path: Path, *, holdout: float, seed: int, keep_outliers: bool =
     """Read, check and split the latents of an autoencoder.
 
     Args:
-        path: A `.npy` file of floats, shape (S, Q) or (S, Q, 1, 1).
+        path: A `.npy` file of floats, shape (S, Q), or (S, ...) with latents of any shape: Q is the number of their
+            numbers, which lie in C order.
         holdout: Share of the rows that are held out, in (0, 1); half of them choose, half are scored.
         seed: Of the split.
         keep_outliers: Fit the few rows that lie far from all others, too.
@@ -76,7 +84,8 @@ def read_latents(path: Path, *, holdout: float, seed: int, keep_outliers: bool =
     """
     if not 0.0 < holdout < 1.0:
         raise ConfigError(f"holdout = {holdout:g} is outside (0, 1)", hint="give the share that is held out: 0.2")
-    rows = _open(path)
+    array = _open(path)
+    rows = array.reshape(len(array), -1)
     num_rows, num_latents = rows.shape
     num_choosing = round(num_rows * holdout / 2.0)
     num_fitted = num_rows - 2 * num_choosing
@@ -107,6 +116,7 @@ def read_latents(path: Path, *, holdout: float, seed: int, keep_outliers: bool =
         num_rows=num_rows,
         fingerprint=_digest(path),
         num_outliers=num_outliers,
+        shape=array.shape[1:] if array.ndim > 2 else (),
     )
 
 
@@ -118,35 +128,68 @@ def without_outliers(*parts: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
 
 
 def _open(path: Path) -> NDArray[np.floating]:
-    """Map the file into memory as (S, Q)."""
+    """Map the file into memory as (S, ...)."""
     require_latents(path)
+    _require_array(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"cannot read {path} as a .npy array of numbers: {reason}",
-            hint="save them with numpy.save('z.npy', latents)",
-        ) from None
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise DataError(f"{path} is an .npz archive, not one array", hint="save them with numpy.save('z.npy', latents)")
+        raise DataError(f"cannot read {path} as a .npy array of numbers: {reason}", hint=_SAVE) from None
     if array.dtype.kind != "f":
         raise DataError(
             f"{path} holds {array.dtype}, not floating point numbers", hint="save latents.astype(numpy.float32)"
         )
-    if array.ndim == 4 and array.shape[2:] == (1, 1):
-        array = array[:, :, 0, 0]
-    if array.ndim != 2 or 0 in array.shape:
+    if array.ndim < 2 or 0 in array.shape:
         raise DataError(
             f"{path} has shape {array.shape}, not (images, latents)", hint="give one row per image, at least one number"
         )
-    if array.shape[1] > _MOST_LATENTS:
+    num_latents = math.prod(array.shape[1:])
+    if num_latents > _MOST_LATENTS:
         raise DataError(
-            f"{path} has {array.shape[1]} latents per image, more than {_MOST_LATENTS}",
-            hint="use an autoencoder with a shorter latent vector",
+            f"{path} has {num_latents} latents per image, more than {_MOST_LATENTS}",
+            hint="use an autoencoder with a smaller latent",
         )
     return cast(NDArray[np.floating], array)
+
+
+def _require_array(path: Path) -> None:
+    """Refuse other kinds of files by what they are: NumPy takes all it does not know for pickled data.
+
+    Raises:
+        DataError: The file does not begin as a `.npy` array does.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(_NPY):
+        return
+    if start.startswith(_ZIP) and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        arrays = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
+        if any(name.endswith("data.pkl") for name in names):
+            what, hint = "was saved by torch", "save them with numpy.save('z.npy', latents.numpy())"
+        elif arrays:
+            what = f"is an .npz archive of {len(arrays)}, not one array"
+            hint = f"save the one that holds the latents: numpy.save('z.npy', numpy.load({path.name!r})[{arrays[0]!r}])"
+        else:
+            what, hint = "is a zip archive, not an array", _SAVE
+    elif not start:
+        what, hint = "is empty", _SAVE
+    elif start.startswith(_PICKLE):
+        what, hint = "is a pickle, which is not read: that would run its code", _SAVE
+    elif _is_text(start):
+        what = "is text"
+        hint = f"convert it: numpy.save('z.npy', numpy.loadtxt({path.name!r}, delimiter=',', dtype='float32'))"
+    else:
+        what, hint = "does not begin as a .npy array does", _SAVE
+    raise DataError(f"cannot read {path} as a .npy array: it {what}", hint=hint)
+
+
+def _is_text(start: bytes) -> bool:
+    """Whether the first bytes of a file are words or numbers that people read."""
+    text = start.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="ignore")
+    return len(text) >= len(start) - 8 and all(letter.isprintable() or letter in "\t\r\n" for letter in text)
 
 
 def _require_finite(rows: NDArray[np.floating], path: Path) -> None:

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from decoders import conv_decoder, dense_decoder, write_decoder
@@ -56,6 +57,21 @@ def folder(tmp_path_factory):
     write_decoder(folder / "dense.onnx", dense_decoder(5, (1, 6, 7), nn.Sigmoid()), torch.zeros(2, 5), dynamo=False)
     write_decoder(folder / "conv.onnx", conv_decoder(5, nn.Tanh()), torch.zeros(2, 5, 1, 1), dynamo=False)
     return folder
+
+
+def test_latents_that_are_images_go_the_whole_way_with_their_decoder(tmp_path):
+    z = np.random.default_rng(0).normal(size=(400, 3, 2, 2)).astype(np.float32)
+    np.save(tmp_path / "z.npy", z)
+    network = conv_decoder(3, nn.Sigmoid())
+    write_decoder(tmp_path / "conv.onnx", network, torch.zeros(2, 3, 2, 2), dynamo=False)
+    fitted = _done(*_words(tmp_path, "conv.onnx", tmp_path / "ckpt.pt", "--set", "prior.num_components=1"))
+    assert "latents 3 x 2 x 2, images 3 x 10 x 10, 0 to 1, opset 18" in fitted.stderr
+    assert "1 component," in fitted.stderr
+    _done("export", tmp_path / "ckpt.pt", "-o", tmp_path / "m.onnx")
+    images = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"uniform": np.float32([[0.2] * 13] * 5)})
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images[1]).unflatten(1, (3, 2, 2))).numpy()
+    assert np.abs(images[0] - expected).max() < 1e-5
 
 
 def _words(folder, decoder, out, *options):
@@ -121,6 +137,7 @@ def test_an_existing_checkpoint_is_replaced_only_by_force(folder, tmp_path):
         (("--set", "prior.reference=uniform"), "uniform"),
         (("--latents", "absent.npy"), "no latents at absent.npy"),
         (("--decoder", "absent.onnx"), "no decoder at absent.onnx"),
+        (("--decoder", "own:Decoder"), "no decoder at own:Decoder"),
         (("-o", "absent/ckpt.pt", "--set", "prior.num_components=1"), "no folder absent"),
         (("--checkpoint", "ckpt.pt"), "--checkpoint already holds a decoder"),
         (("--data", "digits.npz"), "--data is for --checkpoint"),

@@ -2,9 +2,11 @@
 
 import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from kaem.errors import ConfigError, DataError
 from kaem_train.latents import read_latents
@@ -60,6 +62,19 @@ def _archive():
     return buffer.getvalue()
 
 
+def _zip():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("notes.txt", "latents")
+    return buffer.getvalue()
+
+
+def _of_torch():
+    buffer = io.BytesIO()
+    torch.save(torch.from_numpy(_latents()), buffer)
+    return buffer.getvalue()
+
+
 def _bytes(array):
     buffer = io.BytesIO()
     np.save(buffer, array)
@@ -67,16 +82,19 @@ def _bytes(array):
 
 
 WRONG = {
-    "no array": (b"hello", "cannot read"),
-    "empty file": (b"", "cannot read"),
-    "a pickle": (pickle.dumps(_Trap()), "cannot read"),
+    "a table": (b"0.5,1.25\n-3,4e-2\n", "cannot read .*: it is text"),
+    "empty file": (b"", "it is empty"),
+    "a pickle": (pickle.dumps(_Trap()), "it is a pickle, which is not read"),
+    "of torch": (_of_torch(), "it was saved by torch"),
+    "a zip": (_zip(), "it is a zip archive, not an array"),
+    "another binary": (b"\x89HDF\r\n\x1a\n" + bytes(99), "does not begin as a .npy array does"),
     "pickled objects": (_bytes(np.array([_Trap()], dtype=object)), "cannot read"),
     "cut short": (_bytes(_latents())[:-100], "cannot read"),
-    "an archive": (_archive(), "is an .npz archive"),
+    "an archive": (_archive(), "is an .npz archive of 1, not one array"),
     "whole numbers": (_bytes(np.zeros((200, 3), np.int64)), "holds int64, not floating point numbers"),
     "one axis": (_bytes(np.zeros(200)), r"has shape \(200,\), not \(images, latents\)"),
-    "maps": (_bytes(np.zeros((200, 3, 4, 4))), r"has shape \(200, 3, 4, 4\)"),
     "no numbers": (_bytes(np.zeros((200, 0))), r"has shape \(200, 0\)"),
+    "maps that are too large": (_bytes(np.zeros((5, 4, 32, 32))), "has 4096 latents per image, more than 2048"),
     "too long": (_bytes(np.zeros((5, 3000))), "has 3000 latents per image, more than 2048"),
     "few rows": (_bytes(_latents(99)), "holds 99 latents of 3 numbers, 20 held out: too few"),
     "fewer rows than numbers": (_bytes(_latents(150, 80)), "150 latents of 80 numbers"),
@@ -106,3 +124,21 @@ def test_a_missing_file_and_an_impossible_share_are_refused(tmp_path):
     for share in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(ConfigError, match="outside"):
             read_latents(path, holdout=share, seed=0)
+
+
+def test_a_hint_names_the_call_that_makes_the_array(tmp_path):
+    hints = {"z.csv": (b"1,2\n3,4\n", "numpy.loadtxt('z.csv'"), "z.npz": (_archive(), "numpy.load('z.npz')['z']")}
+    for name, (content, words) in hints.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            read_latents(tmp_path / name, holdout=0.2, seed=0)
+        assert words in caught.value.hint
+
+
+def test_latents_that_are_images_become_rows_and_keep_their_shape_in_mind(tmp_path):
+    array = _latents(200, 24).reshape(200, 2, 3, 4)
+    flat = read_latents(_write(tmp_path / "flat.npy", array.reshape(200, 24)), holdout=0.2, seed=0)
+    for stored in (array, np.asfortranarray(array)):
+        found = read_latents(_write(tmp_path / "z.npy", stored), holdout=0.2, seed=0)
+        assert (found.shape, flat.shape) == ((2, 3, 4), ())
+        assert torch.equal(found.fitted, flat.fitted)
