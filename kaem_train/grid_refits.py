@@ -23,10 +23,11 @@ class GridRefits:
     """The grids of a prior and of a KAN generator, moved on schedules of their own.
 
     Args:
-        config: Intervals and their growth.
+        config: Intervals and their growth, and how many latents grids follow.
     """
 
     def __init__(self, config: Config) -> None:
+        self._num_latents = config.training.grid_samples
         generator, prior, updates = config.generator, config.prior, config.training.updates
         self._of_generator = refit_steps(generator.refit_interval, generator.refit_decay, updates)
         self._of_prior = refit_steps(prior.refit_interval, prior.refit_decay, updates) if prior.refit_interval else ()
@@ -52,7 +53,7 @@ class GridRefits:
         is_generator_due = isinstance(model.generator, KanGenerator) and step + 1 in self._of_generator
         if not (is_prior_due or is_generator_due):
             return []
-        latents = posterior.latents(model, train[:_IMAGES], rng)
+        latents = self._latents(model, posterior, train, rng)
         changed: list[nn.Parameter] = []
         if isinstance(model, Kaem) and is_prior_due:
             changed += _moved(model.prior, latents, lambda prior, z: prior.refit_grid(z))
@@ -60,6 +61,16 @@ class GridRefits:
             inputs = model.prior.generator_input(latents)
             changed += _moved(model.generator, inputs, lambda generator, z: generator.refit_grids(z))
         return changed
+
+    def _latents(self, model: Model, posterior: InfersLatents, train: Images, rng: torch.Generator) -> Tensor:
+        """Return the latents to follow: of as many images as were asked for, in as many turns as that takes."""
+        if not self._num_latents:
+            return posterior.latents(model, train[:_IMAGES], rng)
+        num = min(self._num_latents, len(train))
+        parts = [posterior.latents(model, train[:num], rng)]
+        while (done := sum(map(len, parts))) < num:
+            parts.append(posterior.latents(model, train[done:num], rng))
+        return torch.cat(parts)[:num]
 
 
 def _moved(

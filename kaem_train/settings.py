@@ -70,6 +70,7 @@ class Config:
         if self.training.prior_gradient == "contrastive":
             self._require_contrastive_is_valid()
         self._check_weight_penalty()
+        self._check_generator_noise()
         if self.prior.frame == "global" and not self.posterior.has_encoder:
             raise ConfigError(
                 f"frame = 'global' is learned from encoded images, which the {self.posterior.kind} posterior has not",
@@ -130,6 +131,23 @@ class Config:
             raise ConfigError(
                 f"training.weight_penalty = {penalty} has no effect on weights that are not trained",
                 hint="set training.weight_penalty=0 or prior.train_proportions=true",
+            )
+
+    def _check_generator_noise(self) -> None:
+        noise = self.training.generator_noise
+        if noise == 0.0:
+            return
+        if self.family != "kaem" or self.posterior.has_encoder:
+            raise ConfigError(
+                f"training.generator_noise = {noise} is for posteriors without an encoder, and this is "
+                f"{self.posterior.kind!r} in the family {self.family!r}",
+                hint="set training.generator_noise=0, or posterior.kind=importance, langevin or tempering",
+            )
+        if self.generator.kind not in {"cnn", "kan"}:
+            raise ConfigError(
+                f"training.generator_noise = {noise} goes before a sigmoid, which is not known of "
+                f"generator.kind = {self.generator.kind!r}",
+                hint="set training.generator_noise=0",
             )
 
     def _require_memory(self) -> None:

@@ -69,9 +69,10 @@ class CnnGenerator(nn.Module):
             image = layer(image)
         return image
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """Return the mean image in [0, 1]: shape (N, Q) -> (N, C, H, W)."""
-        return torch.sigmoid(self.logits(latent))
+    def forward(self, latent: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return the mean image in [0, 1]: shape (N, Q) -> (N, C, H, W); `noise` goes before the sigmoid."""
+        logits = self.logits(latent)
+        return torch.sigmoid(logits if noise is None else logits + noise)
 
 
 def _of_point(layer: nn.ConvTranspose2d, point: Tensor) -> Tensor:
@@ -93,6 +94,9 @@ def _of_point(layer: nn.ConvTranspose2d, point: Tensor) -> Tensor:
 class KanGenerator(nn.Module):
     """Kolmogorov-Arnold layers x_o = sum_i phi_{o,i}(s_i), then a sigmoid (eqs. 30-32).
 
+    With `layer_norm` the outputs of every layer but the last are normalised, x -> (x - mean) / deviation over the
+    layer's outputs, scaled and shifted by trained numbers.
+
     Args:
         num_latents: Q.
         image_shape: (C, H, W).
@@ -108,16 +112,18 @@ class KanGenerator(nn.Module):
         self.layers = nn.ModuleList(
             KanLayer(a, b, grid_size=config.grid_size, basis=config.basis, base=config.base) for a, b in pairs
         )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in config.hidden if config.layer_norm)
 
     def logits(self, latent: Tensor) -> Tensor:
         """Return the image before the sigmoid: shape (N, Q) -> (N, C, H, W)."""
-        for layer in self.layers:
-            latent = layer(latent)
+        for norm, layer in self._steps():
+            latent = layer(norm(latent))
         return latent.reshape(-1, *self.image_shape)
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """Return the mean image in [0, 1]: shape (N, Q) -> (N, C, H, W)."""
-        return torch.sigmoid(self.logits(latent))
+    def forward(self, latent: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return the mean image in [0, 1]: shape (N, Q) -> (N, C, H, W); `noise` goes before the sigmoid."""
+        logits = self.logits(latent)
+        return torch.sigmoid(logits if noise is None else logits + noise)
 
     @torch.no_grad()
     def refit_grids(self, latent: Tensor) -> list[nn.Parameter]:
@@ -130,11 +136,17 @@ class KanGenerator(nn.Module):
             The parameters that changed; an optimiser must forget their moments.
         """
         changed = []
-        for layer in cast(Iterable[KanLayer], self.layers):
+        for norm, layer in self._steps():
+            latent = norm(latent)
             if layer.refit(latent):
                 changed.append(layer.coefficients)
             latent = layer(latent)
         return changed
+
+    def _steps(self) -> Iterable[tuple[nn.Module, KanLayer]]:
+        """Return the layers, each with what its inputs go through before."""
+        norms = self.norms if len(self.norms) else [nn.Identity()] * (len(self.layers) - 1)
+        return zip((nn.Identity(), *norms), cast(Iterable[KanLayer], self.layers), strict=True)
 
 
 def build_generator(num_latents: int, image_shape: tuple[int, ...], config: GeneratorConfig) -> nn.Module:

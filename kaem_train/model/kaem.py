@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kaem_train.devices import normal
 from kaem_train.model.generator import build_generator
 from kaem_train.model.prior import build_prior
 from kaem_train.settings import Config
@@ -26,14 +27,27 @@ class Kaem(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.image_shape = config.data.image_shape
+        self.generator_noise = config.training.generator_noise
         self.prior = build_prior(config.prior)
         self.generator = build_generator(config.prior.num_latents, self.image_shape, config.generator)
         self.register_buffer("sigma", torch.tensor(config.training.sigma))
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Return the mean images of latents: shape (N, *latent_shape) -> (N, C, H, W), in [0, 1]."""
-        images: Tensor = self.generator(self.prior.generator_input(z))
+    def decode(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return the mean images of latents: shape (N, *latent_shape) -> (N, C, H, W), in [0, 1].
+
+        Args:
+            z: Latents.
+            noise: Of `draw_noise`; none is the mean.
+        """
+        inputs = self.prior.generator_input(z)
+        images: Tensor = self.generator(inputs) if noise is None else self.generator(inputs, noise)
         return images
+
+    def draw_noise(self, num: int, rng: torch.Generator) -> Tensor | None:
+        """Draw what the generator's update adds to `num` images before their sigmoid; None where it adds nothing."""
+        if self.generator_noise == 0.0:
+            return None
+        return self.generator_noise * normal((num, *self.image_shape), rng, self.sigma)
 
     def parameter_groups(self, inference: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return what learns at the networks' rate and what at the prior's.

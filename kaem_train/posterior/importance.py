@@ -58,7 +58,11 @@ class ImportancePosterior:
             counts = resample(weights[is_degenerate].cpu(), self.config.resampling, rng)
             weights[is_degenerate] = counts.to(weights) / self.config.num_proposals
         log_priors = log_prior_term(model.prior, proposals, self.prior_gradient, rng)
-        loss = importance_loss(weights, likelihoods, log_priors)
+        learned, noise = likelihoods, model.draw_noise(len(proposals), rng)
+        if noise is not None:  # the weights know nothing of it
+            noisy = pairwise_squared_error(images, model.decode(proposals, noise))
+            learned = log_likelihood(noisy, images[0].numel(), model.sigma)
+        loss = importance_loss(weights, learned, log_priors)
         squared_error = (weights * errors.detach()).sum(-1).mean()
         metrics = {
             "reconstruction": -(weights * likelihoods.detach()).sum(-1).mean(),

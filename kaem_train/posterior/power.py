@@ -127,9 +127,9 @@ def power_posterior(model: Kaem, images: Tensor, temperatures: Tensor) -> PowerP
     )
 
 
-def squared_error_of(model: Kaem, images: Tensor, z: Tensor) -> Tensor:
-    """Return |x_s - G(z_s)|^2: shapes (S, C, H, W) and (S, *latent_shape) -> (S,)."""
-    return (images - model.decode(z)).square().flatten(1).sum(1)
+def squared_error_of(model: Kaem, images: Tensor, z: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Return |x_s - G(z_s)|^2: shapes (S, C, H, W) and (S, *latent_shape) -> (S,); noise as of `Kaem.decode`."""
+    return (images - model.decode(z, noise)).square().flatten(1).sum(1)
 
 
 def log_likelihood_of(model: Kaem, images: Tensor, z: Tensor) -> Tensor:

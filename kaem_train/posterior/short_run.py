@@ -95,7 +95,7 @@ class LangevinPosterior:
         """Return -log p(x|z) - log p(z) at the chains' last states, held constant (eq. 4)."""
         run = self._run(model, images, rng)
         self.steps.follow(run.acceptance.mean(0, keepdim=True))
-        errors = squared_error_of(model, images, run.last.z)
+        errors = squared_error_of(model, images, run.last.z, model.draw_noise(len(images), rng))
         reconstruction = -log_likelihood(errors, images[0].numel(), model.sigma)
         prior = -log_prior_term(model.prior, run.last.z, self.prior_gradient, rng)
         metrics = {

@@ -166,7 +166,9 @@ class TemperingPosterior:
         z = torch.cat([population.prior_z, population.last.z]).reshape(len(temperatures), *population.prior_z.shape)
         weights = criterion_weights(temperatures, self.config.thermodynamic)
         used = weights.nonzero().flatten()
-        errors = torch.stack([squared_error_of(model, images, z[level]) for level in used.tolist()])
+        errors = torch.stack(
+            [squared_error_of(model, images, z[level], model.draw_noise(len(images), rng)) for level in used.tolist()]
+        )
         likelihoods = log_likelihood(errors, images[0].numel(), model.sigma)
         reconstruction = -(weights[used].unsqueeze(1) * likelihoods).sum(0)
         prior = -log_prior_term(model.prior, z[-1], self.prior_gradient, rng)

@@ -31,6 +31,7 @@ class GeneratorConfig:
         hidden: KAN: widths of the hidden layers; empty gives the single layer of eq. 30.
         basis: KAN: family of the functions B_g, as `prior.basis`.
         base: KAN: base activation b of the term w_b b(x).
+        layer_norm: KAN: whether the outputs of every hidden layer are normalised (LayerNorm) before the next one.
         grid_size: KAN: G, which counts what `prior.grid_size` counts, for each layer.
         refit_interval: KAN: updates between the first two grid refits; 0 keeps the first refit only.
         refit_decay: KAN: the interval f grows to floor(f (2 - decay)^i) after the refit at update i.
@@ -45,6 +46,7 @@ class GeneratorConfig:
     hidden: tuple[int, ...] = ()
     basis: BasisName = "rbf"
     base: BaseActivation = "silu"
+    layer_norm: bool = False
     grid_size: int = 20
     refit_interval: int = 100
     refit_decay: float = 0.999
@@ -74,6 +76,11 @@ class GeneratorConfig:
             raise ConfigError(
                 f"latent_concat = True does not suit kind = {self.kind!r}, which has no feature maps",
                 hint="set generator.latent_concat=false or generator.kind=cnn",
+            )
+        if self.layer_norm and self.kind != "kan":
+            raise ConfigError(
+                f"layer_norm = True does not suit kind = {self.kind!r}, which has no Kolmogorov-Arnold layers",
+                hint="set generator.layer_norm=false or generator.kind=kan",
             )
         require_decay("refit_decay", self.refit_decay)
 

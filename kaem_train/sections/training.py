@@ -27,6 +27,11 @@ class TrainingConfig:
             (eq. 16: a batch of prior samples in place of log Z; independent variant only).
         weight_penalty: lambda of the term lambda sum |a| on the logits a of the mixture weights (of components or
             experts); it draws the weights together.
+        generator_noise: sigma_eps: deviation of normal noise that is added to the generator's pixels before their
+            sigmoid, in its own update alone: never where posteriors are sampled or weighed, nor in samples.
+        grid_samples: How many latents grids follow when they are moved: of as many training images, or of the prior
+            under `importance`. 0 takes what the posterior gives for its usual cost (1024 by an encoder, 512 of the
+            prior, 256 by chains, 64 by populations of chains).
         gradient_clip: Largest global gradient norm.
         sigma: Standard deviation of the likelihood (eq. 7), on pixels in [0, 1]; the start value if learned.
         learn_sigma: Follow the running mean of the squared reconstruction error instead of keeping `sigma`.
@@ -55,6 +60,8 @@ class TrainingConfig:
     decay_from: float = 0.7
     prior_gradient: Literal["quadrature", "contrastive"] = "quadrature"
     weight_penalty: float = 0.0
+    generator_noise: float = 0.0
+    grid_samples: int = 0
     gradient_clip: float = 100.0
     sigma: float = 0.1
     learn_sigma: bool = True
@@ -75,8 +82,12 @@ class TrainingConfig:
         require_at_most("updates", self.updates, 10**9)
         for name in ("learning_rate", "prior_learning_rate", "gradient_clip", "sigma"):
             require_positive(name, getattr(self, name))
-        if not (self.weight_penalty >= 0.0 and math.isfinite(self.weight_penalty)):
-            raise ConfigError(f"weight_penalty = {self.weight_penalty} is not a number of at least 0")
+        for name in ("weight_penalty", "generator_noise"):
+            value = getattr(self, name)
+            if not (value >= 0.0 and math.isfinite(value)):
+                raise ConfigError(f"{name} = {value} is not a number of at least 0")
+        require_at_least("grid_samples", self.grid_samples, 0)
+        require_at_most("grid_samples", self.grid_samples, 1_000_000)
         if not 0.0 <= self.decay_from <= 1.0:
             raise ConfigError(f"decay_from = {self.decay_from} is outside [0, 1]")
         if not 0 <= self.warmup <= self.updates:
