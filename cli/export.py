@@ -141,6 +141,10 @@ def export(
                 allow_modules=allow_module or (),
                 sampling=Sampling(sampler=sampler, steps=steps),
             )
+        for left_out in history[0].left_out:
+            console.print(f"left out: {left_out.name} ({left_out.reason})", markup=False, highlight=False)
+        for left_out in history[0].left_out:
+            console.print(f"left out: {left_out.name} ({left_out.reason})", markup=False, highlight=False)
         if explain:
             with console.status("measuring every rewrite"):
                 rows = explain_rewrites(history[0])

@@ -48,6 +48,12 @@ _PRECISION_HINTS: dict[Precision, str] = {
     "float16": "float16 is too coarse for this model: use --precision float32",
     "int8": "int8 is too coarse for this model: use --precision float32",
 }
+_ROWS_HINTS: dict[Precision, str] = {
+    "float32": "an operator of this generator rounds a row otherwise in another batch: --batch 1 calls it row by row",
+    "float16": "in float16 this model rounds a row otherwise in another batch: use --precision float32",
+    "int8": "in int8 this model rounds a row otherwise in another batch: use --precision float32",
+}
+"""Where nothing but the sameness of rows is broken."""
 
 
 def export(
@@ -199,8 +205,15 @@ def require_kept(manifest: Manifest) -> None:
         precision = manifest.compilation.get("precision", "float32")
         raise VerificationError(
             f"the compiled graph does not keep its certificate: {figures}",
-            hint=_PRECISION_HINTS[precision],
+            hint=_remedy({figure.name for figure in broken}, precision),
         )
+
+
+def _remedy(broken: set[str], precision: Precision) -> str:
+    """Return what to do about figures that are not kept."""
+    if broken <= {"row_difference", "thread_difference"}:
+        return _ROWS_HINTS[precision]
+    return _PRECISION_HINTS[precision] if "image_parity" in broken else ""
 
 
 def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from kaem.artifact import MANIFEST_KEY, ImageType, Manifest, fingerprint, write_manifest
 from kaem.errors import ArtifactError
+from kaem_export.boundary import one_line
 from kaem_export.head import Frame, head_nodes
 from kaem_export.lookup import Constants, wrap
 from kaem_export.ordered_sum import fix_sum_orders
@@ -56,21 +57,27 @@ def join_generator(
     generator: torch.nn.Module,
     image_type: ImageType,
 ) -> onnx.ModelProto:
-    """Compose nodes from `uniform` (N, D) to `latent` (N, Q) with a generator: `build_graph` for any head."""
-    model = compose.merge_models(
-        wrap(
+    """Compose nodes from `uniform` (N, D) to `latent` (N, Q) with a generator: `build_graph` for any head.
+
+    Raises:
+        ArtifactError: The generator cannot be exported, or not be joined to the nodes.
+    """
+    exported = _generator(generator, latent_dim)
+    with one_line(
+        "the generator's graph cannot be joined to the prior's", "export it with ONNX's common operators alone"
+    ):
+        head = wrap(
             nodes,
             constants,
             source=("uniform", noise_dim),
             target=("latent", latent_dim),
             opset=OPSET,
             ir_version=IR_VERSION,
-        ),
-        _generator(generator, latent_dim),
-        io_map=[("latent", "generator_latent")],
-        outputs=["image", "latent"],
-    )
-    return finished(model, image_type)
+        )
+        model = compose.merge_models(
+            head, exported, io_map=[("latent", "generator_latent")], outputs=["image", "latent"]
+        )
+        return finished(model, image_type)
 
 
 def finished(model: onnx.ModelProto, image_type: ImageType) -> onnx.ModelProto:

@@ -3,6 +3,9 @@
 Exact ones come first, in an order in which each finds what the ones before it leave: weights as single constants, then
 scales inside them, then whole affine chains, then what ONNX Runtime fuses. What depends on the machine or costs
 accuracy comes after them and only when asked for; a fixed batch size last, so that it is known to nothing before.
+
+None of them is trusted, nor the libraries that they call: what a rewrite leaves is run beside the graph as it was
+exported, and a rewrite that fails, makes an invalid graph or changes what the graph computes is left out.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import assert_never
 import onnx
 import onnx_ir as ir
 
+from kaem.errors import KaemError, VerificationError
+from kaem_export.boundary import reason_of
 from kaem_export.options import Options
 from kaem_export.passes.affine import fold_affine_chains
 from kaem_export.passes.batch import fix_batch
@@ -33,6 +38,7 @@ from kaem_export.passes.toom_cook import (
     rows_of_equal_bits,
     to_toom_cook,
 )
+from kaem_export.sameness import Sameness
 from kaem_export.timing import speedup, thread_seconds
 
 Rewrite = Callable[[ir.Model], ir.Model]
@@ -63,6 +69,19 @@ class Step:
     rows_per_call: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A rewrite that would have broken the graph.
+
+    Attributes:
+        name: Of the rewrite.
+        reason: What it did, or what a library said, on one line.
+    """
+
+    name: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimised:
     """A graph and how it came about.
@@ -70,10 +89,12 @@ class Optimised:
     Attributes:
         steps: The graph as given, then after every rewrite that changed it.
         large_batch_rows: Rows from which the large-batch form runs; 0 where there is none.
+        left_out: Rewrites whose result was no good; the graph went on without them.
     """
 
     steps: tuple[Step, ...]
     large_batch_rows: int = 0
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -103,52 +124,95 @@ def optimise(model: onnx.ModelProto, options: Options | None = None) -> Optimise
         The steps; the last one is checked and has inferred shapes.
 
     Raises:
-        VerificationError: The precision costs more accuracy than it may.
+        ArtifactError: ONNX Runtime cannot run the graph as given.
+        VerificationError: The precision costs more accuracy than it may, or what was asked for cannot be done.
     """
     options = options or Options()
     done = Optimised(steps=(Step("as exported", model),))
     if options.optimize != "none":
+        sameness = Sameness(model)
         for rewrite in EXACT:
-            done = _after(done, rewrite.__name__, rewrite)
+            done = _after(done, rewrite.__name__, rewrite, sameness)
     match options.precision:
         case "float32":
             done = _large_batch(done, options)
         case "float16":
-            done = _after(done, "to_float16", to_float16)
+            done = _as_asked(done, "to_float16", to_float16, "use --precision float32")
         case "int8":
-            done = replace(done, steps=(*done.steps, Step("to_int8", to_int8(done.model), INT8_ROWS)))
+            done = replace(done, steps=(*done.steps, Step("to_int8", _int8(done.model), INT8_ROWS)))
         case _:
             assert_never(options.precision)
     if len(options.batch) == 1:
-        done = _after(done, "fix_batch", partial(fix_batch, rows=options.batch[0]))
+        fixed = partial(fix_batch, rows=options.batch[0])
+        done = _as_asked(done, "fix_batch", fixed, "leave --batch out, or name several sizes")
     return done
 
 
-def _after(done: Optimised, name: str, rewrite: Rewrite, rows_per_call: int = 0) -> Optimised:
-    graph = rewrite(with_shapes(ir.from_proto(done.model)))
-    after = ir.to_proto(graph)
-    onnx.checker.check_model(after, full_check=True)
-    before = done.model.graph
-    if after.graph.node == before.node and after.graph.input == before.input:
+def _after(
+    done: Optimised, name: str, rewrite: Rewrite, sameness: Sameness, *, rows_per_call: int = 0, has_forms: bool = False
+) -> Optimised:
+    """Apply a rewrite where its result is the same graph in other words; leave it out where it is not."""
+    try:
+        after = _rewritten(done.model, rewrite)
+    except Exception as error:  # onnx's, onnx_ir's and onnxscript's exceptions share no base
+        return replace(done, left_out=(*done.left_out, LeftOut(name, reason_of(error))))
+    if _is_unchanged(done.model, after):
         return done
+    if reason := sameness.fault(after, has_forms=has_forms):
+        return replace(done, left_out=(*done.left_out, LeftOut(name, reason)))
     return replace(done, steps=(*done.steps, Step(name, after, rows_per_call)))
+
+
+def _as_asked(done: Optimised, name: str, rewrite: Rewrite, hint: str) -> Optimised:
+    """Apply a rewrite that the user wants: it is no choice of ours to go on without it."""
+    try:
+        after = _rewritten(done.model, rewrite)
+    except Exception as error:  # as above
+        raise VerificationError(f"{name} cannot be applied to this graph: {reason_of(error)}", hint=hint) from error
+    return done if _is_unchanged(done.model, after) else replace(done, steps=(*done.steps, Step(name, after)))
+
+
+def _int8(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return to_int8(model)
+    except KaemError:
+        raise
+    except Exception as error:  # as above
+        raise VerificationError(
+            f"to_int8 cannot be applied to this graph: {reason_of(error)}", hint="use --precision float32"
+        ) from error
+
+
+def _rewritten(model: onnx.ModelProto, rewrite: Rewrite) -> onnx.ModelProto:
+    after = ir.to_proto(rewrite(with_shapes(ir.from_proto(model))))
+    onnx.checker.check_model(after, full_check=True)
+    return after
+
+
+def _is_unchanged(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
+    return bool(after.graph.node == before.graph.node and after.graph.input == before.graph.input)
 
 
 def _large_batch(done: Optimised, options: Options) -> Optimised:
     """Add the large-batch form where it is wanted: for any batch size in a branch, for fixed ones in its place."""
-    graph = with_shapes(ir.from_proto(done.model))
-    if not has_large_batch_form(graph):
-        return done
-    rewritten = _after(done, "to_toom_cook", to_toom_cook, TOOM_COOK_ROWS)
     match options.optimize:
         case "none" | "default":
             return done
-        case "large-batch":
-            rows = LARGE_BATCH
-        case "auto":
-            rows = paying_rows(done.model, rewritten.model)
+        case "large-batch" | "auto":
+            pass
         case _:
             assert_never(options.optimize)
+    try:
+        graph = with_shapes(ir.from_proto(done.model))
+        if not has_large_batch_form(graph):
+            return done
+    except Exception as error:  # as above
+        return replace(done, left_out=(*done.left_out, LeftOut("to_toom_cook", reason_of(error))))
+    sameness = Sameness(done.model)
+    rewritten = _after(done, "to_toom_cook", to_toom_cook, sameness, rows_per_call=TOOM_COOK_ROWS, has_forms=True)
+    if rewritten.left_out != done.left_out:
+        return rewritten
+    rows = LARGE_BATCH if options.optimize == "large-batch" else paying_rows(done.model, rewritten.model)
     rows = rows and max(rows, rows_of_equal_bits(graph))
     if rows == 0 or (options.batch and options.batch[-1] < rows):
         return done
@@ -157,8 +221,8 @@ def _large_batch(done: Optimised, options: Options) -> Optimised:
     if not options.branches:
         return done
     branch = partial(add_large_batch_branch, least_rows=rows)
-    branched = _after(done, "add_large_batch_branch", branch, TOOM_COOK_ROWS)
-    return replace(branched, large_batch_rows=rows)
+    branched = _after(done, "add_large_batch_branch", branch, sameness, rows_per_call=TOOM_COOK_ROWS, has_forms=True)
+    return branched if branched.left_out != done.left_out else replace(branched, large_batch_rows=rows)
 
 
 def paying_rows(plain: onnx.ModelProto, rewritten: onnx.ModelProto, *, seconds: float = 1.0) -> int:
