@@ -8,6 +8,8 @@ import socket
 
 from kaem.errors import ConfigError
 
+_TRIES = 16  # for a port that is free on all addresses
+
 
 def check_address(host: str, port: int, *, insecure: bool, option: str = "port") -> None:
     """Check that a server may and can listen here, before gRPC tries and only says that it failed.
@@ -26,7 +28,7 @@ def check_address(host: str, port: int, *, insecure: bool, option: str = "port")
     except (socket.gaierror, UnicodeError) as error:
         raise ConfigError(f"cannot resolve host {host!r}: {error}", hint="use 127.0.0.1 or 0.0.0.0") from None
     addresses = {str(address[0]): (family, address) for family, _, _, _, address in found}
-    public = [name for name in addresses if not ipaddress.ip_address(name.partition("%")[0]).is_loopback]
+    public = [name for name in addresses if not ipaddress.ip_address(_bare((name,))).is_loopback]
     if public and not insecure:
         raise ConfigError(
             f"{host} ({public[0]}) is reachable by other machines, and nothing is encrypted or authenticated",
@@ -37,6 +39,64 @@ def check_address(host: str, port: int, *, insecure: bool, option: str = "port")
         raise ConfigError(f"port {port} of {host} is in use", hint=f"choose another with --{option}, or --{option} 0")
     if len(failures) == len(addresses):
         raise ConfigError(f"cannot listen on {format_address(host, port)}: {failures[0].strerror}")
+
+
+def listen(host: str, port: int, *, backlog: int, option: str) -> list[socket.socket]:
+    """Listen on every address of a host that this machine has, all of them at one port.
+
+    Args:
+        host: Name or address; `::` stands for all of IPv4 too.
+        port: TCP port, 0 for one that is free on all of them.
+        backlog: Connections that may wait to be accepted.
+        option: The setting that chose the port.
+
+    Returns:
+        Sockets that do not block, at least one.
+
+    Raises:
+        ConfigError: None of them can be listened on, or the port is taken on one.
+    """
+    for _ in range(_TRIES):
+        try:
+            return _listen(host, port, backlog)
+        except OSError as error:
+            failure = error
+            if port or error.errno != errno.EADDRINUSE:  # a free port of one address may be taken on the next
+                break
+    check_address(host, port, insecure=True, option=option)  # says it better, unless it is over by now
+    raise ConfigError(
+        f"cannot listen on {format_address(host, port)}: {failure.strerror}", hint=f"choose another with --{option}"
+    )
+
+
+def _listen(host: str, port: int, backlog: int) -> list[socket.socket]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            taken = listeners[0].getsockname()[1] if listeners else port
+            try:
+                listener = socket.create_server(
+                    (address[0], taken, *address[2:]),
+                    family=family,
+                    backlog=backlog,
+                    dualstack_ipv6=family is socket.AF_INET6 and ipaddress.ip_address(_bare(address)).is_unspecified,
+                )
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error  # a name may have addresses of a family that is switched off
+                continue
+            listener.setblocking(False)
+            listeners.append(listener)
+        if not listeners:
+            raise missing or OSError(errno.EADDRNOTAVAIL, "it has no address")
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
 
 
 def why_not_bound(host: str, port: int) -> ConfigError:
@@ -58,6 +118,11 @@ def bare_host(host: str) -> str:
 def format_address(host: str, port: int) -> str:
     """Return `host:port`, with the brackets an IPv6 address needs."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _bare(address: tuple[object, ...]) -> str:
+    """Return the address itself, without the zone that an IPv6 one may have."""
+    return str(address[0]).partition("%")[0]
 
 
 def _try_bind(family: int, address: object) -> OSError | None:

@@ -1,6 +1,7 @@
 """The small HTTP port: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever restarts and routes.
 
-It runs in the event loop of the server, so `/healthz` fails to answer exactly when that loop is stuck.
+It runs in the event loop of the server, so `/healthz` fails to answer exactly when that loop is stuck. Requests are
+read and answered by uvicorn; connections come to it through `serve.doorway`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import ssl
 from collections.abc import Callable, Iterator
 
@@ -21,7 +21,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from kaem.errors import ConfigError
-from serve.address import bare_host, check_address, format_address
+from serve.address import bare_host, check_address, format_address, listen
+from serve.doorway import BACKLOG, Connection, Doorway
 
 _STOP_GRACE_S = 1
 _log = logging.getLogger(__name__)
@@ -57,20 +58,31 @@ class HttpServer:
         host: Name or address to listen on.
         port: TCP port, 0 for a free one.
         insecure: Whether other machines may connect without TLS.
+        most_connections: At a time.
         tls: Context for HTTPS; None for plain HTTP.
     """
 
     def __init__(
-        self, routes: list[Route], *, host: str, port: int, insecure: bool, tls: ssl.SSLContext | None = None
+        self,
+        routes: list[Route],
+        *,
+        host: str,
+        port: int,
+        insecure: bool,
+        most_connections: int,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._host = bare_host(host)
         self._port = port
         self._insecure = insecure
         self._tls = tls
+        self._most_connections = most_connections
+        # What strangers send is no concern of the log, nor is that this server begins and ends.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         self._server = _Quiet(
             uvicorn.Config(
                 Starlette(routes=routes),
-                http="h11",
+                http=Connection,
                 loop="none",
                 ws="none",
                 lifespan="off",
@@ -78,7 +90,6 @@ class HttpServer:
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=_STOP_GRACE_S,
-                ssl_context_factory=None if tls is None else lambda _config, _default: tls,
             )
         )
 
@@ -89,32 +100,29 @@ class HttpServer:
             ConfigError: The address cannot be used.
         """
         check_address(self._host, self._port, insecure=self._insecure or self._tls is not None, option="http-port")
-        listener = self._bind()
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        listeners = listen(self._host, self._port, backlog=BACKLOG, option="http-port")
+        self._serving = asyncio.create_task(self._server.serve(sockets=[]))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.005)
         if self._serving.done():
-            listener.close()
+            for listener in listeners:
+                listener.close()
             self._serving.result()
             raise ConfigError(f"cannot answer HTTP at {format_address(self._host, self._port)}")
+        port = listeners[0].getsockname()[1]
+        connections = self._server.server_state.connections
+        self._doorway = Doorway(listeners, self._make, connections, limit=self._most_connections, tls=self._tls)
         scheme = "http" if self._tls is None else "https"
-        return f"{scheme}://{format_address(self._host, listener.getsockname()[1])}"
+        return f"{scheme}://{format_address(self._host, port)}"
 
     async def stop(self) -> None:
         """Stop, once running answers are complete."""
+        await self._doorway.close()
         self._server.should_exit = True
         await self._serving
 
-    def _bind(self) -> socket.socket:
-        address = (self._host, self._port)
-        try:
-            family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-            return socket.create_server(address, family=family)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {format_address(self._host, self._port)}: {error.strerror}",
-                hint="choose another with --http-port",
-            ) from None
+    def _make(self) -> Connection:
+        return Connection(self._server.config, self._server.server_state, self._server.lifespan.state)
 
 
 class _Quiet(uvicorn.Server):

@@ -27,6 +27,8 @@ from serve.address import bare_host, check_address, format_address, why_not_boun
 from serve.allocator import keep_large_blocks, release_when_idle
 from serve.calls import Gate, Reception
 from serve.current import Tally
+from serve.descriptors import raise_limit, shares
+from serve.devices import parse_devices
 from serve.guard import Guard
 from serve.inference_protocol import service as inference_protocol
 from serve.inference_protocol.statistics import Statistics
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 _CLOSING_S, _CLOSING_SHARE = 2.0, 0.25  # of the grace, for what comes after the running calls
 _STOP_GRACE_S = 0.5  # of that, for calls that are cut off
+_HANDSHAKE_S = 10.0  # for a client that has connected to say what it speaks
 _log = logging.getLogger(__name__)
 
 
@@ -82,6 +85,7 @@ class Server:
         self._settings = settings
         self.observer = observer or Observer()
         self._host = bare_host(settings.host)
+        self._shares = shares(devices=len(parse_devices(settings.device)) if settings.device else 0)
         self.models = Models()
         self.http_address = ""  # once it has been started, and if it has one
         self._on_drain = on_drain
@@ -122,6 +126,8 @@ class Server:
         self._grpc = grpc.aio.server(
             options=(
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a cluster
+                ("grpc.max_allowed_incoming_connections", self._shares.grpc),
+                ("grpc.server_handshake_timeout_ms", round(1e3 * _HANDSHAKE_S)),  # TLS, and HTTP/2's first words
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + MESSAGE_HEADROOM),  # one row of any model
             )
         )
@@ -187,6 +193,7 @@ class Server:
                 host=settings.http_host,
                 port=settings.http_port,
                 insecure=settings.insecure,
+                most_connections=self._shares.http,
                 tls=self._tls.http_context() if self._tls else None,
             )
 
@@ -256,6 +263,7 @@ def run(path: Path, settings: ServeSettings, *, on_serving: Callable[[str], None
         SystemExit: 128 + n, signal n came before anything was served.
     """
     keep_large_blocks()
+    raise_limit()
     repository = open_repository(path, name=settings.name)
     with Signals(settings.drain_grace_s) as signals:
         early = asyncio.run(_run_until_signal(repository, settings, on_serving, signals))
