@@ -60,12 +60,14 @@ def split_rows(keys: NDArray[np.uint64], num_held_out: int, *, seed: int) -> tup
         Indices of rows: three parts, in an order of chance.
     """
     random = np.random.default_rng(seed)
-    _, group_of = np.unique(keys, return_inverse=True)
-    num_groups = int(group_of.max()) + 1
+    _, group_of, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    num_groups = len(sizes)
     if num_groups == len(keys):
         order, ends = random.permutation(len(keys)), [len(keys) - 2 * num_held_out, len(keys) - num_held_out]
     else:
-        order, ends = _whole_groups(random.permutation(num_groups)[group_of], num_held_out)
+        # A group too large to be held out comes first, where rows are fitted.
+        place = random.permutation(num_groups) - num_groups * (sizes > num_held_out)
+        order, ends = _whole_groups(place[group_of], num_held_out)
     first, second, third = np.split(order, ends)
     return first, second, third
 
@@ -73,7 +75,7 @@ def split_rows(keys: NDArray[np.uint64], num_held_out: int, *, seed: int) -> tup
 def _whole_groups(place: Integers, num_held_out: int) -> tuple[Integers, list[int]]:
     """Order rows by the place of their group, and return where the two parts held out begin, each with a group."""
     order = np.argsort(place, kind="stable")
-    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
+    starts = np.flatnonzero(np.diff(place[order], prepend=place.min() - 1))
     last = min(int(np.searchsorted(starts, len(place) - num_held_out)), len(starts) - 1)
     middle = min(int(np.searchsorted(starts, starts[last] - num_held_out)), last - 1)
     return order, [int(starts[middle]), int(starts[last])]

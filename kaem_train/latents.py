@@ -121,9 +121,15 @@ def read_latents(path: Path, *, holdout: float, seed: int, keep_outliers: bool =
 
 
 def without_outliers(*parts: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Return the three parts of some latents, each of shape (S, Q), without outliers, and how many those were."""
+    """Return the three parts of some latents, each of shape (S, Q), without outliers, and how many those were.
+
+    Raises:
+        DataError: A part is empty without them.
+    """
     left_out = find_outliers(parts)
     fitted, choosing, scored = (part[~is_out] for part, is_out in zip(parts, left_out, strict=True))
+    if not (len(choosing) and len(scored)):
+        raise DataError("all latents that choose, or all that are scored, are outliers", hint="give a larger --holdout")
     return fitted, choosing, scored, sum(int(is_out.sum()) for is_out in left_out)
 
 

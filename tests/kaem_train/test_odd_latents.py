@@ -14,7 +14,7 @@ from kaem_train.checkpoint import read_checkpoint, write_checkpoint
 from kaem_train.data import Dataset, Images
 from kaem_train.fit_prior import PriorName, fit_prior, prior_configs
 from kaem_train.latent_rows import find_outliers, row_keys, split_rows
-from kaem_train.latents import read_latents
+from kaem_train.latents import read_latents, without_outliers
 from kaem_train.model.prior import build_prior
 from kaem_train.posterior.start import start_prior
 from kaem_train.sections import PriorConfig
@@ -152,6 +152,21 @@ def test_equal_rows_are_all_in_one_part_and_every_row_in_some():
     seen = [{tuple(row + 0.0) for row in rows[part].astype(np.float32)} for part in parts]
     assert sum(map(len, seen)) == len(set.union(*seen))
     assert all(len(part) >= 10 for part in parts)
+
+
+def test_a_row_that_is_most_of_all_rows_is_fitted_and_leaves_enough_to_hold_out(tmp_path):
+    array = np.concatenate([_normal(150, 3), np.repeat(_normal(1, 3), 450, 0)])
+    for seed in range(5):
+        parts = split_rows(row_keys(array), 60, seed=seed)
+        assert [len(part) for part in parts] == [480, 60, 60]
+        assert np.count_nonzero(parts[0] >= 150) == 450
+
+
+def test_a_held_out_part_of_outliers_alone_is_refused(tmp_path):
+    parts = [torch.from_numpy(_normal(rows, 2)).float() for rows in (198, 1, 1)]
+    parts[2] *= 1e6
+    with pytest.raises(DataError, match="are outliers"):
+        without_outliers(*parts)
 
 
 def test_keys_tell_rows_apart():
