@@ -42,28 +42,30 @@ class Runtime(NamedTuple):
 
 
 def installed_runtime() -> Runtime:
-    """Return the installed ONNX Runtime distribution.
+    """Return the installed ONNX Runtime distribution: of two in folders of their own the one that Python imports.
 
     Raises:
-        BackendError: None is installed, or two are; the hint is the command that repairs it.
+        BackendError: None is installed, or two are in one folder; the hint is the command that repairs it.
     """
-    found: list[Runtime] = []
+    found: dict[str, list[Runtime]] = {}
     for name in _DISTRIBUTIONS:
         try:
-            found.append(Runtime(name, metadata.version(name)))
+            installed = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
+        found.setdefault(str(installed.locate_file("")), []).append(Runtime(name, installed.version))
     if not found:
         raise BackendError(
             "no ONNX Runtime is installed",
             hint="run: pip install 'kaem[cpu]'   (or 'kaem[gpu]' on a machine with an NVIDIA GPU)",
         )
-    if len(found) > 1:
+    first = min(found, key=lambda folder: sys.path.index(folder) if folder in sys.path else len(sys.path))
+    if len(found[first]) > 1:
         raise BackendError(
             "onnxruntime and onnxruntime-gpu are both installed and have overwritten each other's files",
             hint="run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'kaem[cpu]'   (or 'kaem[gpu]')",
         )
-    return found[0]
+    return found[first][0]
 
 
 def open_session(content: bytes, provider: str, *, source: str, gpu: GpuOptions | None = None) -> Any:

@@ -8,10 +8,14 @@ with the CPU's up to float32 rounding. Nothing falls back to the CPU: a node or 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kaem.artifact import Manifest, fingerprint
 from kaem.backend import hardware_id, installed_runtime, open_session
@@ -22,6 +26,8 @@ from kaem.padding import calls, joined
 from kaem.providers import GpuOptions, cuda_options
 from kaem.runtime import check_graph, read_file
 from kaem.sampler import Images, Uniforms
+
+T = TypeVar("T")
 
 
 class CudaEngine:
@@ -75,9 +81,21 @@ class CudaEngine:
         Raises:
             BackendError: The GPU failed.
         """
+        return joined(self._each_call(self._bound.run, uniform), len(uniform))
+
+    def decode_with_latents(self, uniform: Uniforms) -> tuple[Images, NDArray[np.float32]]:
+        """Return what `decode` does, and the latent vectors, shape (N, Q).
+
+        Raises:
+            BackendError: The GPU failed.
+        """
+        images, latents = zip(*self._each_call(self._bound.run_with_latents, uniform), strict=True)
+        return joined(images, len(uniform)), joined(latents, len(uniform))
+
+    def _each_call(self, run: Callable[[Uniforms], T], uniform: Uniforms) -> list[T]:
         pieces = calls(uniform, self._manifest.batch_sizes, most=len(uniform))
         try:
-            return joined([self._owner.submit(self._bound.run, piece).result() for piece in pieces], len(uniform))
+            return [self._owner.submit(run, piece).result() for piece in pieces]
         except Exception as error:  # onnxruntime's own exception classes share no public base
             raise BackendError(f"ONNX Runtime failed on {len(uniform)} rows: {error}") from error
 

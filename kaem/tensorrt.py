@@ -84,6 +84,11 @@ class TensorRtEngine:
         return self._manifest
 
     @property
+    def most_rows(self) -> int:
+        """Rows of the largest batch that a profile takes."""
+        return max(profile[2] for profile in self._profiles)
+
+    @property
     def numerics_id(self) -> str:
         """Digest of artifact, build, TensorRT's version, GPU and driver."""
         return self._numerics_id
@@ -94,10 +99,18 @@ class TensorRtEngine:
         Raises:
             BackendError: The GPU failed.
         """
-        most = max(profile[2] for profile in self._profiles)
-        sizes = [size for size in self._manifest.batch_sizes if size <= most]
-        pieces = calls(uniform, sizes, most)
-        return joined([self._owner.submit(self._run, piece).result() for piece in pieces], len(uniform))
+        return self.decode_with_latents(uniform)[0]
+
+    def decode_with_latents(self, uniform: Uniforms) -> tuple[Images, NDArray[np.float32]]:
+        """Return what `decode` does, and the latent vectors, shape (N, Q).
+
+        Raises:
+            BackendError: The GPU failed.
+        """
+        sizes = [size for size in self._manifest.batch_sizes if size <= self.most_rows]
+        pieces = calls(uniform, sizes, self.most_rows)
+        images, latents = zip(*(self._owner.submit(self._run, piece).result() for piece in pieces), strict=True)
+        return joined(images, len(uniform)), joined(latents, len(uniform))
 
     def close(self) -> None:
         """Free what is on the GPU and stop the owner thread."""
@@ -125,12 +138,13 @@ class TensorRtEngine:
         self._profiles = engine.profiles
         self._numerics_id = fingerprint("\n".join(("tensorrt", engine.key.digest, fingerprint(engine.plan))).encode())
 
-    def _run(self, uniform: Uniforms) -> Images:
+    def _run(self, uniform: Uniforms) -> tuple[Images, NDArray[np.float32]]:
         profile, rows = fit(len(uniform), self._profiles)
         bucket = self._buckets.get(rows)
         if bucket is None:
             bucket = self._buckets[rows] = _Bucket(self._scratch, self._stream, self._manifest, profile, rows)
-        return bucket.run(padded(uniform, (rows,)))[: len(uniform)]
+        images, latents = bucket.run(padded(uniform, (rows,)))
+        return images[: len(uniform)], latents[: len(uniform)]
 
     def _release(self) -> None:
         for bucket in self._buckets.values():
@@ -187,10 +201,11 @@ class _Bucket:
         _require(self._context.set_input_shape("uniform", (rows, manifest.noise_dim)), "the shape", rows)
         self._uniform = stream.host_array((rows, manifest.noise_dim), np.float32)
         self._image = stream.host_array((rows, *manifest.image_shape), manifest.image_type)
+        self._latent = stream.host_array((rows, manifest.latent_dim), np.float32)
         self._addresses = {
             "uniform": stream.device_memory(self._uniform.nbytes),
             "image": stream.device_memory(self._image.nbytes),
-            "latent": stream.device_memory(4 * rows * manifest.latent_dim),
+            "latent": stream.device_memory(self._latent.nbytes),
         }
         for name, address in self._addresses.items():
             _require(self._context.set_tensor_address(name, address), f"the address of {name!r}", rows)
@@ -204,12 +219,12 @@ class _Bucket:
         finally:
             self._recording = stream.end_recording()
 
-    def run(self, uniform: Uniforms) -> NDArray[Any]:
-        """Return the images of a full batch, in memory of their own."""
+    def run(self, uniform: Uniforms) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Return images and latent vectors of a full batch, in memory of their own."""
         self._uniform[:] = uniform
         self._stream.replay(self._recording)
         self._stream.wait()
-        return self._image.copy()
+        return self._image.copy(), self._latent.copy()
 
     def close(self) -> None:
         """Free the recording; the buffers are the stream's."""
@@ -219,6 +234,7 @@ class _Bucket:
         self._stream.upload(self._addresses["uniform"], self._uniform)
         _require(self._context.execute_async_v3(self._stream.handle), "to compute", rows)
         self._stream.download(self._image, self._addresses["image"])
+        self._stream.download(self._latent, self._addresses["latent"])  # a thousandth of the images' bytes
 
 
 def _require(is_done: bool, what: str, rows: int) -> None:

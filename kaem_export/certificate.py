@@ -15,6 +15,7 @@ import torch
 from kaem.artifact import Figure, Manifest
 from kaem.errors import ArtifactError, VerificationError
 from kaem.runtime import LocalSampler, read_file
+from kaem_export.device_certificate import device_figures, open_on_device
 from kaem_export.families.diffusion import stated_sampler
 from kaem_export.families.diffusion_certificate import probe_rows, sampler_parity
 from kaem_export.families.latent_ebm import DRAWS, stated_chain
@@ -45,6 +46,31 @@ makes more of them; what int8 promises is its signal-to-noise ratio, and this bo
 which one latent is in a tail, only that no pixel is lost."""
 
 _PARITY_ROWS = 256
+
+
+def verify_on_device(
+    artifact: Path, checkpoint: Path, device: str, *, allow_modules: Container[str] = ()
+) -> tuple[Manifest, tuple[Figure, ...]]:
+    """Measure what a GPU makes of an artifact; see `device_certificate`.
+
+    Args:
+        artifact: An exported ONNX file; its TensorRT engine lies beside it.
+        checkpoint: The checkpoint it claims to come from.
+        device: `cuda:N` or `tensorrt:N`.
+        allow_modules: Generator classes that may be imported, as for `load_model`.
+
+    Raises:
+        ArtifactError: A file is missing or cannot be read, or the checkpoint is none.
+        VerificationError: The artifact was not made from this checkpoint, or its graph was changed.
+        ConfigError: The device has another name, or the artifact is not for it.
+        BackendError: There is no such device, or it cannot run the artifact.
+    """
+    config, model = load_model(checkpoint, allow_modules=allow_modules)
+    with LocalSampler(artifact) as here, open_on_device(artifact, device) as there:
+        check_identity(artifact, here.manifest, fingerprint_weights(model.state_dict()), checkpoint)
+        check_description(artifact, here.manifest, config, updates=read_checkpoint(checkpoint).step)
+        generator = None if isinstance(model, Diffusion) else model.float().eval().generator
+        return here.manifest, device_figures(there, here, generator, device)
 
 
 def verify(

@@ -101,3 +101,11 @@ def test_bits_of_the_tensorrt_provider_belong_to_the_engines_that_were_built_her
     monkeypatch.setenv("KAEM_CACHE_DIR", str(tmp_path / "two"))
     assert build_id(b"model", "ort-tensorrt") not in mine
     assert not list(tmp_path.rglob(".kaem-build*"))
+
+
+def test_of_two_runtimes_in_folders_of_their_own_the_imported_one_is_reported(tmp_path):
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        _distribution(tmp_path / name, name)
+    for first, second in (("onnxruntime", "onnxruntime-gpu"), ("onnxruntime-gpu", "onnxruntime")):
+        said = _check([tmp_path / first, tmp_path / second], keep=True)
+        assert f"Runtime(distribution='{first}', version='1.99.0')" in said

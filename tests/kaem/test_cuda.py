@@ -25,6 +25,7 @@ def test_bound_buffers_give_the_bits_of_a_plain_call_and_images_of_their_own(art
         for seed, rows in ((0, 4), (1, 4), (2, 16), (3, 1), (4, 16)):
             uniform = noise.uniforms(seed, 0, rows, sampler.manifest.noise_dim)
             results.append((bound.run(uniform), sampler.decode(uniform)))
+            results += zip(bound.run_with_latents(uniform), sampler.decode_with_latents(uniform), strict=True)
         for images, expected in results:
             np.testing.assert_array_equal(images, expected)
 

@@ -245,11 +245,15 @@ def test_batches_of_every_size_are_computed_replayed_and_cut(files, gpu):
             for rows in (1, 2, 3, 16, 17, 40):  # more than the engine takes are several batches
                 uniform = noise.uniforms(turn, rows, rows, 5)
                 np.testing.assert_array_equal(engine.decode(uniform), local.decode(uniform))
+                for found, expected in zip(
+                    engine.decode_with_latents(uniform), local.decode_with_latents(uniform), strict=True
+                ):
+                    np.testing.assert_array_equal(found, expected)
         assert set(gpu.ran) == {1, 2, 3, 8, 16}
         assert len(gpu.recordings) == 5
         assert len(gpu.scratches) == 1  # all sizes keep their intermediate results in one block
         # Each size ran once by itself and was recorded; every later batch is a replay.
-        assert gpu.ran.count(2) == 1 + 3
+        assert gpu.ran.count(2) == 1 + 3 * 2
     assert not gpu.alive
     assert not gpu.recordings
 
