@@ -21,7 +21,7 @@ def configure(log_format: str) -> None:
         log_format: "text" or "json".
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter(_TEXT))
+    handler.setFormatter({"json": JsonLines(), "text": logging.Formatter(_TEXT)}[log_format])
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 

@@ -84,18 +84,21 @@ def choose_network(
     """Return the network that `name` means for a data set: see `EvaluationOptions.features` and `.device`."""
     if name.endswith(".onnx"):
         return load_onnx_network(Path(name), dataset.train.shape[1:])
-    if name not in {"auto", "classifier", "inception"}:
-        raise ConfigError(
-            f"unknown feature network {name!r}", hint="choose auto, classifier, inception, or a file ending in .onnx"
-        )
-    if name == "auto":
-        channels, height, width = dataset.train.shape[1:]
-        is_small = channels == 1 and max(height, width) <= _LARGEST_SIDE
-        labels = load_labels(config, dataset) if is_small else None
-        return load_inception(device) if labels is None else load_classifier(dataset, labels, progress)
-    if name == "inception":
-        return load_inception(device)
-    return load_classifier(dataset, _labels(config, dataset), progress)
+    match name:
+        case "auto":
+            channels, height, width = dataset.train.shape[1:]
+            is_small = channels == 1 and max(height, width) <= _LARGEST_SIDE
+            labels = load_labels(config, dataset) if is_small else None
+            return load_inception(device) if labels is None else load_classifier(dataset, labels, progress)
+        case "inception":
+            return load_inception(device)
+        case "classifier":
+            return load_classifier(dataset, _labels(config, dataset), progress)
+        case _:
+            raise ConfigError(
+                f"unknown feature network {name!r}",
+                hint="choose auto, classifier, inception, or a file ending in .onnx",
+            )
 
 
 def _labels(config: DataConfig, dataset: Dataset) -> Labels:

@@ -79,6 +79,19 @@ def _words(folder, decoder, out, *options):
     return ("fit-prior", *files, "--updates", 20, *options)
 
 
+def test_outliers_and_priors_that_are_worse_are_named(folder, tmp_path):
+    random = np.random.default_rng(0)
+    z = 0.4 * random.normal(size=(600, 5)) @ random.normal(size=(5, 5))
+    z[:3] *= 1e4
+    np.save(tmp_path / "z.npy", z)
+    files = ("--latents", tmp_path / "z.npy", "--decoder", folder / "dense.onnx", "-o", tmp_path / "ckpt.pt")
+    words = ("fit-prior", *files, "--updates", 5, "--prior", "independent")
+    said = _done(*words).stderr
+    assert "3 outliers are left out" in said
+    assert "warning: the fitted prior is worse than one Gaussian" in said
+    assert "outside the domain" in _refused(*words, "--keep-outliers", "--force").message
+
+
 @pytest.mark.parametrize(
     ("decoder", "image_type", "network", "options"),
     [
