@@ -193,7 +193,7 @@ def _print_scores(console: Console, found: FittedPrior, seconds: float) -> None:
     console.print(_score_table(found.scores))
     console.print(
         f"{found.config.num_components} component{'s' * (found.config.num_components > 1)}, {seconds:.0f} s"
-        + (f"; {found.outside:.2%} of the scored latents lie outside its domain" if found.outside else ""),
+        + (f"; the domain grew for {found.outside:.2g} of the latents" if found.outside else ""),
         highlight=False,
     )
     for warning in found.warnings:

@@ -177,19 +177,18 @@ class LatentOracle:
 
 def prior_tensors(state: Mapping[str, Any], config: PriorConfig) -> dict[str, Float64]:
     """Return those tensors of a checkpoint's model that its prior is made of, in float64."""
-    return {name: np.asarray(state[f"prior.{name}"], np.float64) for name in _names(config)}
+    names = [*_names(config), *(["domain"] if "prior.domain" in state else [])]
+    return {name: np.asarray(state[f"prior.{name}"], np.float64) for name in names}
 
 
 def domain(tensors: Mapping[str, Float64], config: PriorConfig) -> tuple[float, float]:
     """Return the ends of the support of every function."""
-    low, high = tensors["domain"].tolist() if config.refit_interval else (config.low, config.high)
+    low, high = tensors["domain"].tolist() if "domain" in tensors else (config.low, config.high)
     return low, high
 
 
 def _names(config: PriorConfig) -> list[str]:
     names = basis_tensors(config)
-    if config.refit_interval:
-        names.append("domain")
     if _FRAME_PREFIX[config.frame]:
         names += [f"{_FRAME_PREFIX[config.frame]}.{part}" for part in ("offset", "matrix")]
     if config.variant == "experts" and config.frame != "own":

@@ -101,8 +101,6 @@ def fit_density(
 def mean_log_density(prior: Prior, z: Tensor) -> float:
     """Return the mean of log p(z) in nats, by which fits and priors are compared.
 
-    See `AbstractPrior.score_density`.
-
     Args:
         prior: Any prior.
         z: Shape (S, *latent_shape).
@@ -113,7 +111,7 @@ def mean_log_density(prior: Prior, z: Tensor) -> float:
 @torch.no_grad()
 def log_densities(prior: Prior, z: Tensor) -> Tensor:
     """Return log p(z) of every latent in nats: shape (S, *latent_shape) -> (S,), float64."""
-    return torch.cat([prior.score_density(part).double() for part in torch.split(z, _SCORED_TOGETHER)])
+    return torch.cat([prior.log_density(part).double() for part in torch.split(z, _SCORED_TOGETHER)])
 
 
 @contextmanager

@@ -65,5 +65,22 @@ class Refitted:
     skipped: str
 
 
-Event = Progress | Samples | Saved | Refitted
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widened:
+    """The prior's domain grew, for too much lay outside.
+
+    Attributes:
+        step: Updates done.
+        outside: Share of the encoded latents that lay outside.
+        before: Ends of the domain as they were.
+        after: As they are now.
+    """
+
+    step: int
+    outside: float
+    before: tuple[float, float]
+    after: tuple[float, float]
+
+
+Event = Progress | Samples | Saved | Refitted | Widened
 Listener = Callable[[Event], None]

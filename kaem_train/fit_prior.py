@@ -82,7 +82,7 @@ class FittedPrior:
         config: Its section, with the number of experts that was chosen.
         prior: On the latents as they came.
         scores: On latents that no fit has seen.
-        outside: Share of the latents that lie outside the domain of every density, where it is 0.
+        outside: Share of the latents that lie outside the configured domain, which has grown to hold them.
         warnings: What a reader of the scores must know: that a simpler prior is better, or why figures mean little.
     """
 
@@ -117,6 +117,7 @@ def prior_configs(name: PriorName, num_latents: int, num_rows: int, assignments:
     numbers = [chosen["num_components"]] if "num_components" in chosen else _numbers(num_rows)
     configs = [from_mapping(PriorConfig, {**chosen, "num_components": number}, path="prior") for number in numbers]
     config = configs[0]
+    config.require_tails()
     if config.num_latents != num_latents:
         raise ConfigError(f"prior.num_latents = {config.num_latents}, but the latents have {num_latents} numbers")
     if config.variant == "independent" and config.num_components > 1:
@@ -154,7 +155,8 @@ def fit_prior(
         progress: Told as work goes on.
 
     Raises:
-        DataError: A prior without a frame cannot hold the latents on its domain, or no prior has a finite density.
+        DataError: The prior cannot hold the latents on its domain, or no prior has a finite density.
+        KaemError: They lie too far apart for it.
     """
     mean, std = latents.fitted.mean(0), latents.fitted.std(0)
     candidates = list(configs)
@@ -165,11 +167,13 @@ def fit_prior(
     if candidates[0].frame == "none":
         _require_inside(fitted, candidates[0])
     config, prior = _best_start(candidates, fitted, choosing, seed, progress)
-    scored = latents.scored.reshape(shape)
+    scored = ((latents.scored - mean) / std).reshape(shape)
+    everything = torch.cat([fitted, choosing, scored])
+    _require_density(prior, everything)
 
     def score(prior: Prior) -> Tensor:
         # log p(z) = log p(z') - sum log s
-        return log_densities(prior, (scored - mean.reshape(shape)) / std.reshape(shape)) - float(std.log().sum())
+        return log_densities(prior, scored) - float(std.log().sum())
 
     start = float(score(prior).mean())
     # The Gaussian mixture of own frames is a maximum of the likelihood already; what is left is its shapes.
@@ -186,6 +190,11 @@ def fit_prior(
     own = score(prior)
     if bool(own.isnan().any()):
         raise DataError("log p(z) of the fitted prior is not a number", hint="look for odd rows in the latents")
+    is_outside = torch.zeros(len(everything), dtype=torch.bool)
+    if prior.has_tails:
+        u = prior.coordinates(everything).flatten(1)
+        is_outside = ((u < config.low) | (u > config.high)).any(1)
+        prior.widen(everything)
     unfold(prior, mean, std)
     prior.eval().requires_grad_(False)
     covariance = torch.cov(latents.fitted.double().T).reshape(len(mean), -1)
@@ -203,7 +212,7 @@ def fit_prior(
             prior=float(own.mean()),
         ),
         warnings=(*_flat_directions(covariance), *_better_ones(own, simple)),
-        outside=float(torch.isinf(prior.log_prob(scored)).float().mean()),
+        outside=float(is_outside.float().mean()),
     )
 
 
@@ -292,6 +301,7 @@ def _best_start(
             mixture = fit_full_mixture(fitted, config.num_components, seed=seed)
             torch.nn.init.zeros_(prior.bank.coefficients)
             prior.start(mixture.weights, mixture.means, mixture.covariances)
+            prior.widen(fitted)
         else:
             rng = noise_stream(seed, config.num_components, "prior start")
             start_prior(prior, fitted, torch.zeros_like(fitted), rng)
@@ -318,6 +328,19 @@ def _require_inside(fitted: Tensor, config: PriorConfig) -> None:
             f"{outside:.1%} of the latents lie outside the domain [{config.low:g}, {config.high:g}] of a prior without "
             "a frame",
             hint="use --prior strict, which scales and turns them, or widen prior.low and prior.high",
+        )
+
+
+def _require_density(prior: Prior, latents: Tensor) -> None:
+    """Refuse latents that have no density under a prior that ends with its domain."""
+    if prior.has_tails:
+        return
+    outside = float(prior.is_outside(latents).double().mean())
+    if outside > 0.0:
+        raise DataError(
+            f"{outside:.2g} of the latents lie outside the domain [{prior.low:g}, {prior.high:g}], where the "
+            f"{prior.reference.name} reference has no density",
+            hint="set prior.reference=gaussian, or a domain that holds all latents",
         )
 
 

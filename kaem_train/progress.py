@@ -20,6 +20,7 @@ _SHOWN = {
     "ess": "ess",
     "acceptance": "acc",
     "sigma": "sigma",
+    "outside": "outside",
 }
 _LINES = 20
 
@@ -85,6 +86,8 @@ class ProgressReport:
         """Show one event; sample grids and checkpoints have nothing to show here."""
         if isinstance(event, events.Refitted):
             self._console.print(refit_line(event), soft_wrap=True, highlight=False)
+        if isinstance(event, events.Widened):
+            self._console.print(widening_line(event), soft_wrap=True, highlight=False)
         if not isinstance(event, events.Progress):
             return
         figures = " ".join(
@@ -96,6 +99,13 @@ class ProgressReport:
         elif event.step >= self._next_line or event.step == self._updates:
             self._console.print(f"update {event.step}/{self._updates} {figures}", soft_wrap=True, highlight=False)
             self._next_line = event.step + max(1, self._updates // _LINES)
+
+
+def widening_line(event: events.Widened) -> str:
+    """Say in one line that the prior's domain grew, and why."""
+    before, after = (f"[{low:.4g}, {high:.4g}]" for low, high in (event.before, event.after))
+    reason = f"{event.outside:.2g} of the encoded latents" if event.outside else "more than 1e-6 of a density"
+    return f"update {event.step}: {reason} outside the domain {before}, which is now {after}"
 
 
 def refit_line(event: events.Refitted) -> str:

@@ -118,6 +118,7 @@ def refit_prior(
     with moved_to_cpu(prior) as trained:
         trained_score = mean_log_density(trained, held_out)
     is_better = score > trained_score
+    candidate.widen(torch.cat([fitted, held_out]))
     return Refit(
         finished=FinishedModel(prior=config, model_state=state_with_prior(model, candidate)) if is_better else None,
         trained_score=trained_score,

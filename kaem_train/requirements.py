@@ -15,7 +15,8 @@ def check_trainable(config: Config, dataset: Dataset) -> None:
     """Check that a configuration has the library and the images it needs, before anything is made or replaced.
 
     Raises:
-        ConfigError: Frames that only encoded images can start, and no encoder; or a generator that cannot train.
+        ConfigError: Frames that only encoded images can start, and no encoder; a domain that cuts off the latents of
+            one; or a generator that cannot train.
         DataError: Fewer images than one batch, or than the experts that start from them.
         ModuleNotFoundError: The family needs a library that is not installed.
     """
@@ -28,6 +29,8 @@ def check_trainable(config: Config, dataset: Dataset) -> None:
             f"frame = 'own' starts from encoded images, which the {config.posterior.kind} posterior has not",
             hint="set posterior.kind=amortized or prior.frame=none",
         )
+    if config.posterior.has_encoder:
+        config.prior.require_tails()  # nor is this: a checkpoint from before there was the rule is still read
     num_train = len(divide(config, dataset).dataset.train)
     if num_train < config.training.batch_size:
         raise DataError(

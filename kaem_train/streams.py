@@ -21,6 +21,7 @@ Purpose = Literal[
     "evaluation samples",
     "reconstruction",
     "latent fit",
+    "held latents",
     "set aside",
 ]
 

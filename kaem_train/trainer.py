@@ -24,7 +24,7 @@ from kaem_train.data import Dataset, training_batch
 from kaem_train.data.order import PixelsAhead
 from kaem_train.devices import choose_device, tf32_set
 from kaem_train.evaluation.likelihood import held_out_bound
-from kaem_train.events import Event, Listener, Progress, Refitted, Samples, Saved
+from kaem_train.events import Event, Listener, Progress, Refitted, Samples, Saved, Widened
 from kaem_train.grid_refits import GridRefits
 from kaem_train.inputs import CHECKPOINT_NAME
 from kaem_train.interrupt import stop_request
@@ -33,7 +33,7 @@ from kaem_train.model.kaem import Kaem
 from kaem_train.model.prior import weight_penalty
 from kaem_train.optimisation import FiniteGuard, build_optimiser, first_not_finite, set_rates
 from kaem_train.posterior import Posterior
-from kaem_train.refit import refit_prior
+from kaem_train.refit import infer_latents, refit_prior
 from kaem_train.requirements import check_trainable
 from kaem_train.set_aside import divide
 from kaem_train.settings import Config, first_difference
@@ -43,6 +43,7 @@ from kaem_train.window import Window
 _VARIANCE_MEMORY = 0.98
 _LEAST_VARIANCE = 1e-3
 _GRID_IMAGES = 64
+_MOST_ENCODED = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,8 @@ def train(
             if trainer.step % config.training.checkpoint_every == 0:
                 trainer.save(path)
         # Still under the request: a signal that comes now must not cut the last save short.
+        if trainer.step == config.training.updates:
+            trainer.hold_latents()
         if trainer.step == config.training.updates and config.refit.kind != "none":
             trainer.save(path)  # the refit takes a while, and what was trained should not hang on it
             trainer.refit()
@@ -192,9 +195,35 @@ class Trainer:
         if settings.learn_sigma and terms.squared_error is not None:
             self._follow_sigma(terms.squared_error / images[0].numel())
         self.step += 1
+        metrics = {"loss": loss.detach(), **terms.metrics, "gradient_norm": norm}
         if self.step % settings.log_every == 0 or self.step == settings.updates:
             self._require_finite(checkpoint)
-        self._report({"loss": loss.detach(), **terms.metrics, "gradient_norm": norm}, len(images))
+            if terms.latents is not None:
+                metrics["outside"] = self._widen(terms.latents)
+        self._report(metrics, len(images))
+
+    def hold_latents(self) -> None:
+        """Let the domain of the model to use hold the encoded latents of its training images, of 8,192 at most.
+
+        Raises:
+            KaemError: They lie too far apart.
+        """
+        if not (isinstance(self.model, Kaem) and isinstance(self.posterior, Posterior) and self.model.prior.has_tails):
+            return
+        rng = noise_stream(self.config.training.seed, 0, "held latents")
+        chosen = torch.randperm(len(self.dataset.train), generator=rng)[:_MOST_ENCODED]
+        with self.in_use():
+            self._widen(infer_latents(self.model, self.posterior, self.dataset.train, chosen, rng).to(self.device))
+
+    def _widen(self, latents: Tensor) -> Tensor:
+        """Let the prior's domain hold latents, say so, and return the share that it did not hold before, scalar."""
+        assert isinstance(self.model, Kaem)  # noqa: S101
+        prior = self.model.prior
+        before = (prior.low, prior.high)
+        outside = prior.is_outside(latents).double().mean()
+        if prior.widen(latents):
+            self._tell(Widened(step=self.step, outside=float(outside), before=before, after=(prior.low, prior.high)))
+        return outside
 
     def refit(self) -> None:
         """Fit the finished model's prior anew and keep it if it is better (see `refit.py`); training state stays."""

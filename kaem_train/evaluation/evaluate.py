@@ -9,6 +9,7 @@ and reconstruction need the checkpoint, and its encoder.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -37,6 +38,7 @@ _NUM, _NUM_INCEPTION = 10_000, 2_000
 _SUBSETS, _SUBSETS_OF_A_SIZE = 100, 20
 _NO_CHECKPOINT = "an exported file draws images and keeps neither likelihood nor encoder: evaluate the checkpoint"
 _NO_LIKELIHOOD = "nothing infers latents: the family has no likelihood to bound, or the decoder came without an encoder"
+_NO_DENSITY = "encoded latents lie outside the prior's domain, where it has no density: train again on a wider one"
 _NO_ENCODER = "the checkpoint has no encoder"
 
 
@@ -213,7 +215,10 @@ def _model_figures(
         missing.update(dict.fromkeys(("log_likelihood", *inner), _NO_LIKELIHOOD))
         return []
     has_encoder = model.encoder is not None
-    figures = [_likelihood(model.model, model.posterior, reals, progress, has_encoder=has_encoder)]
+    likelihood = _likelihood(model.model, model.posterior, reals, progress, has_encoder=has_encoder)
+    figures = [likelihood] if math.isfinite(likelihood.value) else []
+    if not figures:
+        missing["log_likelihood"] = _NO_DENSITY
     if model.encoder is None:
         missing.update(dict.fromkeys(inner, _NO_ENCODER))
         return figures

@@ -1,8 +1,16 @@
 """What every prior is: univariate densities p_{q,p}(u) = exp(f_{q,p}(u)) pi0(u) / Z_{q,p} and a linear frame.
 
 Normalisers and inverse distribution functions come from quadrature, so density and sampling are exact and
-no Markov chain is involved. Outside the domain every density is 0. Latents are z = u, or z = b + W u where
-there is a frame; the methods of children speak of u, the public ones of z.
+no Markov chain is involved. Latents are z = u, or z = b + W u where there is a frame; the methods of children speak
+of u, the public ones of z.
+
+There is one density. Either it ends with the domain [a, b], and is 0 outside; or it has the Gaussian tails that an
+encoder's latents need, and the formula holds on the whole line. Z then counts the tails, from above:
+
+    Z = int_a^b exp(f) pi0 + int_tails exp(h + t |u - end|) pi0,    f(u) <= h + t |u - end| there
+
+so that p never exceeds a normalised density, and a bound of log p(x) is one. Samples are from [a, b]; `widen` lets it
+grow until at most 1e-6 of every density lies outside (docs/adr/0007).
 """
 
 from __future__ import annotations
@@ -12,11 +20,12 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
 
+from kaem.errors import KaemError
 from kaem_train.model.bases import build_basis
 from kaem_train.model.energy import UnivariateBank
 from kaem_train.model.frame import InvertibleMatrices, LinearFrame
@@ -24,12 +33,16 @@ from kaem_train.model.prior_grid import (
     fit_points,
     fit_weights,
     grid_knots,
-    grown_domain,
     used_range,
 )
 from kaem_train.model.quadrature import Cumulative, cell_edges, integrate
 from kaem_train.model.reference import ReferenceDensity
-from kaem_train.sections import PriorConfig, Variant
+from kaem_train.sections import MOST_OUTSIDE, PriorConfig, Variant
+
+_STEPS_OF_GROWTH = 32
+"""Into so many is the configured domain divided; the domain grows by whole ones."""
+
+_MOST_STEPS = 4 * _STEPS_OF_GROWTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +53,7 @@ class _Rule:
     """
 
     key: tuple[str | float, ...]
+    domain: tuple[float, float]
     nodes: Tensor
     log_weights: Tensor
 
@@ -48,14 +62,19 @@ class AbstractPrior(nn.Module):
     """What all variants share: the bank of energies, their domain, their integrals and the frame.
 
     State: `bank.*` (see `UnivariateBank`), `reference.*` where pi0 has parameters (see `ReferenceDensity`), `frame.*`
-    where there is one, `domain` (2,) where refits may move it, and what a variant adds. The quadrature nodes are
+    where there is one, `domain` (2,) where it may have grown, and what a variant adds. The quadrature nodes are
     derived from these and from the configuration, and are not part of the state.
+
+    Args:
+        config: The prior's section.
+        has_tails: Whether the density shall go on beyond the domain; it does so where the configuration allows it.
 
     Attributes:
         variant: `mixture`, `independent` or `experts`.
         frame: The map from u to z that all share; None where there is none.
         num_latents: Q.
         num_components: P.
+        has_tails: Whether the density goes on beyond the domain.
     """
 
     variant: Variant
@@ -63,8 +82,9 @@ class AbstractPrior(nn.Module):
     domain: Tensor
     _sampling_cells = 16
 
-    def __init__(self, config: PriorConfig) -> None:
+    def __init__(self, config: PriorConfig, *, has_tails: bool = True) -> None:
         super().__init__()
+        self.has_tails = has_tails and config.has_tails
         self.num_latents = config.num_latents
         self.num_components = config.num_components
         self.reference = ReferenceDensity(config)
@@ -80,12 +100,12 @@ class AbstractPrior(nn.Module):
         )
         self.bank = UnivariateBank(config.num_latents, config.num_components, basis, base=config.base)
         self.frame = _common_frame(config)
-        self._rule = _Rule(key=(), nodes=torch.empty(0), log_weights=torch.empty(0))
+        self._rule = _Rule(key=(), domain=self._first_domain, nodes=torch.empty(0), log_weights=torch.empty(0))
         self._holds_rule = False
 
     @property
     def low(self) -> float:
-        """Lower end of the domain on which the densities are defined."""
+        """Lower end of the domain on which the densities are sampled."""
         return self._domain[0]
 
     @property
@@ -95,6 +115,8 @@ class AbstractPrior(nn.Module):
 
     @property
     def _domain(self) -> tuple[float, float]:
+        if self._holds_rule:
+            return self._rule.domain
         moved: Tensor | None = self._buffers.get("domain")
         return self._first_domain if moved is None else (float(moved[0]), float(moved[1]))
 
@@ -124,34 +146,34 @@ class AbstractPrior(nn.Module):
         """Draw u: shape (num, *latent_shape)."""
 
     def log_density(self, z: Tensor) -> Tensor:
-        """Return log p(z) in nats, normalised: shape (S, *latent_shape) -> (S,), for u inside the domain.
+        """Return log p(z) in nats: shape (S, *latent_shape) -> (S,).
 
-        Outside it this is the smooth continuation of the formula, which training with a Gaussian reference
-        may use: the reference leaves less than 2e-9 of its mass beyond +-6.
+        It is at most that of a normalised density on the whole line, and -inf outside the domain where there are
+        no tails.
         """
-        if self.frame is None:
-            return self._log_density(z)
-        return self._log_density(self.frame.inverse(z)) + self.frame.log_det_inverse()
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return log p(z) in nats: shape (S, *latent_shape) -> (S,); -inf where u is outside the domain."""
         u = z if self.frame is None else self.frame.inverse(z)
-        is_inside = ((u >= self.low) & (u <= self.high)).flatten(1).all(-1)
-        return self.log_density(z).masked_fill(~is_inside, -math.inf)
+        if self.has_tails:
+            value = self._log_density(u)
+        else:  # evaluated inside in any case: a logarithm of a negative latent would make every gradient nan
+            value = self._log_density(u.clamp(self.low, self.high)).masked_fill(self._is_beyond(u), -math.inf)
+        return value if self.frame is None else value + self.frame.log_det_inverse()
 
-    def score_density(self, z: Tensor) -> Tensor:
-        """Return the log p(z) by which latents are scored, in nats: shape (S, *latent_shape) -> (S,).
+    def is_outside(self, z: Tensor) -> Tensor:
+        """Return whether a coordinate of a latent lies where no sample does: shape (S, *latent_shape) -> (S,), bool."""
+        return self._is_beyond(self.coordinates(z))
 
-        With a Gaussian reference the formula goes on beyond the domain, where it holds less than 2e-9 of the mass
-        (see `log_density`): one outlier in a thousand must not make a mean -inf. With others it is `log_prob`.
-        """
-        return self.log_density(z) if self.reference.has_unbounded_support else self.log_prob(z)
+    def coordinates(self, z: Tensor) -> Tensor:
+        """Return the u that the univariate densities see: the shape of z."""
+        return z if self.frame is None else self.frame.inverse(z)
+
+    def _is_beyond(self, u: Tensor) -> Tensor:
+        return ((u < self.low) | (u > self.high)).flatten(1).any(-1)
 
     def expected_log_prob(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return E_q log p(z), or a lower bound of it, for a diagonal Gaussian q, in closed form.
 
-        The reference must be a Gaussian, learnable or not, and the bank free of a base activation. The energies
-        are taken beyond the domain too, as in `log_density`.
+        The reference must be a Gaussian, learnable or not, and the bank free of a base activation. Without tails it
+        is -inf: q is nowhere 0.
 
         Args:
             mean: Of q, shape (S, *latent_shape).
@@ -160,6 +182,8 @@ class AbstractPrior(nn.Module):
         Returns:
             Shape (S,).
         """
+        if not self.has_tails:
+            return torch.full_like(mean.flatten(1)[:, 0], -math.inf)
         if self.frame is None:
             return self._expected_log_density(mean, std)
         return self._expected_log_density(*self.frame.inverse_moments(mean, std)) + self.frame.log_det_inverse()
@@ -209,18 +233,85 @@ class AbstractPrior(nn.Module):
         return self.bank.cell
 
     def log_normalizer(self) -> Tensor:
-        """Return log Z_{q,p} (eq. 20) by quadrature, differentiable: shape (Q, P)."""
+        """Return log Z_{q,p} (eq. 20) by quadrature, tails from above, differentiable: shape (Q, P)."""
         rule = self._current_rule()
         nodes = rule.nodes.to(self.bank.coefficients)
         values = self.unnormalised_log_density(nodes[None, None])
-        return torch.logsumexp(values + rule.log_weights.to(nodes), dim=-1)
+        log_inside = torch.logsumexp(values + rule.log_weights.to(nodes), dim=-1)
+        return torch.logaddexp(log_inside, self._log_tails().logsumexp(-1)) if self.has_tails else log_inside
+
+    def _log_tails(self) -> Tensor:
+        """Return log of bounds of the integrals of exp(f) pi0 below and above the domain: shape (Q, P, 2)."""
+        heights, slopes = self.bank.bound_beyond(self._ends())
+        return heights + self.reference.log_tails(self._ends(), slopes)
+
+    def _ends(self) -> Tensor:
+        """Return the domain, shape (2,)."""
+        like = self.bank.coefficients  # filled in place: a copy from the host could not be part of a CUDA graph
+        return torch.stack([like.new_full((), end) for end in self._domain])
+
+    @torch.no_grad()
+    def widen(self, z: Tensor | None = None) -> bool:
+        """Let the domain grow until at most 1e-6 of every density, and none of some latents, lies outside.
+
+        It never shrinks. Log densities change by no more than what Z overestimated; samples come from all of it.
+
+        Args:
+            z: Latents that occur, shape (S, *latent_shape).
+
+        Returns:
+            Whether it grew; never where there are no tails.
+
+        Raises:
+            KaemError: It would have to be nine times as long as it was configured.
+        """
+        if not self.has_tails:
+            return False
+        before = self._domain
+        if z is not None:
+            u = self.coordinates(z)
+            self._grow(before[0] - float(u.min()), float(u.max()) - before[1])
+        while True:
+            shares = (self._log_tails() - self.log_normalizer().unsqueeze(-1)).exp().flatten(0, 1).amax(0)
+            lower, upper = (float(share) > 0.5 * MOST_OUTSIDE for share in shares)
+            if not (lower or upper) or float(shares.sum()) <= MOST_OUTSIDE:
+                return self._domain != before
+            self._grow(0.0 if lower else -1.0, 0.0 if upper else -1.0)
+
+    def _grow(self, lower: float, upper: float) -> None:
+        """Move either end outwards by the first whole number of steps above a length; by none where that is below 0."""
+        first = self._first_domain
+        step = (first[1] - first[0]) / _STEPS_OF_GROWTH
+        low, high = self._domain
+        if lower >= 0.0:
+            low -= step * (math.floor(lower / step) + 1)
+        if upper >= 0.0:
+            high += step * (math.floor(upper / step) + 1)
+        if (low, high) == self._domain:
+            return
+        reach = step * _MOST_STEPS
+        if not (low >= first[0] - reach and high <= first[1] + reach):
+            raise KaemError(
+                f"latents reach from {low:.3g} to {high:.3g}, far beyond the domain [{first[0]:g}, {first[1]:g}] on "
+                "which the prior is configured",
+                hint="lower training.learning_rate, or widen prior.low and prior.high",
+            )
+        self.register_buffer("domain", torch.tensor((low, high), device=self.bank.coefficients.device))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Take a domain that has grown from a state that holds one."""
+        domain = state_dict.get(f"{prefix}domain")
+        if domain is not None and "domain" not in self._buffers:
+            self.register_buffer("domain", torch.tensor(self._first_domain, device=self.bank.coefficients.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def refit_grid(self, z: Tensor) -> list[nn.Parameter]:
-        """Let domain and knots follow latents and refit the coefficients (section 2.4 of the method).
+        """Let the knots follow latents and refit the coefficients (section 2.4 of the method).
 
-        The domain grows, but only with a reference that leaves room for it; all functions share one grid. The
-        functions stay what they are wherever they can be; beyond the old domain they go on as they end there.
+        The functions stay what they are wherever they can be; all share one grid. A domain that tails allow to grow
+        grows to hold the latents. One that ends the density stays: latents inside it cannot tell that it is too
+        narrow, and a margin added to them at every refit would widen it without end.
 
         Args:
             z: Latents that occur, shape (S, *latent_shape); the configuration must allow refits.
@@ -228,14 +319,13 @@ class AbstractPrior(nn.Module):
         Returns:
             The parameters that changed; an optimiser must forget their moments.
         """
-        u = z if self.frame is None else self.frame.inverse(z)
+        u = self.coordinates(z)
         before = self._domain
-        if self.reference.has_unbounded_support or self.reference.name == "none":
-            self.domain.copy_(torch.tensor(grown_domain(u, before, self._first_domain)))
+        self.widen(z)
         if self.bank.grid is None:
             return []
         # Where no Gaussian ends the density, the grid must cover all of the domain.
-        ends = used_range(u, self._domain) if self.reference.has_unbounded_support else self._domain
+        ends = used_range(u, self._domain) if self.reference.is_gaussian else self._domain
         knots = grid_knots(u, len(self.bank.grid) - 1, self._grid_update_ratio, ends)
         points, num_quantiles = fit_points(u, len(knots), self._domain)
         inside = points.clamp(*before)
@@ -280,7 +370,7 @@ class AbstractPrior(nn.Module):
         key: tuple[str | float, ...] = (str(device), self.low, self.high, self.cell, *self.bank.breaks)
         if key != self._rule.key:
             nodes, weights = (part.flatten().to(device) for part in self._training_rule())
-            self._rule = _Rule(key=key, nodes=nodes, log_weights=weights.log())
+            self._rule = _Rule(key=key, domain=self._domain, nodes=nodes, log_weights=weights.log())
         return self._rule
 
     @torch.no_grad()

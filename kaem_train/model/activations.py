@@ -21,6 +21,16 @@ ACTIVATIONS: dict[BaseActivation, Callable[[Tensor], Tensor]] = {
 """By the name of the setting; `leakyrelu` has slope 0.01 below 0, `gelu` is z Phi(z)."""
 
 
+STEEPEST: dict[BaseActivation, float] = {
+    "none": 0.0,
+    "silu": 1.1,
+    "relu": 1.0,
+    "leakyrelu": 1.0,
+    "gelu": 1.13,
+    "tanh": 1.0,
+}
+"""Bounds of |b'|."""
+
 _KINKS: dict[BaseActivation, tuple[float, ...]] = {
     "none": (),
     "silu": (),

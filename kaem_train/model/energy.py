@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kaem_train.model.activations import ACTIVATIONS, activation_kinks
+from kaem_train.model.activations import ACTIVATIONS, STEEPEST, activation_kinks
 from kaem_train.model.bases import Basis, ClosedExpectation, hold_tensors, knots_of, tensors_of
 from kaem_train.sections import BaseActivation
 
@@ -123,6 +123,22 @@ class UnivariateBank(nn.Module):
         if self.base == "none":
             return values
         return values + self.base_weight.unsqueeze(-1) * ACTIVATIONS[self.base](z)
+
+    def bound_beyond(self, ends: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Bound every f from above outside (low, high), `ends` of shape (2,): f(z) <= height + slope |z - end|.
+
+        Returns:
+            Heights, shape (Q, P, 2), lower end first, and slopes, shape (Q, P); None where all are 0.
+        """
+        least, greatest = self.basis.extremes_beyond(ends, tensors_of(self, self.basis))
+        weights = self.weights()
+        equation = "qpg,ge->qpe" if self.basis.is_shared else "qpg,qpge->qpe"
+        heights = torch.einsum(equation, weights.clamp_min(0.0), greatest)
+        heights = heights + torch.einsum(equation, weights.clamp_max(0.0), least)
+        if self.base == "none":
+            return heights, None
+        slopes = STEEPEST[self.base] * self.base_weight.abs()
+        return heights + self.base_weight.unsqueeze(-1) * ACTIVATIONS[self.base](ends), slopes
 
     def expected_paired(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return E f_{q,p}(z) for z[s,q,p] ~ N(mean, std^2): shapes (S, Q, P); needs `has_closed_expectation`."""

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from kaem_train.devices import uniform
 from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.quadrature import Cumulative, gauss_legendre, trapezoid
+from kaem_train.model.reference import log_gaussian_tails
 from kaem_train.sections import LEAST_EXPERT_STD, PriorConfig
 
 _NODES_PER_LEAST_STD = 1.25
 _STDS_PER_CELL = 3.0
 _TRAINING_ORDER = 8
+_LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 _LOG_STD_RANGE = (math.log(LEAST_EXPERT_STD), 1.5)
 
 
@@ -37,8 +39,8 @@ class ExpertsPrior(AbstractPrior):
     variant = "experts"
     _sampling_cells = 4
 
-    def __init__(self, config: PriorConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: PriorConfig, *, has_tails: bool = True) -> None:
+        super().__init__(config, has_tails=has_tails)
         shape = (config.num_latents, config.num_components)
         self.trains_proportions = config.train_proportions
         self.logits = nn.Parameter(torch.zeros(config.num_components), requires_grad=config.train_proportions)
@@ -69,7 +71,7 @@ class ExpertsPrior(AbstractPrior):
         return self.bank.nodes(z) - 0.5 * scaled * scaled
 
     def log_normalizer(self) -> Tensor:
-        """Return log Z_{q,k} (eq. 20) by quadrature, differentiable: shape (Q, K)."""
+        """See `AbstractPrior`: shape (Q, K)."""
         if not self.bank.basis.is_shared:
             return super().log_normalizer()
         return self._log_integrals(self._energy_weights()) - self._peak()
@@ -141,7 +143,16 @@ class ExpertsPrior(AbstractPrior):
         nodes = rule.nodes.to(matrix)
         features = torch.cat([nodes[:, None], nodes.square()[:, None], self.bank.features(nodes)], -1)
         values = torch.addmm(rule.log_weights.to(matrix), matrix.flatten(0, 1), features.T)
-        return torch.logsumexp(values, -1).reshape(matrix.shape[:2])
+        log_inside = torch.logsumexp(values, -1).reshape(matrix.shape[:2])
+        if not self.has_tails:
+            return log_inside
+        return torch.logaddexp(log_inside, self._log_tails().logsumexp(-1) + self._peak())
+
+    def _log_tails(self) -> Tensor:
+        heights, _ = self.bank.bound_beyond(self._ends())
+        stds = self.stds
+        tails = log_gaussian_tails(self._ends(), self.means, stds, None)
+        return heights + tails + (stds.log() + _LOG_ROOT_TWO_PI).unsqueeze(-1)
 
     def _sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Draw one expert per sample, then invert its Q distribution functions: shape (num, Q)."""

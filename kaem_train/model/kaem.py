@@ -28,7 +28,8 @@ class Kaem(nn.Module):
         super().__init__()
         self.image_shape = config.data.image_shape
         self.generator_noise = config.training.generator_noise
-        self.prior = build_prior(config.prior)
+        # Chains and proposals stay inside the domain, and the density ends with it; an encoder's latents do not.
+        self.prior = build_prior(config.prior, has_tails=config.posterior.has_encoder)
         self.generator = build_generator(config.prior.num_latents, self.image_shape, config.generator)
         self.register_buffer("sigma", torch.tensor(config.training.sigma))
 

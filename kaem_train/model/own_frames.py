@@ -72,8 +72,8 @@ class LinearFrames(InvertibleMatrices):
 class OwnFramesPrior(AbstractPrior):
     """K experts over Q latents, each in its own frame; `num_components` is K.
 
-    The domain bounds every u: a latent is outside it for an expert where one coordinate of its u is, and has
-    density 0 where it is outside for all.
+    The domain bounds every u. A latent is outside it for an expert where one coordinate of its u is; without tails it
+    has density 0 where it is outside for all.
 
     State besides `bank.*`: `logits` (K,), start 0, pi = softmax; `frames.*` (see `LinearFrames`).
     """
@@ -81,8 +81,8 @@ class OwnFramesPrior(AbstractPrior):
     variant = "experts"
     _sampling_cells = 4
 
-    def __init__(self, config: PriorConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: PriorConfig, *, has_tails: bool = True) -> None:
+        super().__init__(config, has_tails=has_tails)
         self.trains_proportions = config.train_proportions
         self.logits = nn.Parameter(torch.zeros(config.num_components), requires_grad=config.train_proportions)
         self.frames = LinearFrames(config.num_components, config.num_latents)
@@ -100,11 +100,20 @@ class OwnFramesPrior(AbstractPrior):
         """Return z itself: shape (S, Q)."""
         return z
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return log p(z) in nats: shape (S, Q) -> (S,), of the experts whose domain holds z; -inf where none does."""
+    def log_density(self, z: Tensor) -> Tensor:
+        """See `AbstractPrior`: shape (S, Q) -> (S,). Without tails, of the experts whose domain holds z."""
+        if self.has_tails:
+            return self._log_density(z)
         u = self.frames.inverse(z)
-        is_inside = ((u >= self.low) & (u <= self.high)).all(1)
-        return torch.logsumexp(self._log_joint(u).masked_fill(~is_inside, -math.inf), -1)
+        is_beyond = ((u < self.low) | (u > self.high)).any(1)
+        joint = self._log_joint(u.clamp(self.low, self.high)).masked_fill(is_beyond, -math.inf)
+        return torch.logsumexp(joint, -1)
+
+    def coordinates(self, z: Tensor) -> Tensor:
+        """Return u in the frame of the expert that explains z best: shape (S, Q)."""
+        u = self.frames.inverse(z)
+        best = self._log_joint(u).argmax(-1)
+        return u[torch.arange(len(u), device=u.device), :, best]
 
     @torch.no_grad()
     def start(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:

@@ -25,8 +25,8 @@ class IndependentPrior(AbstractPrior):
 
     variant = "independent"
 
-    def __init__(self, config: PriorConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: PriorConfig, *, has_tails: bool = True) -> None:
+        super().__init__(config, has_tails=has_tails)
         self.shares_uniforms = config.u_sharing == "per_p"
 
     @property
@@ -67,8 +67,8 @@ class MixturePrior(AbstractPrior):
 
     variant = "mixture"
 
-    def __init__(self, config: PriorConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: PriorConfig, *, has_tails: bool = True) -> None:
+        super().__init__(config, has_tails=has_tails)
         self.trains_proportions = config.train_proportions
         logits = torch.zeros(config.num_latents, config.num_components)
         self.logits = nn.Parameter(logits, requires_grad=config.train_proportions)
@@ -119,17 +119,23 @@ class MixturePrior(AbstractPrior):
 Prior = IndependentPrior | MixturePrior | ExpertsPrior | OwnFramesPrior
 
 
-def build_prior(config: PriorConfig) -> Prior:
-    """Return the configured prior with freshly drawn parameters."""
+def build_prior(config: PriorConfig, *, has_tails: bool = True) -> Prior:
+    """Return the configured prior with freshly drawn parameters.
+
+    Args:
+        config: The prior's section.
+        has_tails: Whether its density shall go on beyond the domain, as the latents of an encoder do; it does so where
+            `config.has_tails`.
+    """
     match config.variant, config.frame:
         case "independent", "none":
-            return IndependentPrior(config)
+            return IndependentPrior(config, has_tails=has_tails)
         case "mixture", "none" | "global":
-            return MixturePrior(config)
+            return MixturePrior(config, has_tails=has_tails)
         case "experts", "none" | "global":
-            return ExpertsPrior(config)
+            return ExpertsPrior(config, has_tails=has_tails)
         case "experts", "own":
-            return OwnFramesPrior(config)
+            return OwnFramesPrior(config, has_tails=has_tails)
         case variant, frame:
             raise AssertionError(f"no prior is {variant!r} with the frame {frame!r}")
 

@@ -1,4 +1,4 @@
-"""Where the grid and the domain of a prior follow its latents (section 2.4 of the method)."""
+"""Where the grid of a prior follows its latents (section 2.4 of the method)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from kaem_train.model.bases import mixed_knots
 
 _TAIL = 0.001
 _MARGIN = 0.1
-_LARGEST_GROWTH = 1.0
 _FITTED_SAMPLES = 1024
 _FITTED_PER_KNOT = 8
 _SHARE_OF_SAMPLES = 0.9
@@ -20,24 +19,11 @@ Range = tuple[float, float]
 
 def used_range(samples: Tensor, domain: Range) -> Range:
     """Return [q_0.001 - 0.1 w, q_0.999 + 0.1 w], w = q_0.999 - q_0.001, as far as it lies in the domain."""
-    low, high = _margins(samples)
-    return max(low, domain[0]), min(high, domain[1])
-
-
-def grown_domain(samples: Tensor, domain: Range, first: Range) -> Range:
-    """Return the domain that also holds the samples: it grows where they come near its ends and never shrinks.
-
-    a <- min(a, q_0.001 - 0.1 w), b <- max(b, q_0.999 + 0.1 w), w = q_0.999 - q_0.001, and neither end moves by
-    more than the length of the first domain in all.
-
-    Args:
-        samples: Any shape.
-        domain: Its ends now.
-        first: Its ends in the configuration.
-    """
-    low, high = _margins(samples)
-    reach = _LARGEST_GROWTH * (first[1] - first[0])
-    return max(min(domain[0], low), first[0] - reach), min(max(domain[1], high), first[1] + reach)
+    values = samples.flatten().double().sort().values
+    tail = int(_TAIL * len(values))
+    lower, upper = float(values[tail]), float(values[-1 - tail])
+    margin = _MARGIN * (upper - lower)
+    return max(lower - margin, domain[0]), min(upper + margin, domain[1])
 
 
 def grid_knots(samples: Tensor, num_intervals: int, ratio: float, ends: Range) -> Tensor:
@@ -93,11 +79,3 @@ def fit_weights(density: Tensor, num_quantiles: int) -> Tensor:
     share = (1.0 - _SHARE_OF_SAMPLES) * everywhere / everywhere.sum() + _SHARE_OF_ALL / len(everywhere)
     weights[num_quantiles:] = share
     return weights
-
-
-def _margins(samples: Tensor) -> Range:
-    values = samples.flatten().double().sort().values
-    tail = int(_TAIL * len(values))
-    lower, upper = float(values[tail]), float(values[-1 - tail])
-    margin = _MARGIN * (upper - lower)
-    return lower - margin, upper + margin

@@ -20,13 +20,12 @@ _HALVINGS = 12
 
 
 class ReferenceDensity(nn.Module):
-    """pi0 of Q x P univariate densities, inside the prior's domain; outside it every density is 0.
+    """pi0 of Q x P univariate densities.
 
     `gaussian` is N(0, 1), `lognormal` exp(N(0, 1)); `uniform` on [0, 1] and `none` on the grid range are 0 in
-    log. `learnable_gaussian` is N(mu, s^2) with s = softplus(rho) + 1e-3. The encoder posteriors continue the
-    density beyond the domain [a, b] by its formula, and latents and reference can widen together. So mu stays
-    within a quarter of b - a from the domain's centre and s below an eighth: most of pi0 then lies inside. s
-    also stays above 0.1, which the quadrature resolves.
+    log. `learnable_gaussian` is N(mu, s^2) with s = softplus(rho) + 1e-3. mu stays within a quarter of b - a from
+    the centre of the configured domain [a, b] and s below an eighth, so that the domain need not grow much; s also
+    stays above 0.1, which the quadrature resolves.
 
     State, of `learnable_gaussian` only: mean (Q, P): mu, start 0; rho (Q, P), start where s is 1. Both bounds are
     applied where mu and s are used.
@@ -50,8 +49,8 @@ class ReferenceDensity(nn.Module):
         return self.name == "learnable_gaussian"
 
     @property
-    def has_unbounded_support(self) -> bool:
-        """Whether its formula is a density beyond the domain too, as encoder posteriors need it."""
+    def is_gaussian(self) -> bool:
+        """Whether pi0 is one, and so goes on to infinity on both sides."""
         return self.name in {"gaussian", "learnable_gaussian"}
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -98,6 +97,21 @@ class ReferenceDensity(nn.Module):
         """Return E log pi0_{q,p}(z) for z ~ N(mean, std^2): shapes (S, Q) -> (S, Q, P) or (S, Q, 1)."""
         return self.expected_paired(mean.unsqueeze(-1), std.unsqueeze(-1))
 
+    def log_tails(self, ends: Tensor, slopes: Tensor | None) -> Tensor:
+        """Return log of the integral of exp(slope |z - end|) pi0(z) below and above two ends; a Gaussian's only.
+
+        Args:
+            ends: low and high, shape (2,).
+            slopes: Shape (Q, P); None for zeros.
+
+        Returns:
+            Broadcasts with (Q, P, 2), lower tail first.
+        """
+        if self.is_learnable:
+            return log_gaussian_tails(ends, *self.moments(), slopes)
+        like = ends.new_zeros(1, 1)
+        return log_gaussian_tails(ends, like, like + 1.0, slopes)
+
     def breaks(self, low: float, high: float) -> tuple[float, ...]:
         """Return points of [low, high] at which quadrature cells must end for pi0 to be smooth in each.
 
@@ -131,6 +145,27 @@ def log_reference(reference: Reference, z: Tensor) -> Tensor:
             return torch.zeros_like(z)
         case _:
             raise ValueError(f"{reference!r} is not a reference without parameters")
+
+
+def log_gaussian_tails(ends: Tensor, mean: Tensor, std: Tensor, slopes: Tensor | None) -> Tensor:
+    """Return log of the integral of exp(t |z - end|) N(z; m, s^2) below and above two ends.
+
+    With d the end's distance from m in deviations, outwards, that is exp(t^2 s^2 / 2 - t s d) Phi(t s - d).
+
+    Args:
+        ends: low and high, shape (2,).
+        mean: m, shape (Q, P), or one that broadcasts with it.
+        std: s, the same shape.
+        slopes: t, shape (Q, P); None for zeros.
+
+    Returns:
+        Shape (Q, P, 2), lower tail first.
+    """
+    distance = torch.stack([(mean - ends[0]) / std, (ends[1] - mean) / std], -1)
+    if slopes is None:
+        return torch.special.log_ndtr(-distance)
+    tilt = (slopes * std).unsqueeze(-1)
+    return 0.5 * tilt * tilt - tilt * distance + torch.special.log_ndtr(tilt - distance)
 
 
 def _log_normal(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ class AmortizedPosterior:
             divergence = -gaussian_entropy(log_std) - self._log_prior(model, mean, log_std, z)
         loss = (reconstruction + divergence).mean()
         metrics = {"reconstruction": reconstruction.detach().mean(), "kl": divergence.detach().mean()}
-        return Terms(loss=loss, squared_error=errors.detach().mean(), metrics=metrics)
+        latents = z.detach() if step >= self.prior_start else None
+        return Terms(loss=loss, squared_error=errors.detach().mean(), metrics=metrics, latents=latents)
 
     @torch.no_grad()
     def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
@@ -88,7 +89,7 @@ class AmortizedPosterior:
             noise = normal(mean.shape, rng, mean)
             z = mean + log_std.exp() * noise
             errors = (images - model.decode(z)).square().flatten(1).sum(1)
-            log_joint = log_likelihood(errors, images[0].numel(), model.sigma) + model.prior.score_density(z)
+            log_joint = log_likelihood(errors, images[0].numel(), model.sigma) + model.prior.log_density(z)
             log_q = (log_reference("gaussian", noise) - log_std).flatten(1).sum(1)
             columns.append(log_joint - log_q)
         return torch.stack(columns, -1)

@@ -72,7 +72,8 @@ class RefinedPosterior:
             "first_log_likelihood": run.first.log_likelihood.mean(),
             "last_log_likelihood": run.last.log_likelihood.mean(),
         }
-        return Terms(loss=loss, squared_error=errors.detach().mean(), metrics=metrics)
+        latents = None if is_reference else torch.cat([drawn.detach(), run.last.z])
+        return Terms(loss=loss, squared_error=errors.detach().mean(), metrics=metrics, latents=latents)
 
     def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
         """Return one refined draw per image, under the prior as it is."""
@@ -107,7 +108,7 @@ def _target(model: Kaem, images: Tensor, *, is_reference: bool) -> PowerPosterio
         log_prior=partial(prior_at, model, is_reference=is_reference),
         log_likelihood=partial(log_likelihood_of, model, images),
         temperatures=images.new_ones(len(images)),
-        # Like the encoder's draws: the Gaussian reference has no mass to speak of beyond the domain.
+        # Like the encoder's draws: the density has tails.
         low=-math.inf,
         high=math.inf,
     )

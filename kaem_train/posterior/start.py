@@ -25,7 +25,7 @@ _LEAST_STD = 0.25
 
 @torch.no_grad()
 def start_prior(prior: Prior, mean: Tensor, std: Tensor, rng: torch.Generator) -> None:
-    """Start the prior from the posteriors N(mean, diag std^2) of real images.
+    """Start the prior from the posteriors N(mean, diag std^2) of real images, its domain wide enough for them.
 
     Args:
         prior: Changed in place.
@@ -34,6 +34,11 @@ def start_prior(prior: Prior, mean: Tensor, std: Tensor, rng: torch.Generator) -
         rng: Source of the draws.
     """
     latents = mean + std * torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+    _start_at(prior, latents, mean, std, rng)
+    prior.widen(latents)
+
+
+def _start_at(prior: Prior, latents: Tensor, mean: Tensor, std: Tensor, rng: torch.Generator) -> None:
     if isinstance(prior, OwnFramesPrior):
         seed = int(torch.randint(2**31, (), generator=rng))
         mixture = fit_full_mixture(latents, prior.num_components, seed=seed, iterations=_FRAME_ITERATIONS)

@@ -64,6 +64,7 @@ class WeightedBoundPosterior:
         return Terms(
             loss=-bound,
             squared_error=(weights * errors).sum(0).mean(),
+            latents=z.detach() if step >= self.encoder.prior_start else None,
             metrics={"bound": bound.detach(), "ess": effective_sample_size(weights.T).mean()},
         )
 

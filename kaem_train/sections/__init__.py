@@ -6,12 +6,20 @@ from kaem_train.sections.functions import BaseActivation, BasisName
 from kaem_train.sections.generator import GeneratorConfig, cnn_kernels, first_size_and_doublings
 from kaem_train.sections.latent_ebm import LatentEbmConfig
 from kaem_train.sections.posterior import PosteriorConfig
-from kaem_train.sections.prior import LEAST_EXPERT_STD, MOST_WEIGHTS, PriorConfig, Reference, Variant
+from kaem_train.sections.prior import (
+    LEAST_EXPERT_STD,
+    MOST_OUTSIDE,
+    MOST_WEIGHTS,
+    PriorConfig,
+    Reference,
+    Variant,
+)
 from kaem_train.sections.refit import RefitConfig
 from kaem_train.sections.training import TrainingConfig
 
 __all__ = [
     "LEAST_EXPERT_STD",
+    "MOST_OUTSIDE",
     "MOST_WEIGHTS",
     "BaseActivation",
     "BasisName",

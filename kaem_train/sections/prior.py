@@ -16,6 +16,9 @@ LEAST_EXPERT_STD = math.exp(-2.0)
 MOST_WEIGHTS = 2**28
 """Numbers of one tensor of a prior: coefficients, or matrices of frames."""
 
+MOST_OUTSIDE = 1e-6
+"""Share of a density that may lie outside the domain on which it is sampled."""
+
 _MOST_CELLS = 10_000
 
 
@@ -37,7 +40,8 @@ class PriorConfig:
             (experts only); `none` is z = u.
         reference: pi0: `gaussian`, `learnable_gaussian` (its mean and deviation trained per function), `lognormal`
             (domain in (0, inf), say [0.001, 8]), `uniform` (exactly on [0, 1]) or `none` (constant on the grid range).
-        low: Lower end of the domain on which the density is defined.
+        low: Lower end of the domain on which latents are sampled. With a Gaussian reference of which the domain holds
+            all but 1e-6, as encoders need it, density and domain go on beyond it where latents do; else both end there.
         high: Upper end of that domain.
         basis: Family of the functions B_g: `rbf` (Gaussians), `rswaf` (1 - tanh^2), `bspline` (cubic), `fourier`,
             `chebyshev` or `morlet` (wavelets).
@@ -50,7 +54,7 @@ class PriorConfig:
         train_proportions: Whether the weights of components or experts are trained; false keeps them equal.
         u_sharing: Independent variant: `per_qp` samples every latent from its own uniform, `per_p` shares u_p over q
             (eq. 13), which the density (eq. 15) knows nothing of.
-        refit_interval: Updates between the first two refits of grid and domain; 0 never refits.
+        refit_interval: Updates between the first two refits of the grid; 0 never refits.
         refit_decay: The interval f grows to floor(f (2 - decay)^i) after the refit at update i.
         grid_update_ratio: Of new knots: 1 spaces them equally, 0 puts them on quantiles of the latents (0.05 in the
             paper). Functions of one width lose their shape on uneven knots.
@@ -132,6 +136,31 @@ class PriorConfig:
             raise ConfigError(
                 "train_proportions = False does not suit variant = 'independent', which has no proportions",
                 hint="leave prior.train_proportions out or set prior.variant=mixture",
+            )
+
+    @property
+    def reference_outside(self) -> float:
+        """Share of N(0, 1), the start of a Gaussian reference, outside the domain; 0 of references that end with it."""
+        if self.reference not in {"gaussian", "learnable_gaussian"}:
+            return 0.0
+        return 0.5 * (math.erfc(-self.low / math.sqrt(2.0)) + math.erfc(self.high / math.sqrt(2.0)))
+
+    @property
+    def has_tails(self) -> bool:
+        """Whether the density can go on beyond the domain, on which nearly all of it is sampled."""
+        return self.reference in {"gaussian", "learnable_gaussian"} and self.reference_outside <= MOST_OUTSIDE
+
+    def require_tails(self) -> None:
+        """Refuse a domain that cuts off a Gaussian reference: latents of an encoder lie on the whole line.
+
+        Raises:
+            ConfigError: More than 1e-6 of it lies outside.
+        """
+        if self.reference_outside > MOST_OUTSIDE:
+            raise ConfigError(
+                f"domain [{self.low:g}, {self.high:g}] leaves {self.reference_outside:.2g} of the {self.reference} "
+                f"reference outside, above {MOST_OUTSIDE:g}: latents of an encoder lie there, samples never do",
+                hint="set prior.low=-6 and prior.high=6; the grid may stay narrower",
             )
 
     @property

@@ -62,7 +62,7 @@ def test_one_latent_integrates_to_one():
     prior = _prior(q=1, amplitude=2.0)
 
     def density(z):
-        return float(prior.log_prob(torch.tensor([[z]])).exp().detach())
+        return float(prior.log_density(torch.tensor([[z]])).exp().detach())
 
     total, _ = scipy.integrate.quad(density, -8, 8, points=prior.bank.centers.tolist(), limit=400)
     assert total == pytest.approx(1.0, abs=1e-6)
@@ -73,7 +73,7 @@ def test_two_latents_integrate_to_one_in_any_frame(frame):
     prior = _prior(q=2, frame=frame)
     axis = torch.linspace(-12.0, 12.0, 801)
     z = torch.cartesian_prod(axis, axis)
-    density = prior.log_prob(z).exp().detach().reshape(801, 801).numpy()
+    density = prior.log_density(z).exp().detach().reshape(801, 801).numpy()
     total = scipy.integrate.simpson(scipy.integrate.simpson(density, x=axis.numpy()), x=axis.numpy())
     assert total == pytest.approx(1.0, abs=1e-4)
 
@@ -87,7 +87,7 @@ def test_the_density_is_the_documented_formula():
         total, _ = scipy.integrate.quad(density, -8, 8, points=prior.bank.centers.tolist(), limit=400)
         joint[:, k] += np.log(density(z[:, q].numpy()) / total)
     expected = scipy.special.logsumexp(joint, b=torch.softmax(prior.logits, 0).detach().numpy(), axis=1)
-    assert np.allclose(prior.log_prob(z).detach().numpy(), expected, atol=1e-6)
+    assert np.allclose(prior.log_density(z).detach().numpy(), expected, atol=1e-6)
 
 
 def test_experts_without_radial_terms_are_a_diagonal_gaussian_mixture():
@@ -97,7 +97,7 @@ def test_experts_without_radial_terms_are_a_diagonal_gaussian_mixture():
     means, stds = prior.means.detach().numpy(), prior.log_stds.exp().detach().numpy()
     laws = [scipy.stats.multivariate_normal(means[:, k], np.diag(stds[:, k] ** 2)) for k in range(5)]
     expected = np.log(sum(weight * law.pdf(z.numpy()) for weight, law in zip(weights, laws, strict=True)))
-    assert np.allclose(prior.log_prob(z).detach().numpy(), expected, atol=1e-6)
+    assert np.allclose(prior.log_density(z).detach().numpy(), expected, atol=1e-6)
 
 
 def test_one_standard_expert_is_the_single_energy_prior():
@@ -108,7 +108,7 @@ def test_one_standard_expert_is_the_single_energy_prior():
         expert.log_stds.zero_()
         single.bank.load_state_dict(expert.bank.state_dict())
     z = torch.randn(20, 3)
-    assert torch.allclose(expert.log_prob(z), single.log_prob(z), atol=1e-9)
+    assert torch.allclose(expert.log_density(z), single.log_density(z), atol=1e-9)
     moments = torch.randn(20, 3), torch.rand(20, 3)
     assert torch.allclose(expert.expected_log_prob(*moments), single.expected_log_prob(*moments), atol=1e-9)
 
@@ -124,8 +124,8 @@ def test_a_frame_adds_the_log_determinant(variant):
         plain.load_state_dict({name: value for name, value in framed.state_dict().items() if "frame" not in name})
     z = torch.randn(20, 3)
     u = torch.linalg.solve(framed.frame.matrix, (z - framed.frame.offset).T).T
-    expected = plain.log_prob(u) - torch.slogdet(framed.frame.matrix).logabsdet
-    assert torch.allclose(framed.log_prob(z), expected)
+    expected = plain.log_density(u) - torch.slogdet(framed.frame.matrix).logabsdet
+    assert torch.allclose(framed.log_density(z), expected)
 
 
 @pytest.mark.parametrize("frame", ["none", "global"])

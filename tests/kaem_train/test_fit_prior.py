@@ -88,7 +88,7 @@ def test_the_scores_are_densities_of_the_latents_as_they_came():
     z = random.normal(size=(3000, 2)) * [20.0, 0.05] + [3.0, 4.0]
     latents = _latents(z)
     fit = fit_prior(latents, prior_configs("own-frames", 2, 1000, ["prior.num_components=2"]), steps=20)
-    assert float(fit.prior.log_prob(latents.scored).mean()) == pytest.approx(fit.scores.prior, abs=1e-3)
+    assert float(fit.prior.log_density(latents.scored).mean()) == pytest.approx(fit.scores.prior, abs=1e-3)
 
 
 def test_the_same_seed_gives_the_same_prior():

@@ -88,7 +88,7 @@ def _prior(reference, low, high, seed=3):
 def _cdf(prior):
     points = torch.linspace(prior.low, prior.high, 20_001)
     with torch.no_grad():
-        density = prior.log_prob(points[:, None]).exp()
+        density = prior.log_density(points[:, None]).exp()
     values = torch.cumulative_trapezoid(density, points)
     return lambda z: np.interp(z, points[1:].numpy(), values.numpy())
 

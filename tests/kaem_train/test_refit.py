@@ -261,7 +261,7 @@ def test_a_prior_that_knows_its_own_training_images_by_heart_is_judged_on_others
     def recite(z):  # likelier than any smooth density where it was trained, unlikelier elsewhere
         return torch.where(((z[:, None] - latents).abs().amax(2).amin(1) < 1e-4), 5.0, -20.0)
 
-    model.prior.score_density = recite
+    model.prior.log_density = recite
     settings = RefitConfig(kind="experts", num_experts=(1,), correction_steps=0)
     seen = refit_prior(model, _KnownLatents(), images, settings, _rng())
     judged = refit_prior(model, _KnownLatents(), images, settings, _rng(), torch.randn(50, 1, 8, 8, generator=_rng(6)))

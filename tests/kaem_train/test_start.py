@@ -43,7 +43,7 @@ def test_a_frame_makes_the_start_white_and_the_density_better():
     for frame, num_experts in (("none", 1), ("global", 1), ("global", 3)):
         prior = _prior(frame, num_experts)
         start_prior(prior, mean, std, _rng())
-        values[frame, num_experts] = float(prior.log_prob(z).detach().mean())
+        values[frame, num_experts] = float(prior.log_density(z).detach().mean())
     assert values["none", 1] < values["global", 1] < values["global", 3] - 0.5
     u = prior.frame.inverse(z)
     assert torch.allclose(torch.cov(u.T), torch.eye(2), atol=0.1)

@@ -84,7 +84,7 @@ def test_the_prior_is_scipys_normal_and_its_bound_the_closed_form_divergence(flo
     prior = build_model(tiny("family=vae")).double().prior
     z = 2.0 * torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     assert float(z.abs().max()) < 8.0  # the end of the domain
-    torch.testing.assert_close(prior.log_prob(z), torch.from_numpy(stats.norm.logpdf(z).sum(1)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(prior.log_density(z), torch.from_numpy(stats.norm.logpdf(z).sum(1)), rtol=0, atol=1e-12)
     mean, std = torch.randn(50, 3), torch.rand(50, 3) + 0.1
     entropy = Normal(mean, std).entropy().sum(1)
     divergence = kl_divergence(Normal(mean, std), Normal(0.0, 1.0)).sum(1)

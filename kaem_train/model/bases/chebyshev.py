@@ -62,6 +62,15 @@ class ChebyshevBasis:
             polynomials.append(2.0 * x * polynomials[-1] - polynomials[-2])
         return torch.stack(polynomials, -1)
 
+    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+        """See `Basis`: T_g(x) = cos(g acos x), which between two points moves by the arc at most."""
+        outwards = torch.arange(-1.0, 2.0, 2.0, dtype=ends.dtype, device=ends.device)
+        angles = torch.acos(torch.stack([ends.tanh(), outwards]) / _SQUASH)  # (2, 2): at the ends, and at infinity
+        degrees = torch.arange(self.size, dtype=ends.dtype, device=ends.device)[:, None]
+        values = torch.cos(degrees[:, None] * angles)  # (size, 2, 2)
+        slack = degrees * (angles[0] - angles[1]).abs()
+        return (values.amin(1) - slack).clamp_min(-1.0), (values.amax(1) + slack).clamp_max(1.0)
+
     def breaks(self, tensors: Tensors) -> tuple[float, ...]:
         """None: the functions are smooth everywhere."""
         return ()

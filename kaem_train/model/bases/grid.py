@@ -52,6 +52,11 @@ def widest_interval(knots: Tensor) -> float:
     return min(float(knots.diff().max()), 1.01 * float(mean_spacing(knots)))
 
 
+def gaps_beyond(centres: Tensor, ends: Tensor) -> Tensor:
+    """Return how far centres lie from (-inf, low] and from [high, inf), `ends` being (low, high): S -> (*S, 2)."""
+    return torch.stack([centres - ends[0], ends[1] - centres], -1).clamp_min(0.0)
+
+
 def scale(log_tau: Tensor) -> Tensor:
     """Return tau = exp(log_tau), kept in [1/4, 4] so that the quadrature always resolves a function."""
     return torch.exp(log_tau.clamp(-_LOG_TAU_BOUND, _LOG_TAU_BOUND))

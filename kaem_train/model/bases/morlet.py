@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kaem_train.model.bases.grid import lower_step
+from kaem_train.model.bases.grid import gaps_beyond, lower_step
 from kaem_train.model.bases.protocol import Tensors
 from kaem_train.model.bases.waves import cosine
 
@@ -78,6 +78,12 @@ class MorletBasis:
         total = 1.0 + variance
         envelope = torch.exp(-0.5 * (mu * mu + _FREQUENCY**2 * variance) / total) / total.sqrt()
         return envelope * torch.cos(_FREQUENCY * mu / total)
+
+    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+        """See `Basis`: a wavelet stays below its envelope."""
+        gaps = gaps_beyond(tensors["translations"], ends) / _scales(tensors).unsqueeze(-1)
+        greatest = torch.exp(-0.5 * gaps * gaps)
+        return -greatest, greatest
 
     def breaks(self, tensors: Tensors) -> tuple[float, ...]:
         """None: wavelets are smooth everywhere."""

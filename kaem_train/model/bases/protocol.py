@@ -65,6 +65,18 @@ class Basis(Protocol):
         The last axes of S are broadcast against K or, where the basis is not shared, against F.
         """
 
+    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+        """Bound every B_g on (-inf, low] and on [high, inf), for a bank, whose functions share their knots.
+
+        Args:
+            ends: low and high, shape (2,).
+            tensors: Of the basis.
+
+        Returns:
+            The least and the greatest values, or bounds of them, each of shape (size, 2), or (*F, size, 2) where the
+            basis is not shared; on the last axis the lower side, then the upper.
+        """
+
     def breaks(self, tensors: Tensors) -> tuple[float, ...]:
         """Return where quadrature cells must end, ascending: knots, which a bank's functions share."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kaem_train.model.bases.grid import lower_step, mean_spacing, scale, uniform_knots, widest_interval
+from kaem_train.model.bases.grid import gaps_beyond, lower_step, mean_spacing, scale, uniform_knots, widest_interval
 from kaem_train.model.bases.protocol import Tensors
 
 _EQUAL_STEPS_PER_CELL = 3.6
@@ -63,6 +63,11 @@ class RbfBasis:
         variance = (width * width + std * std).unsqueeze(-1)
         offset = mean.unsqueeze(-1) - tensors["centers"]
         return width / variance.sqrt() * torch.exp(-0.5 * offset * offset / variance)
+
+    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+        """See `Basis`: a bump is above 0, and highest at the point next to its centre."""
+        greatest = torch.exp(-0.5 * (gaps_beyond(tensors["centers"], ends) / self._width(tensors)).square())
+        return torch.zeros_like(greatest), greatest
 
     def breaks(self, tensors: Tensors) -> tuple[float, ...]:
         """The knots: nothing breaks there, but cells between them suit the Gaussians best."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kaem_train.model.bases.grid import lower_step, mean_spacing, scale, uniform_knots, widest_interval
+from kaem_train.model.bases.grid import gaps_beyond, lower_step, mean_spacing, scale, uniform_knots, widest_interval
 from kaem_train.model.bases.protocol import Tensors
 
 
@@ -52,8 +52,12 @@ class RswafBasis:
 
     def features(self, z: Tensor, tensors: Tensors) -> Tensor:
         """See `Basis`."""
-        width = mean_spacing(tensors["centers"]) * scale(tensors["log_tau"])
-        return 1.0 - torch.tanh((z.unsqueeze(-1) - tensors["centers"]) / width).square()
+        return 1.0 - torch.tanh((z.unsqueeze(-1) - tensors["centers"]) / _width(tensors)).square()
+
+    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+        """See `Basis`: a bump is above 0, and highest at the point next to its centre."""
+        greatest = 1.0 - torch.tanh(gaps_beyond(tensors["centers"], ends) / _width(tensors)).square()
+        return torch.zeros_like(greatest), greatest
 
     def breaks(self, tensors: Tensors) -> tuple[float, ...]:
         """The knots: nothing breaks there, but cells between them suit the bumps best."""
@@ -66,3 +70,7 @@ class RswafBasis:
     def equal_step(self, tensors: Tensors) -> float | None:
         """See `Basis`."""
         return None
+
+
+def _width(tensors: Tensors) -> Tensor:
+    return mean_spacing(tensors["centers"]) * scale(tensors["log_tau"])
