@@ -44,6 +44,9 @@ _STEPS_OF_GROWTH = 32
 
 _MOST_STEPS = 4 * _STEPS_OF_GROWTH
 
+_ROOM = 0.1
+"""Where a density does not fit, the domain grows until so much less lies outside, and need not grow again soon."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rule:
@@ -271,11 +274,13 @@ class AbstractPrior(nn.Module):
         if z is not None:
             u = self.coordinates(z)
             self._grow(before[0] - float(u.min()), float(u.max()) - before[1])
+        allowed = MOST_OUTSIDE
         while True:
             shares = (self._log_tails() - self.log_normalizer().unsqueeze(-1)).exp().flatten(0, 1).amax(0)
-            lower, upper = (float(share) > 0.5 * MOST_OUTSIDE for share in shares)
-            if not (lower or upper) or float(shares.sum()) <= MOST_OUTSIDE:
+            if float(shares.sum()) <= allowed:
                 return self._domain != before
+            allowed = _ROOM * MOST_OUTSIDE
+            lower, upper = (float(share) > 0.5 * allowed for share in shares)
             self._grow(0.0 if lower else -1.0, 0.0 if upper else -1.0)
 
     def _grow(self, lower: float, upper: float) -> None:

@@ -134,7 +134,8 @@ class UnivariateBank(nn.Module):
         weights = self.weights()
         equation = "qpg,ge->qpe" if self.basis.is_shared else "qpg,qpge->qpe"
         heights = torch.einsum(equation, weights.clamp_min(0.0), greatest)
-        heights = heights + torch.einsum(equation, weights.clamp_max(0.0), least)
+        if least is not None:
+            heights = heights + torch.einsum(equation, weights.clamp_max(0.0), least)
         if self.base == "none":
             return heights, None
         slopes = STEEPEST[self.base] * self.base_weight.abs()

@@ -172,7 +172,7 @@ class OwnFramesPrior(AbstractPrior):
 
     def _training_rule(self) -> tuple[Tensor, Tensor]:
         step = self.bank.equal_step
-        if step is None:
+        if step is None or not self.has_tails:
             return gauss_legendre(self.cell_edges(1), _TRAINING_ORDER)
-        # As for the other experts: on functions that vanish at both ends, equal steps are the best rule.
+        # As for the other experts: functions that vanish at both ends, as with tails, suit equal steps best.
         return trapezoid(self.low, self.high, spacing=min(step, _LARGEST_STEP))

@@ -97,6 +97,24 @@ def test_the_same_seed_gives_the_same_prior():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_the_domain_grows_for_latents_that_lie_far_out():
+    z = np.random.default_rng(9).standard_t(2.5, size=(3000, 2))
+    fit = _fit(z, "strict", steps=20)
+    rows = torch.from_numpy(z).float()
+    assert 0.0 < fit.outside < 0.05
+    assert not fit.prior.is_outside(rows).any()
+    assert fit.prior.log_density(rows).isfinite().all()
+
+
+@pytest.mark.parametrize("reference", ["uniform", "none"])
+def test_latents_without_a_density_are_refused(reference):
+    z = np.random.default_rng(8).uniform(0.0, 1.0, size=(3000, 2))
+    z[7, 1] = 1.3
+    unit = ("prior.low=0", "prior.high=1", "prior.grid_low=0", "prior.grid_high=1", f"prior.reference={reference}")
+    with pytest.raises(DataError, match=f"0.00033 of the latents lie outside the domain .0, 1., where the {reference}"):
+        _fit(z, "independent", *unit)
+
+
 def test_latents_beyond_the_domain_of_a_prior_without_a_frame_are_refused():
     z = 30.0 * np.random.default_rng(8).normal(size=(3000, 2))
     with pytest.raises(DataError, match=r"outside the domain \[-8, 8\]") as caught:
@@ -112,6 +130,7 @@ def test_latents_beyond_the_domain_of_a_prior_without_a_frame_are_refused():
         ("experts", ("prior.num_component=3",), "unknown setting prior.num_component"),
         ("experts", ("prior.num_components=0",), "num_components = 0 is below 1"),
         ("experts", ("prior.num_components=2000",), "1000 different latents cannot start"),
+        ("experts", ("prior.low=-2", "prior.high=2", "prior.grid_low=-2", "prior.grid_high=2"), "leaves 0.046 of the"),
         ("experts", ("prior.num_latents=3",), "prior.num_latents = 3, but the latents have 2"),
         ("independent", ("prior.num_components=3",), "which an autoencoder does not tell apart"),
     ],

@@ -67,12 +67,12 @@ class BSplineBasis:
             spline = rising * spline[..., :-1] + falling * spline[..., 1:]
         return spline
 
-    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor | None, Tensor]:
         """See `Basis`: none is below 0 or above 1, and outside its four cells each is 0."""
         knots = _extended(tensors["knots"])
         reaches = torch.stack([knots[: -_DEGREE - 1] < ends[0], knots[_DEGREE + 1 :] > ends[1]], -1)
         greatest = reaches.to(knots)
-        return torch.zeros_like(greatest), greatest
+        return None, greatest
 
     def breaks(self, tensors: Tensors) -> tuple[float, ...]:
         """The knots and their continuation: the third derivative jumps there."""

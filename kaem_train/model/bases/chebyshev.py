@@ -62,7 +62,7 @@ class ChebyshevBasis:
             polynomials.append(2.0 * x * polynomials[-1] - polynomials[-2])
         return torch.stack(polynomials, -1)
 
-    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor | None, Tensor]:
         """See `Basis`: T_g(x) = cos(g acos x), which between two points moves by the arc at most."""
         outwards = torch.arange(-1.0, 2.0, 2.0, dtype=ends.dtype, device=ends.device)
         angles = torch.acos(torch.stack([ends.tanh(), outwards]) / _SQUASH)  # (2, 2): at the ends, and at infinity

@@ -68,7 +68,7 @@ class FourierBasis:
         damping = torch.exp(-0.5 * (std.unsqueeze(-1) * frequencies).square())
         return torch.cat([damping * angle.cos(), damping[..., 1:] * angle[..., 1:].sin()], -1)
 
-    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor | None, Tensor]:
         """See `Basis`: a wave goes on for ever; the first is the constant 1."""
         greatest = torch.ones_like(tensors["log_tau"]).expand(self.size, 2)
         least = -greatest

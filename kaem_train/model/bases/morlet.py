@@ -79,7 +79,7 @@ class MorletBasis:
         envelope = torch.exp(-0.5 * (mu * mu + _FREQUENCY**2 * variance) / total) / total.sqrt()
         return envelope * torch.cos(_FREQUENCY * mu / total)
 
-    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor | None, Tensor]:
         """See `Basis`: a wavelet stays below its envelope."""
         gaps = gaps_beyond(tensors["translations"], ends) / _scales(tensors).unsqueeze(-1)
         greatest = torch.exp(-0.5 * gaps * gaps)

@@ -65,7 +65,7 @@ class Basis(Protocol):
         The last axes of S are broadcast against K or, where the basis is not shared, against F.
         """
 
-    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor | None, Tensor]:
         """Bound every B_g on (-inf, low] and on [high, inf), for a bank, whose functions share their knots.
 
         Args:
@@ -74,7 +74,7 @@ class Basis(Protocol):
 
         Returns:
             The least and the greatest values, or bounds of them, each of shape (size, 2), or (*F, size, 2) where the
-            basis is not shared; on the last axis the lower side, then the upper.
+            basis is not shared; on the last axis the lower side, then the upper. None for least values that are all 0.
         """
 
     def breaks(self, tensors: Tensors) -> tuple[float, ...]:

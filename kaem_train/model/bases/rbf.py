@@ -64,10 +64,10 @@ class RbfBasis:
         offset = mean.unsqueeze(-1) - tensors["centers"]
         return width / variance.sqrt() * torch.exp(-0.5 * offset * offset / variance)
 
-    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor | None, Tensor]:
         """See `Basis`: a bump is above 0, and highest at the point next to its centre."""
         greatest = torch.exp(-0.5 * (gaps_beyond(tensors["centers"], ends) / self._width(tensors)).square())
-        return torch.zeros_like(greatest), greatest
+        return None, greatest
 
     def breaks(self, tensors: Tensors) -> tuple[float, ...]:
         """The knots: nothing breaks there, but cells between them suit the Gaussians best."""

@@ -54,10 +54,10 @@ class RswafBasis:
         """See `Basis`."""
         return 1.0 - torch.tanh((z.unsqueeze(-1) - tensors["centers"]) / _width(tensors)).square()
 
-    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor | None, Tensor]:
         """See `Basis`: a bump is above 0, and highest at the point next to its centre."""
         greatest = 1.0 - torch.tanh(gaps_beyond(tensors["centers"], ends) / _width(tensors)).square()
-        return torch.zeros_like(greatest), greatest
+        return None, greatest
 
     def breaks(self, tensors: Tensors) -> tuple[float, ...]:
         """The knots: nothing breaks there, but cells between them suit the bumps best."""
