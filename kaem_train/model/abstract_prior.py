@@ -308,7 +308,7 @@ class AbstractPrior(nn.Module):
         domain = state_dict.get(f"{prefix}domain")
         if domain is not None and "domain" not in self._buffers:
             self.register_buffer("domain", torch.tensor(self._first_domain, device=self.bank.coefficients.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def refit_grid(self, z: Tensor) -> list[nn.Parameter]:

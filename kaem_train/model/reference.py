@@ -163,9 +163,11 @@ def log_gaussian_tails(ends: Tensor, mean: Tensor, std: Tensor, slopes: Tensor |
     """
     distance = torch.stack([(mean - ends[0]) / std, (ends[1] - mean) / std], -1)
     if slopes is None:
-        return torch.special.log_ndtr(-distance)
+        untilted: Tensor = torch.special.log_ndtr(-distance)
+        return untilted
     tilt = (slopes * std).unsqueeze(-1)
-    return 0.5 * tilt * tilt - tilt * distance + torch.special.log_ndtr(tilt - distance)
+    tails: Tensor = 0.5 * tilt * tilt - tilt * distance + torch.special.log_ndtr(tilt - distance)
+    return tails
 
 
 def _log_normal(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
