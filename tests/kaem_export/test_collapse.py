@@ -95,7 +95,8 @@ def test_a_grid_and_a_domain_that_were_refitted_are_those_of_the_oracle(variant)
     config, model = random_model(*(VARIANTS | MORE_FUNCTIONS)[variant], "prior.refit_interval=9", amplitude=0.5)
     before = model.prior.low
     model.prior.refit_grid(model.prior.sample(500, torch.Generator().manual_seed(0)))
-    assert (model.prior.low < before) == (variant == "splines")
+    # Waves do not end, so their tails are bounded by their amplitudes, and the domain grows.
+    assert (model.prior.low < before) == (variant == "many waves, tanh")
     oracle = LatentOracle(model.state_dict(), config.prior)
     laws, rows = _laws(config, model.prior)
     for row, other in enumerate(rows):
