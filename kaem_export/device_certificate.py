@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kaem.artifact import Figure, Manifest
+from kaem.artifact import Figure, ImageType, Manifest
 from kaem.cuda import CudaEngine
 from kaem.errors import ConfigError
 from kaem.runtime import LocalSampler
@@ -30,6 +30,7 @@ LATENT_BOUND = 4e-6
 IMAGE_BOUNDS = {"float32": 2e-5, "float16": 2e-2}
 """Largest difference of an intensity between device and torch, by the precision of the generator."""
 
+_ROUNDING: dict[ImageType, float] = {"float32": 0.0, "uint8": 0.5 / 255}
 _MOST_CUDA_ROWS = 1024
 _ROWS = 256
 
@@ -124,7 +125,7 @@ def device_figures(
             "tails included, relative to its size",
         )
     ]
-    image_bound = IMAGE_BOUNDS[_precision(manifest)] + (0.5 / 255 if manifest.image_type == "uint8" else 0.0)
+    image_bound = IMAGE_BOUNDS[_precision(manifest)] + _ROUNDING[manifest.image_type]
     if generator is not None:
         with torch.no_grad():
             decoded = generator(torch.from_numpy(latents[:_ROWS])).numpy()
@@ -153,7 +154,7 @@ def _row_figure(there: OnDevice, image_bound: float, device: str) -> Figure:
     return Figure(
         name="device_rows",
         value=worst,
-        bound=image_bound + (0.5 / 255 if there.manifest.image_type == "uint8" else 0.0),  # a whole step of 8 bits
+        bound=image_bound + _ROUNDING[there.manifest.image_type],  # a whole step of 8 bits
         meaning=f"max difference of one sample between places of batches of 1 to {there.most_rows} rows on {device}; "
         "0 means equal bits",
     )

@@ -212,7 +212,8 @@ def _large_batch(done: Optimised, options: Options) -> Optimised:
     rewritten = _after(done, "to_toom_cook", to_toom_cook, sameness, rows_per_call=TOOM_COOK_ROWS, has_forms=True)
     if rewritten.left_out != done.left_out:
         return rewritten
-    rows = LARGE_BATCH if options.optimize == "large-batch" else paying_rows(done.model, rewritten.model)
+    measured = {"large-batch": lambda: LARGE_BATCH, "auto": lambda: paying_rows(done.model, rewritten.model)}
+    rows = measured[options.optimize]()
     rows = rows and max(rows, rows_of_equal_bits(graph))
     if rows == 0 or (options.batch and options.batch[-1] < rows):
         return done
