@@ -22,6 +22,7 @@ from typing import Any
 
 from kaem.artifact import fingerprint
 from kaem.errors import ArtifactError, BackendError
+from kaem.files import read_regular
 from kaem.gpu import installed_gpu
 
 SECRET_VARIABLE = "KAEM_ENGINE_SECRET"  # noqa: S105 - the name of a variable that names a file
@@ -89,7 +90,7 @@ def read_engine(path: Path) -> Engine:
         BackendError: The secret cannot be read.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise ArtifactError(f"cannot read the engine {path}: {error.strerror or error}", hint=_BUILD_AGAIN) from None
     if not content.startswith(_MAGIC):

@@ -2,6 +2,7 @@
 
     KaemError
     ├── ConfigError        a setting, option or preset is wrong              exit 2  INVALID_ARGUMENT
+    │   └── AddressInUseError  a port or socket is taken for now             exit 1  UNAVAILABLE
     ├── RequestError       a seed, count, index or array is wrong            exit 2  INVALID_ARGUMENT
     ├── DataError          a data set is missing, corrupt or unsuitable      exit 2  INVALID_ARGUMENT
     ├── ArtifactError      a model file is missing, corrupt or not ours      exit 2  FAILED_PRECONDITION
@@ -44,6 +45,13 @@ class ConfigError(KaemError):
 
     exit_code = 2
     grpc_status = "INVALID_ARGUMENT"
+
+
+class AddressInUseError(ConfigError):
+    """A port or socket is taken: the setting may be right, and the same start succeed a moment later."""
+
+    exit_code = 1
+    grpc_status = "UNAVAILABLE"
 
 
 class RequestError(KaemError):

@@ -26,7 +26,7 @@ from kaem.padding import padded
 from kaem.providers import APPROXIMATE, GPU_ROWS, PROVIDERS
 from kaem.requests import check_memory, check_range, check_uniforms, whole
 from kaem.sampler import Chunk, Images, OnProgress, Uniforms
-from kaem.workers import row_workers
+from kaem.workers import MOST_WORKERS, row_workers
 
 MAX_ROWS = 256
 """Rows of one session call: large enough to amortise its overhead, small enough to stay near the cache."""
@@ -60,8 +60,8 @@ class LocalSampler:
         if workers is None:
             workers = len(os.sched_getaffinity(0)) if provider == "cpu" else 1
         workers = whole("workers", workers)
-        if workers < 1:
-            raise RequestError(f"workers is {workers}; at least 1 is needed")
+        if not 1 <= workers <= MOST_WORKERS:
+            raise RequestError(f"workers is {workers}, outside 1 .. {MOST_WORKERS}", hint="one per core is most")
         # Read once: what is hashed, what is run and what the manifest describes are then the same bytes.
         content = read_file(path)
         self._manifest = read_artifact(content, source=str(path))

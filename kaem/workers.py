@@ -12,6 +12,9 @@ from queue import SimpleQueue
 
 import numpy as np
 
+MOST_WORKERS = 1024
+"""More threads than any machine has cores for would only take memory, or not be started at all."""
+
 
 def row_workers(num: int) -> ThreadPoolExecutor:
     """Return a pool of `num` threads that run side by side.

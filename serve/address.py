@@ -6,7 +6,7 @@ import errno
 import ipaddress
 import socket
 
-from kaem.errors import ConfigError
+from kaem.errors import AddressInUseError, ConfigError
 
 _TRIES = 16  # for a port that is free on all addresses
 
@@ -21,7 +21,8 @@ def check_address(host: str, port: int, *, insecure: bool, option: str = "port")
         option: The setting that chose the port.
 
     Raises:
-        ConfigError: The host is unknown, not this machine's, reachable by others, or the port is taken.
+        ConfigError: The host is unknown, not this machine's, or reachable by others.
+        AddressInUseError: The port is taken.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -36,7 +37,8 @@ def check_address(host: str, port: int, *, insecure: bool, option: str = "port")
         )
     failures = [error for error in (_try_bind(*entry) for entry in addresses.values()) if error is not None]
     if any(error.errno == errno.EADDRINUSE for error in failures):
-        raise ConfigError(f"port {port} of {host} is in use", hint=f"choose another with --{option}, or --{option} 0")
+        hint = f"wait, or choose another with --{option}, or --{option} 0"
+        raise AddressInUseError(f"port {port} of {host} is in use", hint=hint)
     if len(failures) == len(addresses):
         raise ConfigError(f"cannot listen on {format_address(host, port)}: {failures[0].strerror}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 
 from kaem.client.addresses import UNIX_SCHEME, parse_admin_address
-from kaem.errors import ConfigError
+from kaem.errors import AddressInUseError, ConfigError
 from serve.address import check_address, why_not_bound
 
 _STOP_GRACE_S = 0.5
@@ -118,4 +118,4 @@ def _remove_stale(path: Path) -> None:
         except OSError as error:
             raise ConfigError(f"cannot use the socket {path}: {error.strerror}") from None
         else:
-            raise ConfigError(f"a server is listening on {path}", hint="choose another path with --admin")
+            raise AddressInUseError(f"a server is listening on {path}", hint="choose another path with --admin")

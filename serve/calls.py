@@ -263,6 +263,8 @@ class Reception:
         except Exception as error:
             refused = refusal_of(error, call.request_id)
             code = refused.code
+            if code is grpc.StatusCode.UNAUTHENTICATED:
+                await self._guard.hold_back(call)
             raise refused from None
         finally:
             self._observer.on_call_ended(call.method, code.name, time.monotonic() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import grpc
 
 from kaem.errors import RemoteError
 from serve.current import Call, current
+from serve.guesses import Guesses
 from serve.limits import Allowance
 from serve.observer import Observer
 from serve.settings import ServeSettings
@@ -44,6 +46,7 @@ class Guard(Observer):
         self._rate = settings.token_rate
         self._concurrency = settings.token_concurrency
         self._clock = clock
+        self._guesses = Guesses(clock)
         self._allowances: dict[str, Allowance] = {}  # by name: a token that is renewed keeps its debts
 
     @contextmanager
@@ -81,6 +84,17 @@ class Guard(Observer):
         """
         if self._tokens is not None:
             call.caller = self._find(self._tokens, call)
+
+    async def hold_back(self, call: Call) -> None:
+        """Wait before a call whose token is wrong is told so; one without a token has guessed nothing."""
+        if _KEY not in call.metadata:
+            return
+        delay_s = self._guesses.delay_s(call.peer)
+        self._guesses.num_waiting += 1
+        try:
+            await asyncio.sleep(delay_s)
+        finally:
+            self._guesses.num_waiting -= 1
 
     def on_admitted(self, *, is_bulk: bool, rows: int) -> None:
         """Charge a job to its caller."""

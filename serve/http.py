@@ -37,8 +37,8 @@ def monitoring_routes(registry: CollectorRegistry, why_not_ready: Callable[[], s
     """
 
     def metrics(request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"content-type": content_type})
+        content, content_type = _exposed(registry, request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": content_type})
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -48,6 +48,15 @@ def monitoring_routes(registry: CollectorRegistry, why_not_ready: Callable[[], s
         return PlainTextResponse(f"the server {reason}\n" if reason else "ok\n", 503 if reason else 200)
 
     return [Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)]
+
+
+def _exposed(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """Return the metrics and their content type, in the format that is asked for, or else in the plain one."""
+    with contextlib.suppress(Exception):  # the library raises anything at versions that it cannot read
+        encode, content_type = choose_encoder(accept)
+        return encode(registry), content_type
+    encode, content_type = choose_encoder("")
+    return encode(registry), content_type
 
 
 class HttpServer:

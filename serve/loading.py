@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import grpc
 
 from kaem.errors import ConfigError, KaemError, RequestError
-from serve.repository import Found, Key, Repository, Signature
+from serve.repository import Findings, Found, Key, Repository, Signature
 from serve.shelf import Entry, Shelf
 from serve.statuses import RefusedError
 
@@ -43,6 +43,8 @@ class Loader:
         """
         async with self._turn:
             found = await asyncio.to_thread(self._repository.scan)
+            for trouble in _troubles(found):
+                raise trouble
             self._note(found)
             for item in found.values():
                 self._shelf.announce(item)
@@ -58,7 +60,8 @@ class Loader:
         async with self._turn:
             found = await self._look()
             self._note(found)
-            failures = await self._follow(found, [item for item in found.values() if self._is_due(item, retry=True)])
+            due = [item for item in found.values() if self._is_due(item, retry=True)]
+            failures = [*await self._follow(found, due), *_troubles(found)]
         if failures:
             raise _refused(failures)
 
@@ -70,7 +73,7 @@ class Loader:
             except RefusedError as refused:
                 self._report(refused.error.message)
                 return
-            self._report("")
+            self._report("; ".join(trouble.message for trouble in _troubles(found)))
             seen = self._seen
             self._note(found)
             calm = [item for item in found.values() if seen.get(item.key) == item.signature]
@@ -159,7 +162,8 @@ class Loader:
                 await self._shelf.load(item)
             except KaemError as error:
                 failures.append(error)
-        for key in sorted(self._shelf.entries.keys() - found.keys() - set(spared)):  # the newest goes last
+        unknown = {key for key in self._shelf.entries if isinstance(found, Findings) and found.is_spared(key)}
+        for key in sorted(self._shelf.entries.keys() - found.keys() - set(spared) - unknown):  # the newest goes last
             entry = self._shelf.entries[key]
             if self._is_last_of_failing(entry):
                 _log.warning("%s is gone, but what should follow it fails: still served", entry.found.path)
@@ -175,7 +179,12 @@ class Loader:
         return is_last and any(other.error for other in others)
 
 
-def _refused(errors: list[KaemError]) -> RefusedError:
+def _troubles(found: Mapping[Key, Found]) -> list[ConfigError]:
+    """Return why something that lies there is left out."""
+    return found.troubles if isinstance(found, Findings) else []
+
+
+def _refused(errors: Sequence[KaemError]) -> RefusedError:
     """Return the refusal of an operation that did not do all it should, with every reason."""
     first, message = errors[0], "; ".join(error.message for error in errors)
     return RefusedError(grpc.StatusCode.FAILED_PRECONDITION, type(first)(message, hint=first.hint))

@@ -6,6 +6,8 @@ import datetime
 import json
 import logging
 
+import grpc
+
 from serve.current import current
 from serve.observer import Observer
 
@@ -21,8 +23,32 @@ def configure(log_format: str) -> None:
         log_format: "text" or "json".
     """
     handler = logging.StreamHandler()
-    handler.setFormatter({"json": JsonLines(), "text": logging.Formatter(_TEXT)}[log_format])
+    handler.setFormatter({"json": JsonLines(), "text": TextLines(_TEXT)}[log_format])
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def leave_out_departures() -> None:
+    """Leave clients that left before their answer out of the log of gRPC, which tells of each with a traceback."""
+    logger = logging.getLogger("grpc._cython.cygrpc")
+    if _is_no_departure not in logger.filters:
+        logger.addFilter(_is_no_departure)
+
+
+def _is_no_departure(record: logging.LogRecord) -> bool:
+    """Whether a record is about anything but an answer that could not be sent."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+
+
+class TextLines(logging.Formatter):
+    """Lines for people: what a terminal would obey, or take for a new line, is written out."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the name that logging calls
+        """Return the line of a record; a traceback below it has lines of its own."""
+        line = super().formatMessage(record)
+        if line.isprintable():
+            return line
+        shown = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+        return "".join(shown)
 
 
 class JsonLines(logging.Formatter):

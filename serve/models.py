@@ -28,6 +28,7 @@ from serve.engine import Engine, Warmth, agreed, warm_up
 from serve.fleet import Fleet, fleet_of
 from serve.lanes import Lanes
 from serve.latents import decoder_of
+from serve.link import MOST_ROWS
 from serve.observer import Observer
 from serve.scheduler import Scheduler
 from serve.statuses import RefusedError
@@ -268,4 +269,4 @@ def _keep_alive(fleet: Fleet, warmth: Warmth, model: str, observer: Observer, on
 
 def _sizes(engine: Engine, max_batch: int | None) -> tuple[int, ...]:
     most = _MAX_BATCH_BYTES // engine.manifest.image_bytes
-    return power_sizes(max_batch or max(1, min(_MAX_BATCH_ROWS * engine.workers, most)))
+    return power_sizes(max_batch or max(1, min(_MAX_BATCH_ROWS * engine.workers, most, MOST_ROWS)))

@@ -58,14 +58,39 @@ class Found:
         return _sign(self.path) != self.signature
 
 
+class Findings(dict[Key, Found]):
+    """The artifacts of a repository, and what kept others from being among them.
+
+    Attributes:
+        troubles: Why something that lies there is no artifact of it.
+        spared: Names, and keys, of which nothing is known now: what is served under them is left as it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.troubles: list[ConfigError] = []
+        self.spared: set[str | Key] = set()
+
+    def leave_out(self, error: ConfigError, spared: str | Key) -> None:
+        """Note why something is left out."""
+        self.troubles.append(error)
+        self.spared.add(spared)
+        if isinstance(spared, Key):
+            self.pop(spared, None)
+
+    def is_spared(self, key: Key) -> bool:
+        """Whether nothing is known of what is served under a key."""
+        return key in self.spared or key.name in self.spared
+
+
 class Repository(Protocol):
     """Where artifacts come from; `File` and `Folder` satisfy it."""
 
     def scan(self) -> dict[Key, Found]:
-        """Return what is there now.
+        """Return what is there now; `Findings` where something is left out.
 
         Raises:
-            ConfigError: Nothing is there, or what is there contradicts itself.
+            ConfigError: Nothing is there.
         """
         ...
 
@@ -108,44 +133,56 @@ class Folder:
 
     path: Path
 
-    def scan(self) -> dict[Key, Found]:
+    def scan(self) -> Findings:
         """Return the artifacts in it."""
-        found: dict[Key, Found] = {}
+        found, twice = Findings(), Findings()
         try:
-            for key, path in self._artifacts():
-                _check_name(key.name, path)
-                if key in found:
-                    raise ConfigError(
-                        f"version {key.version} of model {key.name!r} is there twice: {found[key].path} and {path}",
-                        hint="remove one of them",
-                    )
-                found[key] = Found(key, path, _sign(path))
+            entries = sorted(self.path.iterdir())
         except OSError as error:
-            raise ConfigError(f"cannot read {error.filename or self.path}: {error.strerror or error}") from None
+            raise _unreadable(error, self.path) from None
+        for entry in entries:
+            try:
+                for key, path in _artifacts(entry):
+                    _check_name(key.name, path)
+                    (twice if key in found else found)[key] = Found(key, path, _sign(path))
+            except OSError as error:
+                found.leave_out(_unreadable(error, entry), entry.name)
+            except ConfigError as error:
+                found.leave_out(error, entry.name)
+        for key, other in twice.items():
+            message = f"version {key.version} of model {key.name!r} is there twice: {found[key].path} and {other.path}"
+            found.leave_out(ConfigError(message, hint="remove one of them"), key)
         if not found:
-            raise ConfigError(
+            nothing = ConfigError(
                 f"there is no model in {self.path}", hint=f"put one there as NAME/1/{_FILE}, or as NAME{_SUFFIX}"
             )
+            raise found.troubles[0] if found.troubles else nothing
         return found
 
-    def _artifacts(self) -> Iterator[tuple[Key, Path]]:
-        for entry in sorted(self.path.iterdir()):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                for version in sorted(entry.iterdir()):
-                    path = version / _FILE
-                    if _VERSION.fullmatch(version.name) and path.is_file():
-                        yield Key(entry.name, int(version.name)), path
-            elif entry.suffix == _SUFFIX and entry.is_file():
-                yield Key(entry.stem, 1), entry
+
+def _artifacts(entry: Path) -> Iterator[tuple[Key, Path]]:
+    """Yield what an entry of a folder holds: a file, or the versions of a model."""
+    if entry.name.startswith("."):
+        return
+    if entry.is_dir():
+        for version in sorted(entry.iterdir()):
+            path = version / _FILE
+            if _VERSION.fullmatch(version.name) and path.is_file():
+                yield Key(entry.name, int(version.name)), path
+    elif entry.suffix == _SUFFIX and entry.is_file():
+        yield Key(entry.stem, 1), entry
 
 
 def _check_name(name: str, path: Path) -> None:
     try:
         check_name(name)
-    except ConfigError as error:
-        raise ConfigError(f"{error.message}: {path}", hint="rename it: at most 128 printable characters") from None
+    except ConfigError as error:  # the path holds the name, and so what a terminal might obey
+        shown = ascii(str(path))
+        raise ConfigError(f"{error.message}: {shown}", hint="rename it: at most 128 printable characters") from None
+
+
+def _unreadable(error: OSError, path: Path) -> ConfigError:
+    return ConfigError(f"cannot read {ascii(str(error.filename or path))[1:-1]}: {error.strerror or error}")
 
 
 def _sign(path: Path) -> Signature:

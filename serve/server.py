@@ -33,7 +33,7 @@ from serve.guard import Guard
 from serve.inference_protocol import service as inference_protocol
 from serve.inference_protocol.statistics import Statistics
 from serve.library import Library
-from serve.logs import CallLog
+from serve.logs import CallLog, leave_out_departures
 from serve.models import Models, ServedModel
 from serve.observer import Observer, Observers
 from serve.opening import engines_of
@@ -82,6 +82,7 @@ class Server:
         open_engines: OpenEngines | None = None,
         on_drain: Callable[[], None] = lambda: None,
     ) -> None:
+        leave_out_departures()
         self._settings = settings
         self.observer = observer or Observer()
         self._host = bare_host(settings.host)

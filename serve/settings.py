@@ -9,6 +9,7 @@ from kaem.client.addresses import parse_admin_address
 from kaem.errors import ConfigError
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
 from kaem.providers import PROVIDERS
+from kaem.workers import MOST_WORKERS
 from serve.demand import Bounds
 from serve.devices import parse_devices
 
@@ -134,8 +135,8 @@ class ServeSettings:
                 raise ConfigError(
                     f"provider is {self.provider!r}, but device is {self.device!r}", hint="device alone says it all"
                 )
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"workers is {self.workers}; at least 1 is needed")
+        if self.workers is not None and not 1 <= self.workers <= MOST_WORKERS:
+            raise ConfigError(f"workers is {self.workers}, outside 1 .. {MOST_WORKERS}", hint="one per core is most")
 
     def _check_telemetry(self) -> None:
         if not self.http_host:

@@ -25,6 +25,7 @@ from kaem.protocol.status import REQUEST_KEY, Metadata, details_from_error, meta
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 _UNAVAILABLE_RETRY_S = 0.5
+_LONGEST_RETRY_S = float(2**31 // 1000)  # 24 days: milliseconds travel in 32 bits, and a Duration has an end too
 _log = logging.getLogger(__name__)
 
 
@@ -51,7 +52,7 @@ class RefusedError(Exception):
         super().__init__(error.message)
         self.code = code
         self.error = error
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = None if retry_after_s is None else min(retry_after_s, _LONGEST_RETRY_S)
         self.quota = quota
         self.field = field
 

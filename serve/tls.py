@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import logging
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,12 @@ from typing import Any
 import grpc
 
 from kaem.errors import ConfigError
+from kaem.files import read_regular
 from serve.settings import ServeSettings
+from serve.validity import validity_of
 from serve.watched import Watched
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,30 +54,46 @@ class Tls:
         self._identity = Watched("certificates", paths, self._read)
         self._given: Identity | None = None  # to gRPC
         self._http: tuple[Identity, ssl.SSLContext] | None = None
+        self._told: dict[Path, str] = {}  # what the log was told of a file
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """Return credentials for a gRPC port; the files are looked at again before every handshake."""
-        self._given = self._identity.value()
+        self._given = self._present()
         return grpc.dynamic_ssl_server_credentials(
             _configuration(self._given), self._renew, require_client_authentication=self._authorities is not None
         )
 
     def http_context(self) -> ssl.SSLContext:
         """Return a context for HTTPS; certificates are renewed likewise, and clients need none: probes have none."""
+        self._present()
         context = self._context()
         context.sni_callback = self._switch
         return context
 
+    def _present(self) -> Identity:
+        """Return what is shown now, and warn of what clients will not take, once for each change of that."""
+        identity, now = self._identity.value(), datetime.datetime.now(datetime.UTC)
+        for path, content in ((self._certificate, identity.certificate), (self._authorities, identity.authorities)):
+            if path is None or content is None:
+                continue
+            validity = validity_of(content)
+            trouble = "" if validity is None else validity.trouble(now)
+            if trouble != self._told.get(path, ""):
+                self._told[path] = trouble
+                if trouble:
+                    _log.warning("certificate %s %s: renew the file in place", path, trouble)
+        return identity
+
     def _renew(self) -> Any:
         """Return the changed configuration, or None where nothing changed."""
-        identity = self._identity.value()
+        identity = self._present()
         if identity is self._given:
             return None
         self._given = identity
         return _configuration(identity)
 
     def _switch(self, connection: Any, name: str | None, old: ssl.SSLContext) -> None:
-        identity = self._identity.value()
+        identity = self._present()
         if self._http is None or self._http[0] is not identity:
             self._http = identity, self._context()
         connection.context = self._http[1]
@@ -105,7 +127,7 @@ def _configuration(identity: Identity) -> Any:
 
 def _content(what: str, path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot read the {what} {path}: {reason}") from None

@@ -5,7 +5,8 @@
     batch    9fTz1a...                    models=digits,faces
 
 One token a line: a name for the log and the metrics, the token itself, and any of `rate` (samples a second),
-`concurrency` (requests at a time) and `models` (that it may use; all by default).
+`concurrency` (requests at a time) and `models` (that it may use; all by default). A `#` that begins a word begins a
+comment; inside a word it belongs to it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import hashlib
 import hmac
 import logging
 import math
+import re
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kaem.errors import ConfigError
+from kaem.files import read_regular
 from serve.watched import Watched
 
 _LEAST_CHARS = 16  # of a token: shorter ones can be guessed
+_MOST_BYTES = 64 << 20  # of the file
+_COMMENT = re.compile(r"(?:^|\s)#")  # not inside a word: a token may hold the sign
 _SCHEME = "bearer "
 _OPTIONS = ("rate", "concurrency", "models")
 _log = logging.getLogger(__name__)
@@ -85,16 +90,16 @@ def read_tokens(path: Path) -> tuple[Caller, ...]:
         ConfigError: It cannot be read, or a line of it not be understood; never with the text of the line.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_regular(path, most_bytes=_MOST_BYTES).decode("utf-8-sig").splitlines()
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
+        reason = "it is not text" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot read the token file {path}: {reason}") from None
     if mode & stat.S_IROTH:
         _log.warning("every user of this machine can read the token file %s: run chmod 600 on it", path)
     callers: dict[str, Caller] = {}
     for number, line in enumerate(lines, start=1):
-        words = line.partition("#")[0].split()
+        words = _COMMENT.split(line, maxsplit=1)[0].split()
         if not words:
             continue
         caller = _caller(words, f"line {number} of the token file {path}")

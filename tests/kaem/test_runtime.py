@@ -141,7 +141,7 @@ def test_a_tiny_negative_uniform_stays_at_the_top_of_the_distribution(artifact_p
         assert np.all(sampler.latents(np.full((1, 5), 1e-60)) == 0)
 
 
-@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2", 100_000, 1 << 70])
 def test_workers_are_a_positive_whole_number(artifact_path, workers):
     with pytest.raises(RequestError, match="workers"):
         kaem.load(artifact_path, workers=workers)

@@ -58,10 +58,11 @@ def test_a_folder_that_contradicts_itself_or_holds_no_model_is_an_error_that_nam
     put(tmp_path / "x" / "1" / "model.onnx")
     with pytest.raises(ConfigError, match=r"version 1 of model 'x' is there twice: .*model.onnx and .*x.onnx"):
         Folder(tmp_path).scan()
-    put(tmp_path / "y\n.onnx")
-    (tmp_path / "x.onnx").unlink()
-    with pytest.raises(ConfigError, match="under the name"):
+    (tmp_path / "x.onnx").rename(tmp_path / "y\n.onnx")
+    (tmp_path / "x" / "1" / "model.onnx").unlink()
+    with pytest.raises(ConfigError, match="under the name") as caught:
         Folder(tmp_path).scan()
+    assert caught.value.message.isprintable()
     with pytest.raises(ConfigError, match="cannot read"):
         Folder(tmp_path / "none").scan()
     with pytest.raises(ConfigError, match="folder of models"):
@@ -269,6 +270,63 @@ def test_a_folder_that_cannot_be_looked_at_changes_nothing_and_is_reported_once(
 
     run(tmp_path / "models", steps)
     assert caplog.text.count("models stay as they are: cannot read") == 1
+
+
+BAD = {
+    "a name with an escape": lambda folder: put(folder / "\x1b[31m\nred.onnx"),
+    "a folder with such a name": lambda folder: put(folder / "\x1b[31m\nred" / "1" / "model.onnx"),
+    "a name that is too long": lambda folder: put(folder / f"{200 * 'n'}.onnx"),
+    "a name that is no text": lambda folder: put(folder / os.fsdecode(b"\xff\xfe.onnx")),
+    "a version twice": lambda folder: (put(folder / "z.onnx"), put(folder / "z" / "1" / "model.onnx")),
+    "a link to itself": lambda folder: ((folder / "z" / "1").mkdir(parents=True), _loop(folder / "z" / "1")),
+}
+
+
+def _loop(folder):
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "model.onnx").symlink_to(folder / "loop")
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=list(BAD))
+def test_one_entry_that_cannot_be_served_keeps_no_other_from_being_followed(tmp_path, caplog, bad):
+    folder = tmp_path / "models"
+    put(folder / "x.onnx", "first")
+    put(folder / "gone.onnx", "first")
+
+    async def steps(library):
+        bad(folder)
+        put(folder / "x.onnx", "second")
+        (folder / "gone.onnx").unlink()
+        with contextlib.suppress(RefusedError):
+            await library.loader.reload()
+        assert library.served() == {("x", 1): "second"}
+        put(folder / "new.onnx", "third")
+        for _ in range(3):
+            await library.loader.poll()
+        assert library.served() == {("x", 1): "second", ("new", 1): "third"}
+
+    run(folder, steps)
+    assert caplog.text.count("models stay as they are") == (bad is not BAD["a link to itself"])  # which is no file
+    assert "\x1b" not in caplog.text
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+def test_what_is_served_under_a_name_of_which_nothing_is_known_is_left_as_it_is(tmp_path):
+    folder = tmp_path / "models"
+    put(folder / "x" / "1" / "model.onnx", "first")
+    put(folder / "y.onnx", "first")
+
+    async def steps(library):
+        put(folder / "x.onnx", "other")  # version 1 a second time
+        put(folder / "y.onnx", "second")
+        with pytest.raises(RefusedError, match="there twice"):
+            await library.loader.reload()
+        assert library.served() == {("x", 1): "first", ("y", 1): "second"}
+        (folder / "x.onnx").unlink()
+        await library.loader.reload()
+        assert library.served() == {("x", 1): "first", ("y", 1): "second"}
+
+    run(folder, steps)
 
 
 def test_the_last_version_that_works_is_kept_while_its_successor_does_not(tmp_path):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
+import http.client
 import logging
+import os
 import re
+from functools import partial
 
 import grpc
 import numpy as np
@@ -14,6 +19,9 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status as RichStatus
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import given
+from hypothesis import settings as of_hypothesis
+from hypothesis import strategies as st
 from live_server import PARTIAL, Backend, LiveServer, stub_of
 
 import kaem
@@ -24,7 +32,9 @@ from kaem.protocol import kaem_pb2, kaem_pb2_grpc
 from serve.limits import Allowance
 from serve.settings import ServeSettings
 from serve.statuses import RefusedError
+from serve.tls import Tls
 from serve.tokens import Tokens, read_tokens
+from serve.validity import validity_of
 
 ALICE, BOB, CAROL = "alice-" + "a" * 26, "bob-" + "b" * 28, "carol-" + "c" * 26
 Code = grpc.StatusCode
@@ -322,6 +332,49 @@ def test_a_token_file_that_cannot_be_understood_is_refused_without_its_secrets(t
     assert ALICE not in str(caught.value)
 
 
+def test_a_sign_inside_a_token_belongs_to_it_and_before_a_word_begins_a_comment(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(f"\ufeff# all\na {ALICE}#1 rate=5 # hers\nb {BOB}\t#x\n", "utf-8")
+    tokens = Tokens(path)
+    assert tokens.find(f"Bearer {ALICE}#1").name == "a"
+    assert tokens.find(f"Bearer {ALICE}") is None
+    assert tokens.find(f"Bearer {BOB}").name == "b"
+    path.write_text(f"c #{ALICE}")
+    with pytest.raises(ConfigError, match=r"line 1 .*: one word only"):
+        read_tokens(path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("setting", ["token_file", "certificate_file", "key_file", "client_ca_file"])
+def test_a_named_pipe_is_no_file_of_a_server(tmp_path, setting):
+    certificate, key = Pair("server").write(tmp_path, "server")
+    os.mkfifo(tmp_path / "pipe")
+    files = {"certificate_file": str(certificate), "key_file": str(key), setting: str(tmp_path / "pipe")}
+    with pytest.raises(ConfigError, match="it is no regular file"):
+        LiveServer(Backend(), **files)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 1e-9, 1e-300])
+def test_a_time_that_no_message_holds_is_told_as_the_longest_that_one_does(tmp_path, rate):
+    path = tmp_path / "tokens"
+    path.write_text(f"alice {ALICE} rate={rate}\n")
+    with (
+        LiveServer(Backend(), token_file=str(path), http_port=0, http_samples=True) as live,
+        stub_of(live.address) as stub,
+    ):
+        ask = partial(stub.Sample, kaem_pb2.SampleRequest(count=1000), timeout=20, metadata=bearer(ALICE))
+        ask()
+        error, trailing = refusal(ask)
+        assert error.code() is Code.RESOURCE_EXHAUSTED
+        assert 1e5 < retry_s(trailing) < 2**31 / 1e3
+        assert int(trailing["grpc-retry-pushback-ms"]) < 2**31
+        connection = http.client.HTTPConnection(live.server.http_address.removeprefix("http://"), timeout=20)
+        with contextlib.closing(connection):
+            connection.request("GET", "/v1/sample.png?seed=1", headers=dict(bearer(ALICE)))
+            answer = connection.getresponse()
+            assert (answer.status, int(answer.headers["retry-after"]) > 1e5) == (429, True)
+
+
 def test_a_token_file_that_is_absent_or_binary_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read the token file .*absent: No such file"):
         Tokens(tmp_path / "absent")
@@ -400,3 +453,52 @@ def test_what_a_cancelled_request_did_not_send_is_not_owed(tmp_path):
         live.run(_until(lambda: live.server.models.get("").scheduler.num_jobs == 0))
         with kaem.connect(live.target, timeout_s=20, credentials=Credentials(token=ALICE)) as sampler:
             assert len(sampler.sample(1, 0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("days", "said"), [(-1, "has expired on"), (3, "expires on"), (30, None), (20_000, None)], ids=str
+)
+@pytest.mark.parametrize("which", ["certificate_file", "client_ca_file"])
+def test_a_certificate_that_clients_will_not_take_is_warned_of_once(tmp_path, caplog, days, said, which):
+    bad, good = Pair("bad", hosts=("127.0.0.1",), days=days), Pair("good", hosts=("127.0.0.1",))
+    certificate, key = (bad if which == "certificate_file" else good).write(tmp_path, "server")
+    authority, _ = (bad if which == "client_ca_file" else good).write(tmp_path, "ca")
+    files = {"certificate_file": str(certificate), "key_file": str(key), "client_ca_file": str(authority)}
+    with LiveServer(Backend(), **files, http_port=0):
+        pass
+    path = certificate if which == "certificate_file" else authority
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (said is not None)
+    if said:
+        day = (bad.certificate.not_valid_after_utc).strftime("%Y-%m-%d %H:%M")
+        assert f"certificate {path} {said} {day} UTC" in warnings[0]
+
+
+def test_a_certificate_that_expires_or_is_renewed_while_the_server_runs_is_noticed(tmp_path, caplog):
+    certificate, key = Pair("a", days=1).write(tmp_path, "server")
+    tls = Tls(ServeSettings(certificate_file=str(certificate), key_file=str(key)))
+    tls.grpc_credentials()
+    assert caplog.text.count("expires on") == 1
+    Pair("a", days=400).write(tmp_path, "server")
+    for _ in range(3):
+        tls._renew()
+    Pair("a", days=-3).write(tmp_path, "server")
+    for _ in range(3):
+        tls._renew()
+    assert (caplog.text.count("expires on"), caplog.text.count("has expired on")) == (1, 1)
+
+
+@of_hypothesis(max_examples=30, deadline=None)
+@given(days=st.integers(-59, 30_000), name=st.text("abcXYZ", min_size=1, max_size=60))
+def test_dates_are_those_that_an_independent_library_reads(days, name):
+    pairs = [Pair(name, days=days), Pair("other", days=days + 1)]
+    validity = validity_of(b"text\n" + b"".join(pair.certificate_pem for pair in pairs))
+    assert validity.begin == max(pair.certificate.not_valid_before_utc for pair in pairs)
+    assert validity.end == min(pair.certificate.not_valid_after_utc for pair in pairs)
+
+
+@given(content=st.binary(max_size=400))
+def test_dates_that_cannot_be_read_are_no_error(content):
+    validity_of(content)
+    text = base64.encodebytes(content).decode()
+    assert validity_of(f"-----BEGIN CERTIFICATE-----\n{text}-----END CERTIFICATE-----\n".encode()) is None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 from live_server import LAUNCH, Backend, LiveServer, ServerProcess, free_port
@@ -11,6 +12,8 @@ import kaem
 from kaem.errors import ConfigError
 from serve.address import check_address, format_address
 from serve.settings import ServeSettings
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,7 @@ from serve.settings import ServeSettings
         ("name", "x" * 129),
         ("provider", "tpu"),
         ("workers", 0),
+        ("workers", 100_000),
         ("max_batch", 0),
         ("max_batch", 1 << 20),
         ("max_chunk_bytes", 10),
@@ -96,6 +100,11 @@ def test_a_port_that_anything_else_holds_is_named():
         with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is in use") as caught:
             LiveServer(Backend(), port=port)
         assert "--port" in caught.value.hint
+        # Not the status of a wrong setting, after which systemd tries no more: the port may be free in a moment.
+        unit = (ROOT / "deploy" / "kaem.service").read_text()
+        assert f"RestartPreventExitStatus={caught.value.exit_code}" not in unit
+        assert "Restart=on-failure" in unit
+        assert "StartLimitIntervalSec=0" in unit
 
 
 def test_a_port_taken_at_the_last_moment_is_named_too(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
 import re
@@ -13,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import grpc
@@ -28,7 +29,7 @@ from scraping import Scrape, get
 
 from kaem.errors import ConfigError
 from kaem.protocol import kaem_pb2
-from serve.logs import JsonLines
+from serve.logs import JsonLines, TextLines
 from serve.settings import ServeSettings
 from serve.tracing import Tracing
 
@@ -204,6 +205,58 @@ def test_every_metric_of_the_dashboard_exists(after_load):
     assert len(names) > 15
     for name in names:
         assert name in described or re.sub(r"_(bucket|sum|count)$", "", name) in described, name
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=abc",
+        "application/openmetrics-text; version=1.0.0.0.0; escaping=",
+        "application/openmetrics-text; version=99.0; escaping=nonsense",
+        "application/openmetrics-text;version",
+        "text/plain; version=x.y",
+        "text/plain; version=\u00b2.0.0",
+        "; , ;,,",
+        "\u00ff",
+        "x" * 5000,
+        "application/openmetrics-text; version=" + "9" * 5000,
+    ],
+)
+def test_metrics_are_answered_whatever_format_is_asked_for(accept):
+    with monitored() as (live, _):
+        connection = http.client.HTTPConnection(live.server.http_address.removeprefix("http://"), timeout=20)
+        with closing(connection):
+            connection.request("GET", "/metrics", headers={"accept": accept})
+            answer = connection.getresponse()
+            assert answer.status == 200
+            assert b"kaem_ready 1.0" in answer.read()
+
+
+def test_a_share_of_the_dashboard_is_zero_and_not_absent_while_nothing_has_failed():
+    board = json.loads((ROOT / "deploy" / "grafana" / "kaem-server.json").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    [share] = [text for text in expressions if "grpc_code=~" in text]
+    numerator, _, denominator = share.partition(" / ")
+    assert re.fullmatch(r"\(sum\(.*\) or vector\(0\)\)", numerator)
+    assert "grpc_code" not in denominator
+
+
+def test_clients_that_leave_are_no_errors_of_the_log(caplog):
+    """An answer that nobody takes any more, whether it is a chunk, a status, or the whole of a unary call."""
+    with LiveServer(Backend()) as live:
+        for number in range(120):
+            with stub_of(live.address) as stub:
+                request = kaem_pb2.SampleRequest(count=1000 * (number % 4) or 1)
+                calls = [stub.Sample.future(request, timeout=0.001 * (number % 6) + 0.001) for _ in range(6)]
+                time.sleep(0.001 * (number % 7))
+                for call in calls:
+                    call.cancel()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_lines_for_people_show_what_a_terminal_would_obey():
+    record = logging.LogRecord("x", logging.INFO, "x.py", 1, "a %s", ("\x1b[31m\nb\u202e\udcff é",), None)
+    assert TextLines("%(message)s").format(record) == r"a \x1b[31m\nb\u202e\udcff é"
 
 
 def test_probes_follow_the_life_of_the_server():
