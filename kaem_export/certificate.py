@@ -22,6 +22,7 @@ from kaem_export.families.latent_ebm import DRAWS, stated_chain
 from kaem_export.families.latent_ebm_certificate import chain_parity
 from kaem_export.families.normal_certificate import normal_figures
 from kaem_export.identity import check_description, check_identity, check_recorded
+from kaem_export.intensities import range_figure
 from kaem_export.latent_certificate import latent_figures
 from kaem_export.noise_certificate import noise_mismatches
 from kaem_export.one_thread import one_thread
@@ -111,6 +112,13 @@ def verify(
 def measure(sampler: LocalSampler, config: Config, model: Model, artifact: Path) -> tuple[Figure, ...]:
     """Measure the figures of a loaded artifact, whose file is `artifact`, against the model it was compiled from."""
     model = model.float().eval()
+    figures = _figures(sampler, config, model, artifact)
+    if config.generator.kind != "module" or isinstance(model, Diffusion):
+        return figures  # ours end in a sigmoid, and a finished decoder is clipped in its file
+    return *figures, range_figure(sampler, model.generator)
+
+
+def _figures(sampler: LocalSampler, config: Config, model: Model, artifact: Path) -> tuple[Figure, ...]:
     noise_dim = sampler.manifest.noise_dim
     match config.family, model:
         case "ddpm", Diffusion():
@@ -159,7 +167,7 @@ def _parity(sampler: LocalSampler, model: Kaem | LatentEbm) -> Figure:
         case _:
             raise ArtifactError(f"the manifest of {sampler.manifest.name} states no known precision, but {precision!r}")
     with torch.no_grad():
-        expected = model.generator(torch.from_numpy(sampler.latents(uniform))).numpy()
+        expected = model.generator(torch.from_numpy(sampler.latents(uniform))).clamp(0.0, 1.0).numpy()
     images = sampler.decode(uniform)
     bound = PARITY_BOUNDS[precision]
     if sampler.manifest.image_type == "uint8":

@@ -6,26 +6,21 @@ joined at `latent`.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from typing import Any
-
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from kaem.artifact import MANIFEST_KEY, ImageType, Manifest, fingerprint, write_manifest
-from kaem.errors import ArtifactError
-from kaem_export.boundary import one_line
 from kaem_export.head import Frame, head_nodes
+from kaem_export.intensities import clipped
 from kaem_export.lookup import Constants, wrap
 from kaem_export.ordered_sum import fix_sum_orders
 from kaem_export.prior_tables import PriorTables
-from kaem_train.decoder_graph import IR_VERSION, OPSET, finished_decoder, require_own_operators
+from kaem_train.boundary import one_line
+from kaem_train.decoder_graph import IR_VERSION, OPSET, finished_decoder
 from kaem_train.model.onnx_generator import OnnxGenerator
+from kaem_train.tracing import traced_generator
 
 
 def build_graph(
@@ -111,67 +106,13 @@ def _generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
     if isinstance(generator, OnnxGenerator):
         model = finished_decoder(generator.file(), latent_dim)
     else:
-        model = traced_generator(generator, latent_dim)
+        model = clipped(traced_generator(generator, latent_dim))
     model = compose.add_prefix(fix_sum_orders(model), "generator_")
     for graph_node in model.graph.node:
         graph_node.output[:] = ["image" if name == "generator_image" else name for name in graph_node.output]
     model.graph.output[0].name = "image"
     model.ir_version = IR_VERSION
     return model
-
-
-def traced_generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
-    """Return what torch's exporter makes of a generator: `latent` (N, Q) to `image`, the batch size free."""
-    batch = {0: torch.export.Dim("N")}
-    return traced(generator, {"latent": torch.zeros(2, latent_dim)}, "image", (batch,), what="the generator")
-
-
-def traced(
-    module: torch.nn.Module, inputs: dict[str, torch.Tensor], output: str, dynamic_shapes: tuple[Any, ...], *, what: str
-) -> onnx.ModelProto:
-    """Return torch's export of a module in eval mode, in ONNX's own operators alone.
-
-    Args:
-        module: Has one output.
-        inputs: Examples by the names to give them; a free batch dimension of more than one row.
-        output: Name to give the output.
-        dynamic_shapes: As for `torch.onnx.export`, one entry per input.
-        what: Names the module in messages.
-
-    Raises:
-        ArtifactError: It has operations that ONNX lacks, or computes a certain number of rows alone.
-    """
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # the exporter warns about its own internals
-            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            program = torch.onnx.export(
-                module.eval().float(),
-                tuple(inputs.values()),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(inputs),
-                output_names=[output],
-                dynamic_shapes=dynamic_shapes,
-                external_data=False,
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:  # operations of a user's generator that ONNX lacks
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise ArtifactError(
-            f"torch cannot export {what} to ONNX: {reason}", hint="build it from operations that ONNX has"
-        ) from error
-    if program is None:
-        raise AssertionError("torch.onnx.export returned no program")
-    require_own_operators(program.model_proto, what)
-    for value, free in zip(program.model_proto.graph.input, dynamic_shapes, strict=True):
-        rows = value.type.tensor_type.shape.dim[0].dim_value if free and 0 in free else 0
-        if rows:
-            raise ArtifactError(
-                f"{what} was called with {rows} rows, and as torch traces it it can compute no other number",
-                hint="take their number as x.shape[0], or write -1: len(x), int() and a literal are constants to torch",
-            )
-    return program.model_proto
 
 
 def _append_uint8(model: onnx.ModelProto) -> None:

@@ -19,7 +19,6 @@ import onnx
 import onnx_ir as ir
 
 from kaem.errors import KaemError, VerificationError
-from kaem_export.boundary import reason_of
 from kaem_export.options import Options
 from kaem_export.passes.affine import fold_affine_chains
 from kaem_export.passes.batch import fix_batch
@@ -40,6 +39,7 @@ from kaem_export.passes.toom_cook import (
 )
 from kaem_export.sameness import Sameness
 from kaem_export.timing import speedup, thread_seconds
+from kaem_train.boundary import reason_of
 
 Rewrite = Callable[[ir.Model], ir.Model]
 

@@ -9,8 +9,8 @@ import onnx
 from numpy.typing import NDArray
 
 from kaem.backend import open_session
-from kaem_export.boundary import one_line, reason_of
 from kaem_export.probes import probe_uniforms
+from kaem_train.boundary import one_line, reason_of
 
 SAME = 1e-5
 """Of intensities, as the certificate has it between ONNX Runtime and torch; of latents beyond 1, relative to them."""

@@ -6,9 +6,9 @@ from importlib import import_module
 
 from kaem.errors import ConfigError, DataError
 from kaem_train.data import Dataset
-from kaem_train.model.user_module import build_user_module
 from kaem_train.set_aside import divide
 from kaem_train.settings import Config
+from kaem_train.trial import try_user_module
 
 
 def check_trainable(config: Config, dataset: Dataset) -> None:
@@ -52,4 +52,4 @@ def _check_generator(config: Config) -> None:
             hint="fit a prior to its latents with kaem fit-prior, or train a generator.kind=module",
         )
     if config.generator.kind == "module":
-        build_user_module(config.generator.module, config.prior.num_latents, config.data.image_shape)
+        try_user_module(config.generator.module, config.prior.num_latents, config.data.image_shape)

@@ -11,9 +11,9 @@ import torch
 from onnx import compose, helper, numpy_helper
 from onnx_ir.passes import common
 
-from kaem_export.graph import traced
 from kaem_export.ordered_sum import fix_sum_orders
 from kaem_train.baselines.diffusion import Diffusion
+from kaem_train.tracing import traced
 
 PREFIX = "unet_"
 

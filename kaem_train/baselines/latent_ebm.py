@@ -99,7 +99,7 @@ class LatentEbm(nn.Module):
         """Draw images: short Langevin runs, decoded; shape (num, C, H, W), in [0, 1]."""
         z = self.prior.sample(num, rng)
         with torch.no_grad():
-            return self.decode(z)
+            return self.decode(z).clamp(0.0, 1.0)
 
     def parameter_groups(self, inference: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the parameters of the networks and those of the energy; see `Kaem.parameter_groups`."""

@@ -67,4 +67,4 @@ class Kaem(nn.Module):
     @torch.no_grad()
     def sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Draw images: exact prior samples, decoded; shape (num, C, H, W), in [0, 1]."""
-        return self.decode(self.prior.sample(num, rng))
+        return self.decode(self.prior.sample(num, rng)).clamp(0.0, 1.0)  # a generator of the user's may leave it

@@ -1,4 +1,8 @@
-"""Bring your own decoder: a `torch.nn.Module` of the user's, found by name and tried before it trains.
+"""Bring your own decoder: a `torch.nn.Module` of the user's, found by name and tried wherever it is built.
+
+What a checkpoint keeps of it is its name and its `state_dict`. So it is built twice by other random numbers, and the
+second has to give the images of the first from its state alone. What takes longer is tried before training only
+(`trial.py`).
 
 It is constructed as ClassName(num_latents, image_shape) and maps (N, Q) to images (N, C, H, W) in [0, 1], every row
 by itself. Importing it runs its module's code, so names from files are not imported unless the user allows it
@@ -8,10 +12,14 @@ by itself. Importing it runs its module's code, so names from files are not impo
 from __future__ import annotations
 
 import importlib
+import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,10 +38,73 @@ def build_user_module(name: str, num_latents: int, image_shape: tuple[int, ...])
         image_shape: (C, H, W).
 
     Raises:
-        ConfigError: It cannot be imported or constructed, is no `torch.nn.Module`, or gives images of another shape
-            or range, or rows that depend on their batch or on chance.
+        ConfigError: It cannot be imported or constructed, is no `torch.nn.Module`, is not of float32, gives images of
+            another shape or range, or rows that depend on their batch, on chance or on what was computed before, or
+            holds numbers that are not in its `state_dict`.
     """
-    kind = _imported_class(name)
+    kind = imported_class(name)
+    module = _constructed(kind, name, num_latents, image_shape)
+    _require_float32(module, name)
+    latents = probe_latents(num_latents)
+    was_training = module.training
+    with torch.no_grad(), _other_chance():
+        evaluated = _images(module.eval(), latents, name, image_shape)
+        state = {key: value.clone() for key, value in _tensors(module, name).items()}
+        for mode in (False, True):
+            _require_rows_alone(module.train(mode), latents, evaluated, name)
+        module.train()(3.0 * latents)
+        if not _is_close(module.eval()(latents), evaluated):
+            raise ConfigError(
+                f"generator.module = {name!r}: an image depends on what was computed before it",
+                hint="leave caches and running averages out of its forward",
+            )
+        module.load_state_dict(state)
+        twin = _constructed(kind, name, num_latents, image_shape).eval()
+        require_same_images(twin, state, evaluated, latents, name)
+    module.train(was_training)
+    return module
+
+
+def probe_latents(num_latents: int) -> Tensor:
+    """Return the latents that a module is tried on: shape (7, Q)."""
+    return torch.randn(_PROBE_ROWS, num_latents, generator=torch.Generator().manual_seed(0))
+
+
+def require_same_images(
+    twin: nn.Module, state: dict[str, Tensor], images: Tensor, latents: Tensor, name: str, where: str = ""
+) -> None:
+    """Refuse a module whose state does not make another instance of its class the same.
+
+    Args:
+        twin: The other instance, in evaluation mode.
+        state: `state_dict` of the first.
+        images: What the first makes of `latents`, shape (N, C, H, W).
+        latents: Shape (N, Q).
+        name: Of the class.
+        where: The twin was built, for the message.
+
+    Raises:
+        ConfigError: The state does not load, or the images differ.
+    """
+    try:
+        twin.load_state_dict(state)
+        found = twin(latents)
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(
+            f"generator.module = {name!r}: another instance{where} does not take its state: {_reason(error)}",
+            hint="build the same layers in every call of its constructor",
+        ) from error
+    if not _is_close(found, images):
+        loose = _loose_tensors(twin)
+        which = f" (perhaps {', '.join(loose)})" if loose else ""
+        raise ConfigError(
+            f"generator.module = {name!r} holds numbers that are not in its state_dict{which}: another instance{where} "
+            "with the same state gives other images",
+            hint="register them: self.register_buffer('name', tensor) in its constructor",
+        )
+
+
+def _constructed(kind: type[nn.Module], name: str, num_latents: int, image_shape: tuple[int, ...]) -> nn.Module:
     try:
         module: nn.Module = kind(num_latents, image_shape)
     except Exception as error:  # the user's code may raise anything
@@ -41,17 +112,67 @@ def build_user_module(name: str, num_latents: int, image_shape: tuple[int, ...])
             f"generator.module = {name!r} cannot be constructed: {_reason(error)}",
             hint=f"it is called as {kind.__name__}(num_latents, image_shape), here ({num_latents}, {image_shape})",
         ) from error
-    latents = torch.randn(_PROBE_ROWS, num_latents, generator=torch.Generator().manual_seed(0))
-    was_training = module.training
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        evaluated = _images(module.eval(), latents, name, image_shape)
-        for mode in (False, True):
-            _require_rows_alone(module.train(mode), latents, evaluated, name)
-    module.train(was_training)
     return module
 
 
-def _imported_class(name: str) -> type[nn.Module]:
+@contextmanager
+def _other_chance() -> Iterator[None]:
+    """Let all random numbers of this process be others inside, and go on as before afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()  # a user's code may draw from it
+    with torch.random.fork_rng(devices=[]):
+        seed = 1 + torch.randint(1 << 30, ()).item()
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(int(seed))
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
+
+
+def _require_float32(module: nn.Module, name: str) -> None:
+    for key, value in _tensors(module, name).items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise ConfigError(
+                f"generator.module = {name!r} holds {key} in {str(value.dtype).removeprefix('torch.')}; models train "
+                "and are exported in float32",
+                hint="leave .double(), .half() and dtype= out; training.precision sets the arithmetic of training",
+            )
+
+
+def _tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return the state of a module, all of which a checkpoint can keep."""
+    state = module.state_dict()
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"generator.module = {name!r} keeps {key}, a {type(value).__name__}, in its state",
+                hint="keep tensors alone there: a checkpoint holds nothing else",
+            )
+    return state
+
+
+def _loose_tensors(module: nn.Module) -> list[str]:
+    """Return names of attributes that are tensors or arrays, and so no part of a state."""
+    return [
+        f"{prefix}.{key}".lstrip(".")
+        for prefix, part in module.named_modules()
+        for key, value in vars(part).items()
+        if isinstance(value, (Tensor, np.ndarray))
+    ]
+
+
+def _is_close(found: Any, images: Tensor) -> bool:
+    return isinstance(found, Tensor) and found.shape == images.shape and bool((found - images).abs().max() <= _SLACK)
+
+
+def imported_class(name: str) -> type[nn.Module]:
+    """Import the user's class, and so run its module's code.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
     module_name, colon, class_name = name.partition(":")
     if not (colon and class_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
         raise ConfigError(
@@ -89,6 +210,11 @@ def _images(module: nn.Module, latents: Tensor, name: str, image_shape: tuple[in
         raise ConfigError(
             f"generator.module = {name!r} gives {got} for {len(latents)} latents, not {wanted}",
             hint="its forward maps (N, Q) to images (N, C, H, W)",
+        )
+    if images.dtype != torch.float32:
+        raise ConfigError(
+            f"generator.module = {name!r} gives images in {str(images.dtype).removeprefix('torch.')}, not in float32",
+            hint="end its forward with .float()",
         )
     if not bool(((images >= 0.0) & (images <= 1.0)).all()):
         low, high = float(images.min()), float(images.max())

@@ -13,6 +13,8 @@ from kaem_train.requirements import check_trainable
 from kaem_train.trainer import train
 
 CODE = """
+import random
+import numpy
 import torch
 from torch import nn
 
@@ -61,6 +63,80 @@ class Undefined(Own):
 
 def build(num_latents, image_shape):
     return Own(num_latents, image_shape)
+
+class Fourier(Own):
+    # Random features that are no buffer.
+    def __init__(self, num_latents, image_shape):
+        super().__init__(num_latents, image_shape)
+        self.features = torch.randn(num_latents, num_latents)
+
+    def forward(self, latent):
+        return super().forward(torch.sin(latent @ self.features))
+
+class Gaining(Own):
+    # A Python number by chance.
+    def __init__(self, num_latents, image_shape):
+        super().__init__(num_latents, image_shape)
+        self.gain = random.random() + float(numpy.random.rand())
+
+    def forward(self, latent):
+        return self.gain / 2 * super().forward(latent)
+
+TABLE = []
+
+class Shared(Own):
+    # Numbers that are drawn once a process.
+    def forward(self, latent):
+        if not TABLE:
+            TABLE.append(torch.tensor(random.SystemRandom().random()))
+        return TABLE[0] * super().forward(latent)
+
+class Remembering(Own):
+    # A running mean that is no buffer.
+    mean = 0.0
+
+    def forward(self, latent):
+        images = super().forward(latent)
+        if self.training and len(latent) > 1:
+            self.mean = 0.5 * float(latent.abs().mean())
+        return images / (1.0 + self.mean)
+
+class Wide(Own):
+    def __init__(self, num_latents, image_shape):
+        super().__init__(num_latents, image_shape)
+        self.double()
+
+    def forward(self, latent):
+        return super().forward(latent.double())
+
+class WideImages(Own):
+    def forward(self, latent):
+        return super().forward(latent).double()
+
+class Counted(Own):
+    def forward(self, latent):
+        return super().forward(latent).view(len(latent), *self.image_shape)
+
+class Orthogonal(Own):
+    def __init__(self, num_latents, image_shape):
+        super().__init__(num_latents, image_shape)
+        self.first = nn.utils.parametrizations.orthogonal(self.first)
+
+class Branching(Own):
+    def forward(self, latent):
+        images = super().forward(latent)
+        return images if float(latent.sum()) > -1e9 else 1 - images
+
+class Straight(Own):
+    # Inside [0, 1] near 0 alone.
+    def __init__(self, num_latents, image_shape):
+        super().__init__(num_latents, image_shape)
+        self.norm = nn.Identity()
+        nn.init.normal_(self.last.weight, std=0.02)
+        nn.init.constant_(self.last.bias, 0.5)
+
+    def forward(self, latent):
+        return self.last(self.first(latent)).unflatten(1, self.image_shape)
 """
 
 
@@ -119,6 +195,15 @@ def test_building_it_leaves_the_random_numbers_of_training_as_they_were(own):
         ("own_decoders:Flat", r"gives \[7, 64\] for 7 latents, not \[7, 1, 8, 8\]"),
         ("own_decoders:Unbounded", r"not in \[0, 1\]"),
         ("own_decoders:Undefined", r"not in \[0, 1\]"),
+        ("own_decoders:Fourier", r"not in its state_dict \(perhaps features\)"),
+        ("own_decoders:Gaining", "not in its state_dict: another instance with"),
+        ("own_decoders:Shared", "not in its state_dict: another instance in another process with"),
+        ("own_decoders:Remembering", "depends on what was computed before it|on chance or on the mode"),
+        ("own_decoders:Wide", "holds first.weight in float64"),
+        ("own_decoders:WideImages", "gives images in float64"),
+        ("own_decoders:Counted", "could not be exported once trained: .* called with 2 rows"),
+        ("own_decoders:Orthogonal", "could not be exported once trained: torch cannot export the generator"),
+        ("own_decoders:Branching", "could not be exported once trained"),
         ("own_decoders:Batched", "depends on its batch, on chance or on the mode, in training mode"),
         ("own_decoders:Dropping", "depends on its batch, on chance or on the mode, in training mode"),
     ],
