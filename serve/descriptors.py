@@ -11,7 +11,7 @@ import resource
 from typing import NamedTuple
 
 _MOST = 1 << 20  # more is never asked for: some libraries walk over all that are possible
-_OWN = 32  # of an idle server, with models and certificates to read; measured: 20 with both ports open
+_OWN = 32  # of an idle server, with models and certificates to read; an idle one has 17 with all its ports
 _PER_DEVICE = 4  # link, memory, and those of a process that is just being started
 _MOST_HTTP = 256  # connections: probes, Prometheus, somebody who looks at samples
 _LEAST = 8

@@ -25,6 +25,7 @@ from serve.process import kill_all
 
 _LEAST_S = 1.0  # of a shutdown, however short the grace: what is closed in order takes some tenths
 _SECOND_S = 1.0  # from the second signal on
+_LONGEST_LOOK_S = 3600.0  # a grace may be longer than a timeout can be
 _SAYING_S = 0.2  # a log that nobody reads must not hold up the end
 _log = logging.getLogger(__name__)
 
@@ -83,11 +84,14 @@ class Signals:
     def _watch(self) -> None:
         until: float | None = None
         while True:
-            self._ours.settimeout(None if until is None else max(1e-3, until - time.monotonic()))
+            left_s = _LONGEST_LOOK_S if until is None else until - time.monotonic()
+            if left_s <= 0:
+                self._end_by_force()
+            self._ours.settimeout(min(left_s, _LONGEST_LOOK_S))
             try:
                 numbers = self._ours.recv(256)
             except TimeoutError:
-                self._end_by_force()
+                continue
             if not numbers:
                 return
             for number in numbers:

@@ -162,6 +162,19 @@ def test_a_server_that_is_blocked_by_its_log_stops_at_the_second_signal(artifact
     saw(f"a log that nobody reads, two SIGTERM: ended after {took_s:.1f} s")
 
 
+@pytest.mark.parametrize("grace", ["0", "0.001", "1e10", "1e300"])
+def test_any_grace_is_a_time(artifact_path, grace):
+    command = [*LAUNCH, str(artifact_path), "--port", "0", "--grace", grace]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            _, log = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, "Traceback" in log, "Error" in log) == (0, False, False)
+
+
 def test_a_server_that_warms_up_a_model_which_hangs_ends_with_the_signal(artifact_path, saw):
     code = HANGING.replace("hangs.is_set() and ", "print('warming', flush=True), ")
     command = [sys.executable, "-c", code, str(artifact_path), "1"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import http.client
 import logging
 import os
@@ -29,6 +30,7 @@ from kaem import noise
 from kaem.client import Credentials
 from kaem.errors import ConfigError, RemoteError
 from kaem.protocol import kaem_pb2, kaem_pb2_grpc
+from serve import watched
 from serve.limits import Allowance
 from serve.settings import ServeSettings
 from serve.statuses import RefusedError
@@ -283,6 +285,25 @@ def test_tokens_are_renewed_and_revoked_without_a_restart(tmp_path, caplog):
     assert "tokens not replaced: line 1" in caplog.text
     assert BOB not in caplog.text
     assert ALICE not in caplog.text
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_later_without_a_change(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(watched, "_RETRY_S", 0.0)
+    path = tmp_path / "tokens"
+    path.write_text(f"alice {ALICE}\n")
+    tokens = Tokens(path)
+    path.write_text(f"bob {BOB}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", _no_descriptor)
+        for _ in range(3):
+            assert tokens.find(f"Bearer {ALICE}").name == "alice"  # the last good ones
+    assert tokens.find(f"Bearer {BOB}").name == "bob"
+    assert tokens.find(f"Bearer {ALICE}") is None
+    assert caplog.text.count("tokens not replaced") == 1
+
+
+def _no_descriptor(*_args, **_options):
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 def test_the_client_of_this_project_sends_its_token(guarded, tmp_path):
