@@ -26,8 +26,8 @@ def train(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="A file (.npz, .mat, .parquet, IDX), an archive (.tar, .tar.gz, .zip) or folder of PNG or JPEG "
-            "images, a folder of IDX, .mat or Hugging Face files, or hf:OWNER/NAME from the hub.",
+            help="A file (.npz, .npy, .mat, .parquet, IDX), an archive (.tar, .tar.gz, .zip) or folder of image files, "
+            "a folder of IDX, .mat, CIFAR or Hugging Face files, or hf:OWNER/NAME from the hub.",
         ),
     ] = None,
     family: Annotated[
@@ -102,6 +102,7 @@ def train(
         note = prescription_note(settings.family, settings.posterior.kind)
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     division = divide(settings, dataset)
+    console.print(f"data: {dataset.summary}", soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{settings.name}: {division.summary}; update {done} to {settings.training.updates}; folder {folder}",
         soft_wrap=True,
@@ -171,7 +172,8 @@ def _print_plan(settings: Config, dataset: Dataset) -> None:
     parts = ", ".join(f"{name} {count:,}" for name, count in plan.num_parameters.items())
     times = ", then ".join(f"{1e3 * seconds:.1f} ms" for seconds in plan.update_seconds)
     lines = [
-        f"data        {plan.division.summary}",
+        f"data        {dataset.summary}",
+        f"used        {plan.division.summary}",
         f"parameters  {sum(plan.num_parameters.values()):,}: {parts}",
         f"one update  {times} on {torch.get_num_threads()} threads",
     ]

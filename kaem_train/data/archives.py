@@ -9,15 +9,15 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kaem.errors import DataError
-from kaem_train.data.encoded import is_image_name, require_images
+from kaem_train.data.encoded import count_left_out, is_image_name, require_images
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 ZIP_SUFFIXES = (".zip",)
 _MOST_BYTES = 2**28
 # NotImplementedError: zipfile, of a version or compression that no tool writes.
@@ -31,10 +31,12 @@ class ImageArchive:
     Attributes:
         path: The archive.
         names: Names of its image members, sorted.
+        left_out: Number of other files, by suffix.
     """
 
     path: Path
     names: tuple[str, ...]
+    left_out: Mapping[str, int]
 
     @property
     def origin(self) -> str:
@@ -50,7 +52,7 @@ class ImageArchive:
         """Yield member name and content in the archive's own order: a compressed tar cannot be read in another."""
         with _readable(self.path):
             members = _zip_members if _is_zip(self.path) else _tar_members
-            yield from ((name, content) for name, content in members(self.path, is_read=True))
+            yield from ((name, content) for name, content in members(self.path, is_read=True) if is_image_name(name))
 
 
 def is_archive(path: Path) -> bool:
@@ -67,12 +69,13 @@ def open_archive(path: Path) -> ImageArchive:
     """
     with _readable(path):
         members = _zip_members if _is_zip(path) else _tar_members
-        names = [name for name, _ in members(path, is_read=False)]
+        files = [name for name, _ in members(path, is_read=False)]
+    names, left_out = list(filter(is_image_name, files)), count_left_out(files)
     name, count = next(iter(Counter(names).most_common(1)), ("", 0))
     if count > 1:
         raise DataError(f"{path} holds {name} {count} times", hint="pack the archive again, each image once")
-    require_images(names, str(path))
-    return ImageArchive(path, tuple(sorted(names)))
+    require_images(names, str(path), left_out)
+    return ImageArchive(path, tuple(sorted(names)), left_out)
 
 
 def _is_zip(path: Path) -> bool:
@@ -92,7 +95,10 @@ def _readable(path: Path) -> Iterator[None]:
 def _tar_members(path: Path, *, is_read: bool) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path, "r:*") as archive:
         for member in archive:
-            if not is_image_name(member.name) or member.isdir():
+            if member.isdir():
+                continue
+            if not is_image_name(member.name):
+                yield member.name, b""
                 continue
             _check_member(path, member.name, member.size, is_regular=member.isreg())
             file = archive.extractfile(member) if is_read else None
@@ -107,20 +113,24 @@ def _tar_members(path: Path, *, is_read: bool) -> Iterator[tuple[str, bytes]]:
 def _zip_members(path: Path, *, is_read: bool) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            if not is_image_name(member.filename) or member.is_dir():
+            name = member.filename.replace("\\", "/")  # of tools that write them as Windows does
+            if member.is_dir() or name.endswith("/"):
+                continue
+            if not is_image_name(name):
+                yield name, b""
                 continue
             kind = stat.S_IFMT(member.external_attr >> 16)
-            _check_member(path, member.filename, member.file_size, is_regular=kind in (0, stat.S_IFREG))
+            _check_member(path, name, member.file_size, is_regular=kind in (0, stat.S_IFREG))
             if member.flag_bits & 0x1:
                 raise DataError(f"{member.filename} in {path} is encrypted", hint="pack the archive again without")
-            yield member.filename, archive.read(member) if is_read else b""
+            yield name, archive.read(member) if is_read else b""
 
 
 def _check_member(path: Path, name: str, size: int, *, is_regular: bool) -> None:
     hint = "pack the archive again from plain files"
     if not is_regular:
         raise DataError(f"{name} in {path} is a link or device, not a file", hint=hint)
-    if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name:
+    if name.startswith("/") or ".." in PurePosixPath(name).parts:
         raise DataError(f"{name} in {path} points outside the archive", hint=hint)
     if size > _MOST_BYTES:
         raise DataError(f"{name} in {path} has {size} bytes, too many for one image", hint="remove it")

@@ -1,7 +1,7 @@
 """Decoded images in a cache folder: one .npy of uint8 per content and recipe, mapped into memory, not read.
 
     <key>.npy    uint8 (N, C, H, W), images to train on first, then those held out
-    <key>.json   {"num_train": ..., "digests": [...]}, written last: without it there is no entry
+    <key>.json   {"num_train": ..., "digests": [...], "pixel_range": [...]}, written last: without it there is no entry
 
 The key is a digest of the encoded files and of everything that decides their pixels, so an entry is never
 stale; deleting the folder costs nothing but decoding again.
@@ -27,7 +27,7 @@ from kaem_train.data.encoded import EncodedImages, split_by_folder
 from kaem_train.data.pixels import pixel_digest
 from kaem_train.sections import DataConfig
 
-_FORMAT = 1
+_FORMAT = 2
 
 Progress = Callable[[int, int], None]
 """Told (images decoded, images in all) after every image."""
@@ -41,11 +41,13 @@ class DecodedImages:
         train: Shape (N, C, H, W), uint8, mapped from the cache.
         holdout: The split the files brought, or None.
         digests: `pixel_digest` of each of them.
+        pixel_range: Lowest and highest value of a pixel, white being 255.
     """
 
     train: NDArray[np.uint8]
     holdout: NDArray[np.uint8] | None
     digests: tuple[str, ...]
+    pixel_range: tuple[float, float]
 
 
 def decoded_images(source: EncodedImages, config: DataConfig, progress: Progress) -> DecodedImages:
@@ -79,21 +81,28 @@ def _read_entry(entry_path: Path, pixels_path: Path) -> DecodedImages | None:
         pixels = np.load(pixels_path, mmap_mode="r", allow_pickle=False)
         train, holdout = pixels[: entry["num_train"]], pixels[entry["num_train"] :]
         digests = tuple(entry["digests"])
+        lowest, highest = entry["pixel_range"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return DecodedImages(train=train, holdout=holdout if len(digests) > 1 else None, digests=digests)
+    return DecodedImages(
+        train=train,
+        holdout=holdout if len(digests) > 1 else None,
+        digests=digests,
+        pixel_range=(int(lowest), int(highest)),
+    )
 
 
 def _fill(source: EncodedImages, config: DataConfig, pixels_path: Path, entry_path: Path, progress: Progress) -> None:
-    train, holdout = split_by_folder(source.names)
+    split = split_by_folder(source.names)
+    train, holdout = split.train, split.holdout
     positions = {name: position for position, name in enumerate([*train, *(holdout or ())])}
     try:
         pixels_path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(pixels_path) as draft:
-            _write_pixels(source, config, draft, positions, progress)
+            pixel_range = _write_pixels(source, config, draft, positions, progress)
         pixels: Any = np.load(pixels_path, mmap_mode="r", allow_pickle=False)
         parts = [pixels[: len(train)], *([pixels[len(train) :]] if holdout else [])]
-        entry = {"num_train": len(train), "digests": [pixel_digest(part) for part in parts]}
+        entry = {"num_train": len(train), "digests": [pixel_digest(part) for part in parts], "pixel_range": pixel_range}
         with replacing(entry_path) as draft:
             draft.write_text(json.dumps(entry), encoding="utf-8")
     except (OSError, RequestError) as error:
@@ -105,7 +114,9 @@ def _fill(source: EncodedImages, config: DataConfig, pixels_path: Path, entry_pa
 
 def _write_pixels(
     source: EncodedImages, config: DataConfig, draft: Path, positions: dict[str, int], progress: Progress
-) -> None:
+) -> tuple[int, int]:
+    """Write the pixels and return their lowest and highest value."""
+    lowest, highest = 255, 0
     # Written, not mapped: a full disk is then an error and not a crash.
     size = int(np.prod(config.image_shape))
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(positions), *config.image_shape)}
@@ -116,9 +127,11 @@ def _write_pixels(
         for name, content in source.read():
             if name in positions:
                 pixels = decode_image(content, config, f"{name} in {source.origin}")
+                lowest, highest = min(lowest, int(pixels.min())), max(highest, int(pixels.max()))
                 file.seek(start + positions[name] * size)
                 file.write(pixels.tobytes())
                 done += 1
                 progress(done, len(positions))
     if done != len(positions):
         raise DataError(f"{source.origin} changed while it was read", hint="run the command again")
+    return lowest, highest

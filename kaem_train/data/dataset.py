@@ -12,12 +12,16 @@ import torch
 from kaem.errors import DataError
 from kaem_train.data.arrays import checked_images
 from kaem_train.data.cache import DecodedImages, Progress, decoded_images
-from kaem_train.data.encoded import EncodedImages, split_by_folder
+from kaem_train.data.encoded import EncodedImages, Split, say_counts, split_by_folder
 from kaem_train.data.files import RawImages
+from kaem_train.data.hub import HubImages
 from kaem_train.data.pixels import Images, pixel_digest
 from kaem_train.data.source import open_source
 from kaem_train.inputs import require_data
 from kaem_train.sections import DataConfig
+
+_DARKEST = 32
+"""Of 255: where no pixel of a set is lighter, its numbers mean something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +32,13 @@ class Dataset:
         train: Shape (N, C, H, W), served as float32 in [0, 1].
         holdout: Shape (N', C, H, W), the same kind, never trained on.
         fingerprint: `sha256:` digest of both, the same wherever and in whatever file format they lie.
+        summary: What was taken and what was left out, in one line for people.
     """
 
     train: Images
     holdout: Images
     fingerprint: str
+    summary: str = ""
 
     def served_on(self, device: torch.device) -> Dataset:
         """Return the same data set, its images served on another device."""
@@ -47,18 +53,19 @@ def load_dataset(config: DataConfig, *, progress: Progress = lambda _done, _tota
         progress: Told (done, total) while image files are decoded; once decoded, they are kept (`cache.py`).
 
     Raises:
-        DataError: Files are not given, missing, corrupt, empty, or of another type or shape than configured.
+        DataError: Files are not given, missing, corrupt, empty, or of another type, shape or range than configured.
     """
     require_data(config)
     source = _source(config)
     if isinstance(source, RawImages):
-        found = _checked(source, config)
+        found, words = _checked(source, config), source.words
         _require_enough(len(found.train), source.origin, config, has_split=found.holdout is not None)
     else:
-        train_names, holdout_names = split_by_folder(source.names)
+        division = split_by_folder(source.names)
         # Before the images are decoded, which may take minutes.
-        _require_enough(len(train_names), source.origin, config, has_split=holdout_names is not None)
-        found = decoded_images(source, config, progress)
+        _require_enough(len(division.train), source.origin, config, has_split=division.holdout is not None)
+        found, words = decoded_images(source, config, progress), _say_files(source, division)
+    _require_light(found.pixel_range, source.origin)
     if found.holdout is not None:
         train, holdout = Images.whole(found.train), Images.whole(found.holdout)
         split = ""
@@ -69,7 +76,32 @@ def load_dataset(config: DataConfig, *, progress: Progress = lambda _done, _tota
         train = Images(train.stored, train.rows[: config.num_train])
         split += f" num_train={config.num_train}"
     digest = hashlib.sha256(" ".join([*found.digests, split]).encode())
-    return Dataset(train=train, holdout=holdout, fingerprint=f"sha256:{digest.hexdigest()}")
+    taken = f"{len(train):,} images to train on, {len(holdout):,} held out"
+    which = "from the files' own split" if found.holdout is not None else "chosen by chance, always the same"
+    lowest, highest = found.pixel_range
+    summary = "; ".join([f"{taken} ({which})", *words, f"pixels from {lowest:g} to {highest:g} of 255"])
+    return Dataset(train=train, holdout=holdout, fingerprint=f"sha256:{digest.hexdigest()}", summary=summary)
+
+
+def _say_files(source: EncodedImages, split: Split) -> tuple[str, ...]:
+    words = []
+    if split.left_out:
+        words.append(f"left out, for they lie beside the split: {say_counts(split.left_out)}")
+    if source.left_out:
+        words.append(f"left out, for they are no images: {say_counts(source.left_out)}")
+    if isinstance(source, HubImages):
+        words.append(f"column {source.column}")
+    return (*words, "turned upright as EXIF says")
+
+
+def _require_light(pixel_range: tuple[float, float], origin: str) -> None:
+    """Refuse pixels that are numbers from 0 to 1, or to 16, in a type whose white is 255."""
+    lowest, highest = pixel_range
+    if highest < _DARKEST:
+        raise DataError(
+            f"the pixels of {origin} run from {lowest:g} to {highest:g} where white is 255: all images would be black",
+            hint=f"multiply them by {255 / highest:g}, or store floats in [0, 1]" if highest else "they are all 0",
+        )
 
 
 def _source(config: DataConfig) -> RawImages | EncodedImages:
@@ -77,7 +109,7 @@ def _source(config: DataConfig) -> RawImages | EncodedImages:
         case "digits":
             return _embedded_digits()
         case "files":
-            return open_source(config.path)
+            return open_source(config.path, config.column)
         case "latents":
             raise AssertionError("no images were seen: `require_data` refuses this before")
         case _:
@@ -114,8 +146,17 @@ def _embedded_digits() -> RawImages:
 def _checked(raw: RawImages, config: DataConfig) -> DecodedImages:
     train = checked_images(raw.train, config, raw.origin)
     holdout = None if raw.holdout is None else checked_images(raw.holdout, config, raw.origin)
-    digests = tuple(pixel_digest(part) for part in (train, holdout) if part is not None)
-    return DecodedImages(train=train, holdout=holdout, digests=digests)
+    parts = [part for part in (train, holdout) if part is not None]
+    white = 1 if train.dtype == np.uint8 else 255
+    return DecodedImages(
+        train=train,
+        holdout=holdout,
+        digests=tuple(pixel_digest(part) for part in parts),
+        pixel_range=(
+            white * min(float(part.min()) for part in parts),
+            white * max(float(part.max()) for part in parts),
+        ),
+    )
 
 
 def _split(images: Images, num_holdout: int) -> tuple[Images, Images]:

@@ -1,4 +1,4 @@
-"""One image file -> uint8 (C, H, W) of the configured shape: decode, centre crop, resize, in this order."""
+"""One image file -> uint8 (C, H, W) of the configured shape: decode, turn upright, crop, resize, in this order."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kaem.errors import DataError
 from kaem_train.sections import DataConfig
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-_FORMATS = ("PNG", "JPEG")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MOST_PIXELS = 2**26
 _CHANNELS = {"L": 1, "RGB": 3}
 _NAMES = {1: "grey", 3: "RGB"}
@@ -21,7 +21,7 @@ _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 
 
 def decode_image(content: bytes, config: DataConfig, label: str) -> NDArray[np.uint8]:
-    """Decode one PNG or JPEG and bring it to the configured shape.
+    """Decode one image file, upright as its EXIF orientation says, and bring it to the configured shape.
 
     Args:
         content: The file's bytes.
@@ -37,14 +37,19 @@ def decode_image(content: bytes, config: DataConfig, label: str) -> NDArray[np.u
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 if image.width * image.height > _MOST_PIXELS:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+                if getattr(image, "n_frames", 1) > 1:
+                    raise DataError(
+                        f"{label} holds {getattr(image, 'n_frames', 1)} pictures, as an animation or pages do",
+                        hint="store each as a file of its own, or remove it",
+                    )
                 image.load()
-                return fit_image(image, config, label)
+                return fit_image(ImageOps.exif_transpose(image), config, label)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(
             f"{label} unpacks to more than {_MOST_PIXELS} pixels", hint="remove it, or store it at a smaller size"
         ) from None
     except UnidentifiedImageError:
-        raise DataError(f"{label} is neither PNG nor JPEG", hint="convert it, or remove it") from None
+        raise DataError(f"{label} is no image of a kind that is read", hint="convert it, or remove it") from None
     # Pillow's decoders raise SyntaxError and ValueError for damaged headers.
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DataError(f"{label} is damaged: {error}", hint="get it again, or remove it") from None

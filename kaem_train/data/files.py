@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from kaem.errors import DataError
 _TRAIN_KEYS = ("images_train", "x_train", "images")
 _HOLDOUT_KEYS = ("images_test", "x_test")
 _IDX_UINT8 = 0x08
+_MOST_BYTES = 2**38
 _DOWNLOAD = "the file is damaged: get it again"
 
 
@@ -29,11 +30,13 @@ class RawImages:
         origin: The file or folder, for messages.
         train: Any image array.
         holdout: The test split that came with it, or None.
+        words: What a person should know of what was taken and left out.
     """
 
     origin: str
     train: NDArray[Any]
     holdout: NDArray[Any] | None
+    words: tuple[str, ...] = ()
 
 
 def read_npz(path: Path) -> RawImages:
@@ -55,14 +58,36 @@ def read_npz(path: Path) -> RawImages:
                 )
             holdout_key = next((key for key in _HOLDOUT_KEYS if key in archive.files), None)
             holdout = archive[holdout_key] if holdout_key else None
-            return RawImages(origin=str(path), train=archive[train_key], holdout=holdout)
+            taken = [key for key in (train_key, holdout_key) if key]
+            left = [key for key in archive.files if key not in taken]
+            words = [f"arrays {' and '.join(taken)}", *([f"left out: {', '.join(left)}"] if left else [])]
+            return RawImages(origin=str(path), train=archive[train_key], holdout=holdout, words=tuple(words))
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError) as error:
         raise DataError(f"cannot read {path} as .npz: {error}", hint=_DOWNLOAD) from None
 
 
+def read_npy(path: Path) -> RawImages:
+    """Read one array of images.
+
+    Raises:
+        DataError: The file is damaged, or no array of numbers.
+    """
+    try:
+        with path.open("rb") as file:
+            return RawImages(origin=str(path), train=np.load(file, allow_pickle=False), holdout=None)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"cannot read {path} as .npy: {error}", hint=_DOWNLOAD) from None
+
+
+def idx_folder(folder: Path) -> Path:
+    """Return where IDX files lie: in the folder, or where torchvision keeps them, in `raw` or `NAME/raw` below it."""
+    places = [folder, folder / "raw", *sorted(folder.glob("*/raw"))]
+    return next((place for place in places if find_idx(place, "train", "images")), folder)
+
+
 def is_idx_folder(folder: Path) -> bool:
     """Return whether the folder holds IDX images to train on."""
-    return find_idx(folder, "train", "images") is not None
+    return find_idx(idx_folder(folder), "train", "images") is not None
 
 
 def read_idx_folder(folder: Path) -> RawImages:
@@ -71,6 +96,7 @@ def read_idx_folder(folder: Path) -> RawImages:
     Raises:
         DataError: One of them is unreadable, or there is none to train on.
     """
+    folder = idx_folder(folder)
     train, test = find_idx(folder, "train", "images"), find_idx(folder, "t10k", "images")
     if train is None:
         raise DataError(f"{folder} holds no training images in IDX format", hint="check the path given with --data")
@@ -91,24 +117,34 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         DataError: The file is unreadable, no IDX file, of another element type, truncated or too long.
     """
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+        with path.open("rb") as plain:
+            is_packed = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_packed else path.open("rb") as file:
+            return _read_idx_stream(file, path, None if is_packed else path.stat().st_size)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}", hint=_DOWNLOAD) from None
-    if len(content) < 4 or content[:2] != b"\0\0":
+
+
+def _read_idx_stream(file: BinaryIO | gzip.GzipFile, path: Path, num_bytes: int | None) -> NDArray[np.uint8]:
+    """Read the images of an open file whose size is known unless it is packed; nothing is read that cannot be one."""
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0":
         raise DataError(
-            f"{path} is of no known kind: it begins with {content[:4].hex(' ') or 'nothing'}",
-            hint="pass .npz, .mat, .parquet, .tar, .tar.gz, .zip, an IDX file, or a folder of images",
+            f"{path} is of no known kind: it begins with {magic.hex(' ') or 'nothing'}",
+            hint="pass .npz, .npy, .mat, .parquet, .tar, .tar.gz, .zip, an IDX file, or a folder of images",
         )
-    element, ndim = content[2], content[3]
+    element, ndim = magic[2], magic[3]
     if element != _IDX_UINT8:
         raise DataError(
             f"{path} holds IDX elements of type 0x{element:02x}", hint="images must be unsigned bytes (0x08)"
         )
-    header = 4 + 4 * ndim
-    sizes = [int.from_bytes(content[start : start + 4], "big") for start in range(4, header, 4)]
-    expected = header + math.prod(sizes)
-    if len(content) != expected:
-        raise DataError(f"{path} has {len(content)} bytes where its header needs {expected}", hint=_DOWNLOAD)
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(sizes)
+    header = file.read(4 * ndim)
+    sizes = [int.from_bytes(header[start : start + 4], "big") for start in range(0, len(header), 4)]
+    expected, wanted = 4 + 4 * ndim + math.prod(sizes), math.prod(sizes)
+    if num_bytes not in (None, expected) or wanted > _MOST_BYTES:
+        raise DataError(f"{path} has {num_bytes} bytes where its header needs {expected}", hint=_DOWNLOAD)
+    content = file.read(wanted + 1)
+    if len(content) != wanted or len(header) != 4 * ndim:
+        has = f"more than {expected}" if len(content) > wanted else str(4 + len(header) + len(content))
+        raise DataError(f"{path} has {has} bytes where its header needs {expected}", hint=_DOWNLOAD)
+    return np.frombuffer(content, dtype=np.uint8).reshape(sizes)

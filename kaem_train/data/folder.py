@@ -1,15 +1,16 @@
-"""Folders of PNG and JPEG files, read recursively in sorted order."""
+"""Folders of image files, read recursively in sorted order."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from kaem.errors import DataError
-from kaem_train.data.encoded import is_image_name, require_images
+from kaem.files import read_regular
+from kaem_train.data.encoded import count_left_out, is_hidden_name, is_image_name, require_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,12 @@ class ImageFolder:
     Attributes:
         path: The folder.
         names: Relative paths of its images, sorted.
+        left_out: Number of other files, by suffix.
     """
 
     path: Path
     names: tuple[str, ...]
+    left_out: Mapping[str, int]
 
     @property
     def origin(self) -> str:
@@ -41,7 +44,7 @@ class ImageFolder:
         """Yield name and content in sorted order."""
         for name in self.names:
             try:
-                yield name, (self.path / name).read_bytes()
+                yield name, read_regular(self.path / name)
             except OSError as error:
                 raise _unreadable(self.path / name, error) from None
 
@@ -52,9 +55,10 @@ def open_folder(path: Path) -> ImageFolder:
     Raises:
         DataError: There are none, something cannot be read, or a link leads back to a folder above it.
     """
-    names = tuple(sorted(_names(path, "", ())))
-    require_images(names, str(path))
-    return ImageFolder(path, names)
+    files = list(_names(path, "", ()))
+    names, left_out = tuple(sorted(filter(is_image_name, files))), count_left_out(files)
+    require_images(names, str(path), left_out)
+    return ImageFolder(path, names, left_out)
 
 
 def _names(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
@@ -68,9 +72,11 @@ def _names(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Ite
     if here in above:
         raise DataError(f"{folder} is a link that leads back to a folder above it", hint="remove the link")
     for entry in entries:
-        if not entry.name.startswith(".") and Path(entry.path).is_dir():
+        if is_hidden_name(entry.name):
+            continue
+        if Path(entry.path).is_dir():
             yield from _names(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
-        elif is_image_name(prefix + entry.name):
+        else:
             yield prefix + entry.name
 
 

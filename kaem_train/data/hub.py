@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ class HubImages:
         splits: Split name -> that split with its image column, not decoded.
         column: Name of the image column.
         names: `SPLIT/NUMBER` of every image.
+        left_out: Nothing: rows are images, all of them.
     """
 
     origin: str
     splits: dict[str, Any]
     column: str
     names: tuple[str, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def digest(self) -> str:
         """Return the SHA-256 of all names and contents."""
@@ -80,11 +82,12 @@ def is_hub_file(path: Path) -> bool:
     return path.suffix == _PARQUET
 
 
-def open_hub(reference: str) -> HubImages:
+def open_hub(reference: str, column: str = "") -> HubImages:
     """Open `hf:OWNER/NAME[/CONFIGURATION]`, which is downloaded once, or a local data set.
 
     Args:
         reference: An id with its prefix, a folder written by `save_to_disk`, a folder of parquet files, or one.
+        column: Name of the image column; "" for the only one, or the one called `image` or `img`.
 
     Raises:
         DataError: The library is missing, the data set cannot be had or read, or it has no image column.
@@ -98,7 +101,7 @@ def open_hub(reference: str) -> HubImages:
         ) from None
     with _named_errors(reference):
         found = _load(datasets, reference)
-        return _images(datasets, dict(found) if isinstance(found, dict) else {"train": found}, reference)
+        return _images(datasets, dict(found) if isinstance(found, dict) else {"train": found}, reference, column)
 
 
 def _load(datasets: Any, reference: str) -> Any:
@@ -114,9 +117,27 @@ def _load(datasets: Any, reference: str) -> Any:
     return datasets.load_dataset(str(path))
 
 
-def _images(datasets: Any, splits: dict[str, Any], reference: str) -> HubImages:
+def _usual_column(columns: list[str]) -> str | None:
+    """Return the only image column, or the one that is called as it usually is."""
+    if len(columns) == 1:
+        return columns[0]
+    return next((name for name in ("image", "img") if name in columns), None)
+
+
+def _images(datasets: Any, splits: dict[str, Any], reference: str, wanted: str) -> HubImages:
     features = next(iter(splits.values())).features
-    column = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
+    columns = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    column = wanted if wanted in columns else _usual_column(columns)
+    if wanted and wanted not in columns:
+        raise DataError(
+            f"{reference} has no image column {wanted!r}; its image columns are: {', '.join(columns) or 'none'}",
+            hint="name one of them with data.column",
+        )
+    if len(columns) > 1 and column is None:
+        raise DataError(
+            f"{reference} has several image columns: {', '.join(columns)}",
+            hint=f"name the one to train on: --set data.column={columns[0]}",
+        )
     if column is None:
         raise DataError(
             f"{reference} has no image column; its columns are: {', '.join(features)}",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kaem.errors import DataError
 from kaem_train.data.dataset import Dataset
-from kaem_train.data.files import find_idx, is_idx_folder, read_idx
+from kaem_train.data.files import find_idx, idx_folder, is_idx_folder, read_idx
 from kaem_train.data.pixels import Images
 from kaem_train.sections import DataConfig
 
@@ -99,6 +99,6 @@ def _labels_beside(path: Path) -> tuple[NDArray[Any] | None, NDArray[Any] | None
             ]
         return found[0], found[1]
     if path.is_dir() and is_idx_folder(path):
-        files = [find_idx(path, split, "labels") for split in ("train", "t10k")]
+        files = [find_idx(idx_folder(path), split, "labels") for split in ("train", "t10k")]
         return tuple(read_idx(file) if file else None for file in files)  # type: ignore[return-value]
     return None, None

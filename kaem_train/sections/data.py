@@ -18,6 +18,7 @@ class DataConfig:
             `latents` stands where no images were seen, in checkpoints of `kaem fit-prior`.
         path: A file, folder or archive, or `hf:OWNER/NAME`; its kind is told from what it is; `files` only.
         image_shape: (C, H, W) of one image; data of another shape is refused unless the next three say how to fit it.
+        column: Image column of a Hugging Face data set; "" for the only one, or the one called `image` or `img`.
         crop: Side in pixels of the square that is cut from the centre of every image; 0 cuts nothing.
         resize: Antialiasing filter with which images become H x W after the crop: `lanczos`, `box`, or `none`.
         convert_colour: Convert between grey and RGB where the images' channels are not C.
@@ -29,6 +30,7 @@ class DataConfig:
     source: Literal["digits", "files", "latents"]
     path: str = ""
     image_shape: tuple[int, ...]
+    column: str = ""
     crop: int = 0
     resize: Literal["none", "lanczos", "box"] = "none"
     convert_colour: bool = False

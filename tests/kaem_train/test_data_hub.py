@@ -93,3 +93,39 @@ def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"hf:ylecun/mnist.*kaem\[hub\]"):
         _load("hf:ylecun/mnist")
+
+
+def _table_of_two(datasets, names):
+    kinds = {name: datasets.Image() for name in names}
+    rows = {name: [{"bytes": encode(image), "path": None} for image in TRAIN] for name in names}
+    rows[names[-1]] = [{"bytes": encode(255 - image), "path": None} for image in TRAIN]
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+
+
+def _load_column(path, column=""):
+    config = DataConfig(source="files", path=str(path), image_shape=(3, 8, 6), num_holdout=2, column=column)
+    return load_dataset(config)
+
+
+def test_of_several_image_columns_one_is_named_or_called_image(datasets, tmp_path, same):
+    _table_of_two(datasets, ["sketch", "photo"]).save_to_disk(tmp_path / "two")
+    with pytest.raises(DataError, match="has several image columns: sketch, photo") as caught:
+        _load_column(tmp_path / "two")
+    assert "data.column=sketch" in caught.value.hint
+    chosen = _load_column(tmp_path / "two", "sketch")
+    assert chosen.fingerprint == same["whole"] != _load_column(tmp_path / "two", "photo").fingerprint
+    assert "column sketch" in chosen.summary
+    with pytest.raises(DataError, match=r"no image column 'image'; its image columns are: sketch, photo"):
+        _load_column(tmp_path / "two", "image")
+    _table_of_two(datasets, ["image", "mask"]).save_to_disk(tmp_path / "usual")
+    assert _load_column(tmp_path / "usual").fingerprint == same["whole"]
+
+
+def test_a_third_split_is_neither_trained_on_nor_held_out(datasets, tmp_path, same):
+    parts = {"train": TRAIN, "test": TEST, "extra": TEST}
+    datasets.DatasetDict({name: _table(datasets, images) for name, images in parts.items()}).save_to_disk(
+        tmp_path / "saved"
+    )
+    found = _load(tmp_path / "saved")
+    assert found.fingerprint == same["split"]
+    assert "beside the split: 5 extra" in found.summary

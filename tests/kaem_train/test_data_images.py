@@ -1,6 +1,7 @@
 """Folders and archives of images: the same pixels whatever holds them, one-line errors for what cannot be used."""
 
 import gzip
+import io
 import os
 import tarfile
 import zipfile
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import encode, files, huge_png, pixels, write_folder, write_tar, write_zip
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kaem.errors import DataError
 from kaem_train.data import load_dataset
@@ -56,9 +57,62 @@ def test_folders_named_train_and_test_are_the_split(tmp_path, kind):
     assert data.fingerprint == _load(tmp_path / "same.npz").fingerprint
 
 
-def test_folders_of_other_names_are_no_split(tmp_path):
+def test_train_and_test_are_a_split_whatever_lies_beside_them_and_a_line_says_so(tmp_path):
     contents = {**files(pixels(6), "test/"), **files(pixels(6, seed=1), "train/"), **files(pixels(1), "bus/")}
-    assert len(_load(write_folder(tmp_path, contents)).train) == 11
+    dataset = _load(write_folder(tmp_path, contents))
+    assert (len(dataset.train), len(dataset.holdout)) == (6, 6)
+    assert "6 held out (from the files' own split)" in dataset.summary
+    assert "left out, for they lie beside the split: 1 bus" in dataset.summary
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_what_was_left_out_is_counted_by_suffix(tmp_path, kind):
+    contents = {**files(pixels(4)), "a.txt": b"", "b/c.txt": b"", "d.heic": b"", "README": b"", ".hidden": b""}
+    contents |= {f"@eaDir/{name}": b"a preview" for name in files(pixels(1))}
+    contents |= {"$RECYCLE.BIN/x.png": b"", "Thumbs.db": b"", "desktop.ini": b"", "__MACOSX/._y.png": b""}
+    dataset = _load(MAKERS[kind](tmp_path, contents), num_holdout=1)
+    assert dataset.train.shape[0] == 3
+    assert "left out, for they are no images: 1 .heic, 2 .txt, 1 no suffix;" in dataset.summary
+    assert "chosen by chance" in dataset.summary
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jfif"])
+def test_other_formats_are_read_as_they_are(tmp_path, suffix):
+    image = Image.fromarray(np.repeat(pixels(1)[0, ..., :1], 3, -1))  # greys, which a GIF keeps
+    options = {"lossless": True} if suffix == ".webp" else {}
+    written = {".tif": "tiff", ".jfif": "jpeg"}.get(suffix, suffix[1:])
+    contents = {f"{i}{suffix}": encode(image, written, **options) for i in range(3)}
+    data = _load(write_folder(tmp_path, contents), num_holdout=1)
+    assert data.train.shape[0] == 2
+    if suffix != ".jfif":
+        assert torch.equal(data.train[0], _as_tensor(np.asarray(image)[None])[0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_stands_as_its_exif_says(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lying = Image.fromarray(pixels(1, (6, 6, 3))[0])
+    content = encode(lying, "png", exif=exif)
+    data = _load(write_folder(tmp_path, {"a.png": content, "b.png": content}), (3, 6, 6), num_holdout=1)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
+    assert torch.equal(data.train[0], _as_tensor(upright[None])[0])
+
+
+@pytest.mark.parametrize("kind", [*MAKERS, "npz", "npy", "floats"])
+def test_pixels_that_would_all_be_black_are_refused_with_their_range(tmp_path, kind):
+    masks = np.ones((6, 8, 6, 3), np.uint8) * (np.arange(6)[:, None, None, None] % 2).astype(np.uint8)
+    if kind in MAKERS:
+        path = MAKERS[kind](tmp_path, files(masks))
+    elif kind == "npz":
+        path = tmp_path / "a.npz"
+        np.savez(path, images=masks)
+    else:
+        path = tmp_path / "a.npy"
+        np.save(path, masks if kind == "npy" else masks / np.float32(255))
+    with pytest.raises(DataError, match="run from 0 to 1 where white is 255") as caught:
+        _load(path, num_holdout=1)
+    assert "multiply them by 255" in caught.value.hint
 
 
 def test_what_is_no_image_or_hidden_is_passed_over(tmp_path):
@@ -157,7 +211,7 @@ def _bad_images():
         "text.png": b"hello",
         "empty.png": b"",
         "header.png": encode(image)[:20],
-        "gif.png": encode(image, "gif"),
+        "moving.gif": encode(image, "gif", save_all=True, append_images=[Image.fromarray(255 - image)]),
         "small.png": encode(image[:4]),
         "grey.png": encode(image[..., 0]),
         "glass.png": encode(see_through),

@@ -76,6 +76,8 @@ def test_floats_are_never_rounded(value):
 @given(names=st.lists(st.text("ab/tes", min_size=1, max_size=8), unique=True, min_size=1))
 def test_a_split_never_shares_or_invents_images(names):
     names = sorted([*names, "train/x.png", "test/x.png"])
-    train, holdout = split_by_folder(names)
+    split = split_by_folder(names)
+    train, holdout = split.train, split.holdout
+    assert len(train) + len(holdout or ()) + sum(split.left_out.values()) == len(names)
     assert len({*train, *(holdout or ())}) == len(train) + len(holdout or ())
     assert {*train, *(holdout or ())} <= set(names)
