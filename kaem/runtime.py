@@ -8,6 +8,8 @@ nothing but its own uniforms.
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +46,9 @@ class LocalSampler:
 
     Thread-safe: any number of threads may call its methods at once.
 
+    It may be pickled, and used in a process that was forked after it was loaded: there it opens the file again, with
+    threads of its own, when it is first used.
+
     Args:
         path: An ONNX file made by `kaem export`.
         provider: "cpu", "cuda" or "ort-tensorrt".
@@ -56,31 +61,90 @@ class LocalSampler:
         RequestError: `workers` is below 1.
     """
 
+    _was_forked = False
+
     def __init__(self, path: Path, *, provider: str = "cpu", workers: int | None = None) -> None:
         if workers is None:
             workers = len(os.sched_getaffinity(0)) if provider == "cpu" else 1
         workers = whole("workers", workers)
         if not 1 <= workers <= MOST_WORKERS:
             raise RequestError(f"workers is {workers}, outside 1 .. {MOST_WORKERS}", hint="one per core is most")
-        # Read once: what is hashed, what is run and what the manifest describes are then the same bytes.
-        content = read_file(path)
-        self._manifest = read_artifact(content, source=str(path))
-        self._session = open_session(content, provider, source=str(path))
-        check_graph(self._session, self._manifest, path)
-        runtime = installed_runtime()
         self.provider = provider
         self.workers = workers
-        parts = (fingerprint(content), provider, *runtime, build_id(content, provider))
-        self._numerics_id = fingerprint("\n".join(parts).encode())
+        self._path = path
+        self._absolute = Path(os.path.abspath(path))  # noqa: PTH100  # where it is found from another working directory
+        self._digest = ""
+        self._is_closed = False
+        self._is_open = False
+        self._opening = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        """Open the session and start the threads of this process, the first time or again.
+
+        Raises:
+            ArtifactError: The file cannot be used, or is not the one that this sampler was loaded from.
+            BackendError: The provider is unusable.
+        """
+        source, provider = str(self._path), self.provider
+        # Read once: what is hashed, what is run and what the manifest describes are then the same bytes.
+        content = read_file(self._absolute if self._digest else self._path)
+        digest = fingerprint(content)
+        if self._digest not in ("", digest):
+            raise ArtifactError(
+                f"{source} has changed since this sampler was loaded from it", hint="load it again, in this process"
+            )
+        self._manifest = read_artifact(content, source=source)
+        session = open_session(content, provider, source=source)
+        check_graph(session, self._manifest, self._path)
+        runtime = installed_runtime()
+        numerics_id = fingerprint("\n".join((digest, provider, *runtime, build_id(content, provider))).encode())
         self._sizes: tuple[int, ...] = self._manifest.batch_sizes
         self._most_rows = MAX_ROWS
         if provider != "cpu":
             # Nothing has shown that a row's bits are the same in batches of all sizes there; a server tries it out.
-            self._numerics_id = APPROXIMATE + self._numerics_id.partition(":")[2]
+            numerics_id = APPROXIMATE + numerics_id.partition(":")[2]
             self._sizes = self._sizes or GPU_ROWS
             self._most_rows = GPU_ROWS[-1]
-        self._pool = row_workers(workers)
-        self._is_closed = False
+        self._session, self._numerics_id, self._digest = session, numerics_id, digest
+        self._pool = row_workers(self.workers)
+        self._is_open = True
+        _opened.add(self)
+
+    def _ensure_open(self) -> None:
+        """Open again what a fork or a pickle has left behind.
+
+        Raises:
+            KaemError: See `_open`; or a GPU was in use before a fork, which CUDA does not survive.
+        """
+        if self._is_open or self._is_closed:
+            return
+        with self._opening:
+            if self._is_open:
+                return
+            if self._was_forked and self.provider != "cpu":
+                raise BackendError(
+                    "this sampler was loaded on a GPU before this process was forked, and CUDA does not survive that",
+                    hint="load it in the child, or start the child with multiprocessing's 'spawn'",
+                )
+            self._open()
+
+    def _leave_behind(self) -> None:
+        """Give up what a parent process opened: its threads are not here, and its locks may be held for ever."""
+        _left_behind.append((self._session, self._pool))  # freeing them could wait for such a lock
+        self._is_open = False
+        self._was_forked = True
+        self._opening = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle holds: where the file is, and what it must be; whoever reads it opens it when used."""
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_session", "_pool", "_opening")}
+        return state | {"_is_open": False, "_was_forked": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._opening = threading.Lock()
+        self._session = None
 
     @property
     def manifest(self) -> Manifest:
@@ -93,11 +157,13 @@ class LocalSampler:
 
         On a GPU it begins with `approx:`, and equal ids give images that agree up to rounding.
         """
+        self._ensure_open()  # on another machine it may be another
         return self._numerics_id
 
     @property
     def provider_options(self) -> dict[str, str]:
         """Options that the provider really runs with, as ONNX Runtime reports them."""
+        self._ensure_open()
         options: dict[str, str] = self._session.get_provider_options()[PROVIDERS[self.provider]]
         return options
 
@@ -166,7 +232,9 @@ class LocalSampler:
     def close(self) -> None:
         """Stop the worker threads and drop the session."""
         self._is_closed = True
-        self._pool.shutdown(wait=True)
+        if self._is_open:
+            self._is_open = False
+            self._pool.shutdown(wait=True)
         self._session = None
 
     def __enter__(self) -> Self:
@@ -190,6 +258,7 @@ class LocalSampler:
         """Evaluate some outputs for any number of rows, split between the workers."""
         if self._is_closed:
             raise RequestError("this sampler is closed")
+        self._ensure_open()
         num = len(uniform)
         parts = max(1, min(self.workers, num // _MIN_ROWS_PER_WORKER))
         limit = self._manifest.rows_per_call if self.provider == "cpu" else 0  # a matter of a processor's caches
@@ -210,6 +279,19 @@ class LocalSampler:
         except Exception as error:  # onnxruntime's own exception classes share no public base
             raise BackendError(f"ONNX Runtime failed on {len(uniform)} rows: {error}") from error
         return [np.asarray(result)[:num] for result in results]
+
+
+_opened: weakref.WeakSet[LocalSampler] = weakref.WeakSet()
+_left_behind: list[Any] = []
+
+
+def _after_fork() -> None:
+    for sampler in list(_opened):
+        if sampler._is_open:
+            sampler._leave_behind()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def read_file(path: Path) -> bytes:
