@@ -97,6 +97,33 @@ def serve(
             help="Microseconds a batch waits to become fuller.", show_default="0", rich_help_panel=_SCHEDULING
         ),
     ] = None,
+    max_connection_age: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Ask clients to connect again after so long, so that new servers get a share; inf for never.",
+            show_default="1800",
+            rich_help_panel=_ADDRESSES,
+        ),
+    ] = None,
+    max_connection_grace: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Let calls on such a connection complete for so long; inf for as long as they take.",
+            show_default="inf",
+            rich_help_panel=_ADDRESSES,
+        ),
+    ] = None,
+    keepalive: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Try a client's connection by a ping after so long a silence; inf for never.",
+            show_default="60",
+            rich_help_panel=_ADDRESSES,
+        ),
+    ] = None,
     grace: Annotated[
         float | None,
         typer.Option(help="Seconds that the whole shutdown may take, running requests included.", show_default="30"),
@@ -209,6 +236,9 @@ def serve(
         "max_queue_samples": max_queue,
         "max_held_bytes": None if max_memory is None else max_memory << 20,
         "max_queue_delay_us": queue_delay,
+        "max_connection_age_s": max_connection_age,
+        "max_connection_grace_s": max_connection_grace,
+        "keepalive_s": keepalive,
         "drain_grace_s": grace,
         "insecure": insecure,
         "certificate_file": _text(certificate_file),
@@ -230,6 +260,9 @@ def serve(
         "max_queue_samples": "--max-queue",
         "max_held_bytes": "--max-memory",
         "max_queue_delay_us": "--queue-delay",
+        "max_connection_age_s": "--max-connection-age",
+        "max_connection_grace_s": "--max-connection-grace",
+        "keepalive_s": "--keepalive",
         "drain_grace_s": "--grace",
     }
     settings = load_settings(flags, names=names, config=config)

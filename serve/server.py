@@ -26,6 +26,7 @@ from serve import health, reflection, services
 from serve.address import bare_host, check_address, format_address, why_not_bound
 from serve.allocator import keep_large_blocks, release_when_idle
 from serve.calls import Gate, Reception
+from serve.connections import connection_options
 from serve.current import Tally
 from serve.descriptors import raise_limit, shares
 from serve.devices import parse_devices
@@ -130,6 +131,7 @@ class Server:
                 ("grpc.max_allowed_incoming_connections", self._shares.grpc),
                 ("grpc.server_handshake_timeout_ms", round(1e3 * _HANDSHAKE_S)),  # TLS, and HTTP/2's first words
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + MESSAGE_HEADROOM),  # one row of any model
+                *connection_options(settings),
             )
         )
         self._running.push_async_callback(self._grpc.stop, 0)

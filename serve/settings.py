@@ -41,6 +41,10 @@ class ServeSettings:
             refused.
         max_held_bytes: Bytes of images that all requests together may hold for their readers.
         max_queue_delay_us: Microseconds that a batch which is not full waits for more samples.
+        keepalive_s: Seconds of silence after which a client's connection is tried by a ping; inf for never.
+        max_connection_age_s: Seconds after which a client is asked to connect again, give or take a tenth, so that new
+            servers get a share; inf for never.
+        max_connection_grace_s: Seconds that calls then still get to complete; inf for as long as they take.
         drain_grace_s: Seconds that the whole shutdown may take, running calls included.
         insecure: Allow listening beyond this machine although nothing is encrypted or authenticated.
         certificate_file: PEM file of the server's certificate and its chain; with `key_file` it turns TLS on.
@@ -71,6 +75,9 @@ class ServeSettings:
     max_queue_samples: int = 1 << 20
     max_held_bytes: int = 1 << 30
     max_queue_delay_us: int = 0
+    keepalive_s: float = 60.0
+    max_connection_age_s: float = 1800.0
+    max_connection_grace_s: float = math.inf
     drain_grace_s: float = 30.0
     insecure: bool = False
     certificate_file: str | None = None
@@ -110,6 +117,9 @@ class ServeSettings:
             )
         if not 0 <= self.max_queue_delay_us <= 1_000_000:
             raise ConfigError(f"max_queue_delay_us is {self.max_queue_delay_us}, outside 0 .. 1000000 microseconds")
+        for name in ("keepalive_s", "max_connection_age_s", "max_connection_grace_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0 seconds, or inf")
         if not (math.isfinite(self.drain_grace_s) and self.drain_grace_s >= 0):
             raise ConfigError(f"drain_grace_s is {self.drain_grace_s}; give 0 seconds or more")
         self._check_security()

@@ -56,6 +56,9 @@ def settings_of(arguments):
     """What the command would make of arguments; --config is a file of the machine it is deployed to."""
     given = get_command(app).commands["serve"].make_context("serve", list(arguments)).params
     names = {"interactive": "interactive_samples", "max_queue": "max_queue_samples", "grace": "drain_grace_s"}
+    names |= {
+        name.removesuffix("_s"): name for name in ("keepalive_s", "max_connection_age_s", "max_connection_grace_s")
+    }
     settings = {names.get(name, name): value for name, value in given.items() if value is not None}
     memory = settings.pop("max_memory", None)
     settings |= {} if memory is None else {"max_held_bytes": memory << 20}

@@ -7,6 +7,11 @@ import grpc
 from kaem.client.addresses import Target
 from kaem.client.credentials import Credentials
 
+PING_AFTER_S = 10.0
+"""Silence after which a connection is tried by a ping."""
+PING_ANSWER_S = 10.0
+"""How long the answer may take before the connection is left."""
+
 Options = tuple[tuple[str, str | int], ...]
 
 _OPTIONS: Options = (
@@ -42,10 +47,21 @@ def open_async_channel(target: Target, credentials: Credentials) -> grpc.aio.Cha
 
 
 def channel_options(target: Target) -> Options:
-    """Return the options of any connection to a server."""
-    if target.proxy_variable is None:
-        return (*_OPTIONS, ("grpc.enable_http_proxy", 0))
-    return _OPTIONS
+    """Return the options of any connection to a server.
+
+    A connection that has died without a word is noticed by a ping that is not answered, and left: also between calls,
+    so that the next call does not have to find out.
+    """
+    straight = (("grpc.enable_http_proxy", 0),) if target.proxy_variable is None else ()
+    return (
+        *_OPTIONS,
+        ("grpc.keepalive_time_ms", round(1e3 * PING_AFTER_S)),
+        ("grpc.keepalive_timeout_ms", round(1e3 * PING_ANSWER_S)),
+        ("grpc.http2.ping_timeout_ms", round(1e3 * PING_ANSWER_S)),  # a minute otherwise, and it counts instead
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        *straight,
+    )
 
 
 def _options(target: Target, credentials: Credentials) -> Options:

@@ -60,6 +60,9 @@ def test_every_setting_can_come_from_each_source(toml):
             "max_queue_samples": 7,
             "max_held_bytes": 1 << 25,
             "max_queue_delay_us": 9,
+            "keepalive_s": 1.5,
+            "max_connection_age_s": 2.5,
+            "max_connection_grace_s": 3.5,
             "drain_grace_s": 0.5,
             "insecure": True,
             "certificate_file": "c",
@@ -142,6 +145,9 @@ def test_the_command_takes_every_setting_but_the_size_of_messages():
         "max_held_bytes": "max_memory",
         "poll_models_s": "poll_models",
         "max_queue_delay_us": "queue_delay",
+        "keepalive_s": "keepalive",
+        "max_connection_age_s": "max_connection_age",
+        "max_connection_grace_s": "max_connection_grace",
         "drain_grace_s": "grace",
     }
     for field in dataclasses.fields(ServeSettings):
