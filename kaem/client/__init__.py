@@ -6,6 +6,7 @@ exchange.py                      what both do with a job's calls
 job.py  blocks.py  standing.py  hedging.py         what to do next; no I/O, no clock, no randomness of their own
 failure.py  patience.py  plan.py  greeting.py
 addresses.py  credentials.py  channel.py           whom, and with what proof
+processes.py                                       what is said where a connection does not belong
 """
 
 from __future__ import annotations

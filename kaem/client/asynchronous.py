@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import grpc
 import numpy as np
@@ -21,6 +22,7 @@ from kaem.client.greeting import GRACE_S, Greeting, NoAnswerError, Outcome, mode
 from kaem.client.hedging import Hedging
 from kaem.client.patience import Patience
 from kaem.client.plan import Plan, agreed, check_timeout
+from kaem.client.processes import check_process, not_picklable
 from kaem.client.questions import model_question
 from kaem.client.tasks import pieces
 from kaem.errors import KaemError, RequestError
@@ -135,6 +137,8 @@ class AsyncRemoteSampler:
         self._stubs = stubs
         self._plan = plan
         self._is_closed = False
+        self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
 
     @property
     def manifest(self) -> Manifest:
@@ -156,6 +160,7 @@ class AsyncRemoteSampler:
         timeout_s: float | None = None,
     ) -> Images:
         """Return samples `start .. start + num - 1` of `seed`; see `RemoteSampler.sample`."""
+        self._check_open()
         num, seed, start = check_range(num, seed, start)
         check_memory(num * self.manifest.image_bytes)
         exchange = self._plan.samples(num, seed, start, timeout_s=timeout_s, now=time.monotonic())
@@ -226,6 +231,15 @@ class AsyncRemoteSampler:
     def _check_open(self) -> None:
         if self._is_closed:
             raise RequestError("this sampler is closed")
+        check_process(self._process)
+        if asyncio.get_running_loop() is not self._loop:
+            raise RequestError(
+                "this sampler was connected in another event loop, and works there only",
+                hint="connect in the loop that asks: async with kaem.connect_async(...)",
+            )
+
+    def __reduce__(self) -> NoReturn:
+        raise not_picklable()
 
 
 async def _greet(

@@ -7,13 +7,14 @@ numerics id that we were told when connecting; otherwise old and new images woul
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import grpc
 import numpy as np
@@ -27,6 +28,7 @@ from kaem.client.greeting import GRACE_S, Greeting, NoAnswerError, Outcome, mode
 from kaem.client.hedging import Hedging
 from kaem.client.patience import Patience
 from kaem.client.plan import Plan, agreed, check_timeout
+from kaem.client.processes import check_process, not_picklable
 from kaem.client.questions import model_question
 from kaem.client.threads import pieces
 from kaem.errors import KaemError, RequestError
@@ -100,6 +102,7 @@ class RemoteSampler:
         self._stubs = stubs
         self._plan = plan
         self._is_closed = False
+        self._process = os.getpid()
 
     @property
     def manifest(self) -> Manifest:
@@ -237,6 +240,10 @@ class RemoteSampler:
     def _check_open(self) -> None:
         if self._is_closed:
             raise RequestError("this sampler is closed")
+        check_process(self._process)
+
+    def __reduce__(self) -> NoReturn:
+        raise not_picklable()
 
 
 class _Greeter(threading.Thread):
