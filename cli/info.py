@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json as json_
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.modules import AllowModule
 from cli.source import ModelName, ModelVersion
 
 if TYPE_CHECKING:
@@ -22,17 +24,24 @@ _SHOWN_DENSITIES = 16
 
 def info(
     source: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="An exported model.onnx, or a server as grpc://host:port.")
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="An exported model.onnx, a ckpt.pt, or a server as grpc://host:port."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the whole manifest as JSON.")] = False,
     model: ModelName = None,
     model_version: ModelVersion = None,
+    allow_module: AllowModule = None,
 ) -> None:
     """Show a model's shapes, prior, latent densities and certificate; without a model, this installation.
+
+    A line of a density shows one number of the output `latent`, which the generator sees: experts mixed, frames
+    included.
 
     **Examples**
 
     `kaem info model.onnx`
+
+    `kaem info runs/digits/ckpt.pt`
 
     `kaem info grpc://127.0.0.1:50051 --json`
 
@@ -40,11 +49,14 @@ def info(
     """
     from rich.console import Console
 
-    from cli.source import open_source
+    from cli.source import is_remote, open_source
     from cli.tables import certificate_table
 
     if source is None:
         _show_installation()
+        return
+    if not is_remote(source) and _is_checkpoint(Path(source)):
+        _show_checkpoint(Path(source), allow_module or (), json=json)
         return
     with open_source(source, workers=1, model=model, version=model_version) as sampler:
         manifest, numerics_id = sampler.manifest, sampler.numerics_id
@@ -74,16 +86,68 @@ def _show_manifest(console: Console, manifest: Manifest, numerics_id: str) -> No
     table.add_row("numerics id", Text(numerics_id))
     table.add_row("made by", Text(", ".join(f"{name} {version}" for name, version in manifest.tools.items())))
     console.print(table)
-    for line in _density_lines(manifest.densities):
+    if manifest.prior.get("energies") == "none":
+        kind = "Gaussian" if manifest.prior.get("variant") == "experts" else "the reference"
+        console.print(f"All univariate energies are 0: every univariate density is {kind}.", soft_wrap=True)
+    is_framed = manifest.prior.get("frame", "none") != "none"
+    is_of_latents = manifest.densities.get("of") == "latent" or not is_framed
+    for line in _density_lines(manifest.densities, "latent" if is_of_latents else "frame coordinate"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _density_lines(densities: Mapping[str, Any]) -> list[str]:
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file is an archive, as checkpoints are and ONNX files are not."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _show_checkpoint(path: Path, allow_modules: Container[str], *, json: bool) -> None:
+    """Show what a checkpoint's model is, from its weights; nothing is compiled."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from kaem.config import to_mapping
+    from kaem_train.checkpoint import load_model, read_checkpoint  # with torch, which takes seconds to load
+    from kaem_train.model.energy_words import energy_words
+    from kaem_train.model.kaem import Kaem
+    from kaem_train.weights import fingerprint_weights
+
+    config, model = load_model(path, allow_modules=allow_modules)
+    densities: Mapping[str, Any] = {}
+    prior = model.prior if config.family == "kaem" and isinstance(model, Kaem) else None
+    if prior is not None:
+        from kaem_export.promise import densities_of
+
+        densities = densities_of(prior)
+    updates, weights = read_checkpoint(path).step, fingerprint_weights(model.state_dict())
+    if json:
+        content = {"config": to_mapping(config), "updates": updates, "densities": densities, "checkpoint": weights}
+        typer.echo(json_.dumps(content, indent=2))
+        return
+    table = Table(show_header=False)
+    table.add_row("model", Text(f"{config.name} ({config.family}, checkpoint after {updates:,} updates)"))
+    table.add_row("output", Text(f"image (N, {', '.join(map(str, config.data.image_shape))})"))
+    if prior is not None:
+        table.add_row("prior", Text(", ".join(f"{name} {value}" for name, value in to_mapping(config.prior).items())))
+    table.add_row("parameters", Text(f"{sum(value.numel() for value in model.parameters()):,}"))
+    table.add_row("checkpoint", Text(weights))
+    console = Console()
+    console.print(table)
+    if prior is not None:
+        console.print(energy_words(prior), soft_wrap=True, highlight=False, markup=False)
+        for line in _density_lines(densities, "latent"):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _density_lines(densities: Mapping[str, Any], what: str) -> list[str]:
     """One line with a sparkline per latent; what is there for plotting only may be missing or unreadable."""
     try:
         rows = list(zip(densities["low"], densities["high"], densities["density"], strict=True))
         lines = [
-            f"latent {q:>2}  {low:8.3f} {_sparkline(density)} {high:.3f}"
+            f"{what} {q:>2}  {low:8.3f} {_sparkline(density)} {high:.3f}"
             for q, (low, high, density) in enumerate(rows[:_SHOWN_DENSITIES])
         ]
     except (KeyError, TypeError, ValueError):

@@ -29,7 +29,10 @@ def certificate_table(figures: Sequence[Figure], *, earlier: Sequence[Figure] = 
     table.add_column("meaning", overflow="fold")
     for figure in figures:
         verdict = "[green]kept[/]" if figure.is_kept else "[bold red]BROKEN[/]"
-        cells = [escape(figure.name), f"{figure.value:.2e}", f"{figure.bound:.2e}", verdict, escape(figure.meaning)]
+        measured = (f"{figure.value:.2e}", f"{figure.bound:.2e}")
+        if not figure.is_kept and measured[0] == measured[1]:
+            measured = figure.words
+        cells = [escape(figure.name), *measured, verdict, escape(figure.meaning)]
         if before:
             cells.insert(2, before.get(figure.name, "-"))
         table.add_row(*cells)

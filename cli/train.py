@@ -81,7 +81,7 @@ def train(
 
     # With torch, which takes seconds to load: only now that what was given can be there.
     from kaem_train.baselines.prescription import prescription_note
-    from kaem_train.checkpoint import read_checkpoint
+    from kaem_train.checkpoint import load_kaem, read_checkpoint
     from kaem_train.data import load_dataset
     from kaem_train.progress import ProgressReport, decoding_progress
     from kaem_train.requirements import check_trainable
@@ -127,6 +127,11 @@ def train(
         options = {"--data": data, "--family": family, "--out": out, "--updates": updates, "--seed": seed}
         again = _resume_command(config, options, assignments or [])
         message = f"stopped and saved at update {outcome.step}; go on with: {again}"
+    if outcome.is_finished and settings.family == "kaem":
+        from kaem_train.model.energy_words import energy_words
+
+        modules = (settings.generator.module,)  # what was trained just now may be loaded
+        message += f"\n{energy_words(load_kaem(outcome.checkpoint, allow_modules=modules)[1].prior)}"
     console.print(message, soft_wrap=True, highlight=False, markup=False)
     typer.echo(outcome.checkpoint)
     if not outcome.is_finished:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.modules import AllowModule
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def verify(
@@ -22,11 +26,18 @@ def verify(
         ),
     ] = "cpu",
     allow_module: AllowModule = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="Error in u that its tables may have been made for; more than that is judged by this."),
+    ] = 2.0**-24,
 ) -> None:
     """Prove that an artifact is what its manifest says: exit 0 when it is, 1 when it is broken.
 
     Broken is a figure out of its bound, a damaged or changed file, another checkpoint than the one it was exported
     from, or a manifest that lies. Exit 2 says nothing of the artifact: a file is not there, or the checkpoint is none.
+
+    An artifact that was exported with a larger --tolerance is broken unless as much is allowed here: what it states of
+    itself is no measure. Figures are measured; what nothing can be compared with is called a claim.
 
     The latents are compared with a float64 quadrature that shares no code with the exporter, the images with
     torch on the same latents, and every sample with itself in other batches.
@@ -53,18 +64,39 @@ def verify(
     except ArtifactError as error:  # the file is there, so it is its content that is wrong
         raise VerificationError(error.message, hint=error.hint) from None
 
-    from kaem_export.certificate import verify as verify_artifact  # with torch, which takes seconds to load
-    from kaem_export.certificate import verify_on_device
+    # With torch, which takes seconds to load.
+    from kaem_export.certificate import stated_tolerance, verify_on_device
+    from kaem_export.certificate import verify as verify_artifact
+    from kaem_export.identity import CLAIMS
+    from kaem_export.promise import require_tolerance
+
+    require_tolerance(tolerance)
 
     words, allowed = Console(stderr=True), allow_module or ()
     with words.status(f"measuring {escape(str(artifact))}"):
         if device == "cpu":
-            manifest, figures = verify_artifact(artifact, checkpoint, allow_modules=allowed)
+            manifest, figures = verify_artifact(artifact, checkpoint, allow_modules=allowed, tolerance=tolerance)
         else:
             manifest, figures = verify_on_device(artifact, checkpoint, device, allow_modules=allowed)
     Console().print(certificate_table(figures, earlier=manifest.certificate))
+    if device == "cpu":  # a GPU is compared with the processor, whose tables are judged without one
+        _say_what_was_judged(words, stated_tolerance(manifest), tolerance, CLAIMS)
     broken = [figure.name for figure in figures if not figure.is_kept]
     if broken:
         words.print(f"[bold red]broken[/]: {', '.join(broken)}")
         raise typer.Exit(1)
     words.print(f"{artifact} keeps its certificate", markup=False)
+
+
+def _say_what_was_judged(words: Console, stated: float, tolerance: float, claims: Iterable[str]) -> None:
+    """Say by which tolerance tables were judged where it is not the default, and what was compared with nothing."""
+    if stated > tolerance:
+        words.print(
+            f"[bold red]loose[/]: its manifest states a tolerance of {stated:.3g}, it was judged by {tolerance:.3g}; "
+            f"if that is meant, verify with --tolerance {stated:.3g}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    elif stated > 2.0**-24:
+        words.print(f"judged by a tolerance of {stated:.3g}; the default is {2.0**-24:.3g}", highlight=False)
+    words.print(f"claims, compared with nothing: {', '.join(claims)}", highlight=False, soft_wrap=True)

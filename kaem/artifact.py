@@ -44,6 +44,15 @@ class Figure:
         """Whether the measured value is finite and within its bound."""
         return math.isfinite(self.value) and self.value <= self.bound
 
+    @property
+    def words(self) -> tuple[str, str]:
+        """Value and bound, with as many digits as it takes to tell them apart."""
+        for digits in (3, 5, 8, 17):
+            value, bound = (f"{number:.{digits}g}" for number in (self.value, self.bound))
+            if value != bound or self.value == self.bound:
+                break
+        return value, bound
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:

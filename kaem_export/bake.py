@@ -6,7 +6,9 @@ run on points of every leaf, and the score of each is
     |F(z) - u| / (2^-24 + p(z) ulp(z)),
 
 ulp(z) the distance to the next float32: at most 1 means that u is right to 2^-24, or z to one float. (At a narrow spike
-no float32 z at all has F(z) within 2^-24 of u.) Leaves above 1 are halved and measured again.
+no float32 z at all has F(z) within 2^-24 of u.) Leaves above 1 are halved and measured again; so are those that are
+off by more than one float and a thousandth of u in a tail, where the density does not end with it: v - v0 is rounded to
+a float of v0, which is coarse for v near 0.
 """
 
 from __future__ import annotations
@@ -37,9 +39,23 @@ from kaem_export.tree import Float32, PackedLeaves, QuantileTables, pack
 from kaem_train.decoder_graph import IR_VERSION, OPSET
 
 SCORE_BOUND = 1.25
-"""What no point may exceed; 99.9 % stay below 1."""
+"""What no point may exceed; 99.9 % stay below 1.
 
-_WANTED_SCORE = 1.0
+So z may be off by this many of its floats, wherever an error is judged: rounding a leaf's c0 and its last addition
+cost half a float each, and what comes before them, on a leaf that is small enough, not more than the rest.
+"""
+
+TAILS = (("tail_error", 1e-6, 1e-3), ("far_tail_error", 1e-8, 1e-2))
+"""Figure, least min(u, 1 - u) that it speaks of, and its bound: of |F(z) - u| / min(u, 1 - u) beyond those floats."""
+
+_WANTED_SCORE = _WANTED_FLOATS = 1.0
+_WANTED_SHARE = 0.5
+"""Of the bounds of `TAILS`: errors leap from float to float of v, and not every one is tried."""
+
+_TAIL_DEPTHS = np.geomspace(1.01e-8, 1e-4, 1024)
+_COARSE_START = 2.0**-14
+"""|v0| up to which the rounding of v - v0, and of what is made of it, is below all bounds of `TAILS`."""
+
 _ROUNDS = 6
 _PROBES = 6
 _VALUES_AT_ONCE = 2**18
@@ -91,7 +107,7 @@ def bake(laws: Laws, tolerance: float = TOLERANCE) -> Baked:
         packed = pack(leaves, pieces, low=low, high=high)
         found = _measure(laws, packed, leaves, open_laws, tolerance)
         is_bad = (found.score > _WANTED_SCORE).any(axis=1) & found.can_be_halved(leaves)
-        bad_leaves = found.leaf[is_bad]
+        bad_leaves = np.union1d(found.leaf[is_bad], _bad_in_tails(laws, packed, leaves, open_laws, tolerance))
         bad_laws = np.unique(leaves.row[bad_leaves])
         if round_ == _ROUNDS or not len(bad_laws):
             finished.append(found)
@@ -140,6 +156,17 @@ def score(
     return u_error / (max(tolerance, TOLERANCE) + rounding), u_error, rounding
 
 
+def beyond_floats(u_error: Float64, rounding: Float64, floats: float = SCORE_BOUND) -> Float64:
+    """Return what of |F(z) - u| some floats of z do not account for; NaN where the error is none.
+
+    Args:
+        u_error: |F(z) - u|.
+        rounding: p(z) ulp(z), of the same shape.
+        floats: How many of them.
+    """
+    return np.asarray(np.where(np.isnan(u_error), np.nan, np.maximum(u_error - floats * rounding, 0.0)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
     """What was measured at the probes of M leaves: `leaf` (M,), the others (M, probes)."""
@@ -151,7 +178,10 @@ class _Found:
 
     def chosen(self, keep: NDArray[np.bool_]) -> _Found:
         return _Found(
-            leaf=self.leaf[keep], score=self.score[keep], u_error=self.u_error[keep], rounding=self.rounding[keep]
+            leaf=self.leaf[keep],
+            score=self.score[keep],
+            u_error=self.u_error[keep],
+            rounding=self.rounding[keep],
         )
 
     def can_be_halved(self, leaves: Leaves) -> NDArray[np.bool_]:
@@ -161,15 +191,53 @@ class _Found:
 
 def _measure(laws: Laws, packed: PackedLeaves, leaves: Leaves, open_laws: Integers, tolerance: float) -> _Found:
     """Run the lookup on both ends and six random points of every leaf of some distributions."""
-    row = np.flatnonzero(packed.leaf_of_row >= 0)
-    law = leaves.row[packed.leaf_of_row[row]]
-    keep = np.isin(law, open_laws)
-    row, law = row[keep], law[keep]
+    row = _rows_of(packed, leaves, open_laws)
     start, end = packed.start[row, None], packed.end[row, None]
     places = np.random.default_rng(0).random((len(row), _PROBES), dtype=np.float32)
     last = np.nextafter(end, np.float32(-1.0))
     v = np.clip(np.concatenate([start, start + (end - start) * places, last], axis=1), start, last)
     v = np.where(np.abs(v) < LEAST_V, np.where(v < 0.0, -LEAST_V, LEAST_V), v).astype(np.float32)
+    return _measured_at(laws, packed, leaves, open_laws, tolerance, row, v)
+
+
+def _bad_in_tails(laws: Laws, packed: PackedLeaves, leaves: Leaves, open_laws: Integers, tolerance: float) -> Integers:
+    """Return the leaves that are off by more than one float and what `TAILS` allow, at points even in log |v|.
+
+    Only a leaf that reaches from a coarse v0 far into a tail can be: there the density does not end with the tail.
+    """
+    row = _rows_of(packed, leaves, open_laws)
+    start, last = packed.start[row], np.nextafter(packed.end[row], np.float32(-1.0))
+    near, far = np.sort(np.abs([start, last]), axis=0)
+    is_tail = (near < TAILS[0][1]) & (far > _COARSE_START)
+    row, start, last = row[is_tail], start[is_tail, None], last[is_tail, None]
+    if not len(row):
+        return np.asarray(row)
+    v = np.clip(np.where(start < 0.0, -1.0, 1.0) * _TAIL_DEPTHS, start, last).astype(np.float32)
+    found = _measured_at(laws, packed, leaves, open_laws, tolerance, row, v)
+    distance = np.abs(v.astype(np.float64))
+    bound = np.full_like(distance, np.inf)
+    for _, least, most in reversed(TAILS):
+        bound = np.where(distance >= least, most, bound)
+    is_bad = beyond_floats(found.u_error, found.rounding, _WANTED_FLOATS) > _WANTED_SHARE * bound * distance
+    return np.asarray(found.leaf[is_bad.any(axis=1) & found.can_be_halved(leaves)])
+
+
+def _rows_of(packed: PackedLeaves, leaves: Leaves, open_laws: Integers) -> Integers:
+    row: Integers = np.flatnonzero(packed.leaf_of_row >= 0)
+    return np.asarray(row[np.isin(leaves.row[packed.leaf_of_row[row]], open_laws)])
+
+
+def _measured_at(
+    laws: Laws,
+    packed: PackedLeaves,
+    leaves: Leaves,
+    open_laws: Integers,
+    tolerance: float,
+    row: Integers,
+    v: Float32,
+) -> _Found:
+    """Run the lookup at points v (M, probes) of the leaves in some rows (M,), and compare with the distributions."""
+    law = leaves.row[packed.leaf_of_row[row]]
     # One column per distribution, its probes one below the other.
     column = np.searchsorted(open_laws, law)
     place = (np.arange(len(row)) - np.searchsorted(law, law)) * v.shape[1]

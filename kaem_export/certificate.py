@@ -6,11 +6,13 @@ Every figure is recomputed from the artifact and the checkpoint alone, so anyone
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kaem.artifact import Figure, Manifest
 from kaem.errors import ArtifactError, VerificationError
@@ -21,13 +23,16 @@ from kaem_export.families.diffusion_certificate import probe_rows, sampler_parit
 from kaem_export.families.latent_ebm import DRAWS, stated_chain
 from kaem_export.families.latent_ebm_certificate import chain_parity
 from kaem_export.families.normal_certificate import normal_figures
-from kaem_export.identity import check_description, check_identity, check_recorded
+from kaem_export.identity import check_description, check_identity, check_recorded, check_tables, keeps_components
 from kaem_export.intensities import range_figure
-from kaem_export.latent_certificate import latent_figures
+from kaem_export.latent_certificate import latent_distance, latent_figures
+from kaem_export.leaves import TOLERANCE
 from kaem_export.noise_certificate import noise_mismatches
 from kaem_export.one_thread import one_thread
 from kaem_export.passes.int8 import MOST_ERROR, PROBES
+from kaem_export.prior_tables import prior_laws
 from kaem_export.probes import probe_uniforms, tail_uniforms
+from kaem_export.promise import energies_field, u_error_bound
 from kaem_export.row_certificate import BATCHES, row_figures
 from kaem_train.baselines.diffusion import Diffusion
 from kaem_train.baselines.latent_ebm import LatentEbm
@@ -47,6 +52,8 @@ makes more of them; what int8 promises is its signal-to-noise ratio, and this bo
 which one latent is in a tail, only that no pixel is lost."""
 
 _PARITY_ROWS = 256
+_USUAL_LATENT = 16.0
+"""Size of a latent up to which `PARITY_BOUND` holds: what a layer rounds grows with what it is given."""
 
 
 def verify_on_device(
@@ -75,7 +82,7 @@ def verify_on_device(
 
 
 def verify(
-    artifact: Path, checkpoint: Path, *, allow_modules: Container[str] = ()
+    artifact: Path, checkpoint: Path, *, allow_modules: Container[str] = (), tolerance: float = TOLERANCE
 ) -> tuple[Manifest, tuple[Figure, ...]]:
     """Measure every figure of an artifact again.
 
@@ -83,10 +90,11 @@ def verify(
         artifact: An exported ONNX file.
         checkpoint: The checkpoint it claims to come from.
         allow_modules: As for `load_model`.
+        tolerance: Error in u that its tables may have been made for; a manifest that states more is judged by this.
 
     Returns:
-        The artifact's manifest and the figures as measured now; the bound of `u_error` is the one that the
-        manifest states, for it depends on the tables, the other bounds are those of this version of kaem.
+        The artifact's manifest and the figures as measured now; all bounds are those of this version of kaem, none is
+        the manifest's.
 
     Raises:
         ArtifactError: A file is missing or cannot be read, or the checkpoint is none: nothing is known of the artifact.
@@ -100,25 +108,49 @@ def verify(
             manifest = sampler.manifest
             check_identity(artifact, manifest, fingerprint_weights(model.state_dict()), checkpoint)
             check_description(artifact, manifest, config, updates=read_checkpoint(checkpoint).step)
-            figures = measure(sampler, config, model, artifact)
+            has_prior = config.family == "kaem" and isinstance(model, Kaem)
+            check_tables(artifact, manifest, energies=energies_field(model.prior) if has_prior else None)
+            figures = measure(sampler, config, model, artifact, tolerance=judged_tolerance(manifest, tolerance))
     except ArtifactError as error:  # the file was read, so it is its content that is wrong
         raise VerificationError(error.message, hint=error.hint) from None
     if all(figure.is_kept for figure in figures):
-        check_recorded(artifact, manifest.certificate, figures)
+        check_recorded(artifact, manifest, figures)
     return manifest, figures
 
 
+def stated_tolerance(manifest: Manifest) -> float:
+    """Return the tolerance that an artifact says its tables were made for; 2^-24 where it has none of its own."""
+    return float(manifest.prior.get("tolerance", TOLERANCE))
+
+
+def judged_tolerance(manifest: Manifest, allowed: float) -> float:
+    """Return the tolerance that an artifact is judged by: what it states, but no more than is allowed."""
+    return min(max(stated_tolerance(manifest), TOLERANCE), max(allowed, TOLERANCE))
+
+
 @one_thread()
-def measure(sampler: LocalSampler, config: Config, model: Model, artifact: Path) -> tuple[Figure, ...]:
-    """Measure the figures of a loaded artifact, whose file is `artifact`, against the model it was compiled from."""
+def measure(
+    sampler: LocalSampler, config: Config, model: Model, artifact: Path, *, tolerance: float = TOLERANCE
+) -> tuple[Figure, ...]:
+    """Measure the figures of a loaded artifact.
+
+    Args:
+        sampler: The artifact, opened where it is to be measured.
+        config: Of the checkpoint.
+        model: It was compiled from.
+        artifact: Its file.
+        tolerance: Error in u that its quantile tables are judged by.
+    """
     model = model.float().eval()
-    figures = _figures(sampler, config, model, artifact)
+    figures = _figures(sampler, config, model, artifact, tolerance)
     if config.generator.kind != "module" or isinstance(model, Diffusion):
         return figures  # ours end in a sigmoid, and a finished decoder is clipped in its file
     return *figures, range_figure(sampler, model.generator)
 
 
-def _figures(sampler: LocalSampler, config: Config, model: Model, artifact: Path) -> tuple[Figure, ...]:
+def _figures(
+    sampler: LocalSampler, config: Config, model: Model, artifact: Path, tolerance: float
+) -> tuple[Figure, ...]:
     noise_dim = sampler.manifest.noise_dim
     match config.family, model:
         case "ddpm", Diffusion():
@@ -146,8 +178,13 @@ def _figures(sampler: LocalSampler, config: Config, model: Model, artifact: Path
                 noise_mismatches(),
             )
         case "kaem", Kaem():
+            laws = prior_laws(model.prior, keep_components=keeps_components(sampler.manifest, config.prior))
+            bound = u_error_bound(model.prior, laws, tolerance)
             return (
-                *latent_figures(sampler, artifact, model.state_dict(), config.prior),
+                *latent_figures(
+                    *(sampler, artifact, model.state_dict(), config.prior), u_error_bound=bound, tolerance=tolerance
+                ),
+                *latent_distance(sampler),
                 _parity(sampler, model),
                 *row_figures(sampler, artifact),
                 noise_mismatches(),
@@ -166,10 +203,13 @@ def _parity(sampler: LocalSampler, model: Kaem | LatentEbm) -> Figure:
             uniform = probe_uniforms(sampler.manifest.noise_dim, _PARITY_ROWS)
         case _:
             raise ArtifactError(f"the manifest of {sampler.manifest.name} states no known precision, but {precision!r}")
+    latents = sampler.latents(uniform)
     with torch.no_grad():
-        expected = model.generator(torch.from_numpy(sampler.latents(uniform))).clamp(0.0, 1.0).numpy()
+        expected = model.generator(torch.from_numpy(latents)).clamp(0.0, 1.0).numpy()
     images = sampler.decode(uniform)
     bound = PARITY_BOUNDS[precision]
+    if precision == "float32":
+        bound *= _parity_scale(latents)
     if sampler.manifest.image_type == "uint8":
         images, bound = images / np.float32(255), bound + 0.5 / 255  # rounding to 8 bits is part of the graph
     return Figure(
@@ -180,3 +220,9 @@ def _parity(sampler: LocalSampler, model: Kaem | LatentEbm) -> Figure:
         if isinstance(model.generator, OnnxGenerator)
         else f"max |onnx - torch| over images of the same latents, intensities in [0, 1], generator in {precision}",
     )
+
+
+def _parity_scale(latents: NDArray[np.float32]) -> float:
+    """Return how many times as large as usual the largest latent is, as a power of two, so that machines agree."""
+    largest = float(np.abs(latents).max())
+    return 2.0 ** math.ceil(math.log2(largest / _USUAL_LATENT)) if _USUAL_LATENT < largest < math.inf else 1.0

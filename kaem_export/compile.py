@@ -30,7 +30,7 @@ from kaem_export.leaves import TOLERANCE
 from kaem_export.one_thread import one_thread
 from kaem_export.optimise import Optimised, Step, optimise
 from kaem_export.options import Options, Precision
-from kaem_export.prior_tables import noise_dim, tabulate
+from kaem_export.prior_tables import SummandTables, noise_dim, tabulate
 from kaem_export.promise import densities, promise, refuse_tables, require_tolerance
 from kaem_export.trained import LOOPED
 from kaem_train.baselines.diffusion import Diffusion
@@ -44,7 +44,7 @@ from kaem_train.settings import Config
 from kaem_train.weights import fingerprint_weights
 
 _PRECISION_HINTS: dict[Precision, str] = {
-    "float32": "",
+    "float32": "the generator loses too much in float32: scale its inputs down, or train with smaller latents",
     "float16": "float16 is too coarse for this model: use --precision float32",
     "int8": "int8 is too coarse for this model: use --precision float32",
 }
@@ -54,6 +54,14 @@ _ROWS_HINTS: dict[Precision, str] = {
     "int8": "in int8 this model rounds a row otherwise in another batch: use --precision float32",
 }
 """Where nothing but the sameness of rows is broken."""
+
+_SHARP = "a density is too sharp for float32 tables: export with a larger --tolerance, or smooth its energies"
+_STEEP = "a density is too steep where its domain ends: narrow prior.low and prior.high, or smooth its energies"
+_TABLE_HINTS = {
+    **dict.fromkeys(("u_error", "score", "score_999", "cdf_agreement"), _SHARP),
+    **dict.fromkeys(("tail_error", "far_tail_error"), _STEEP),
+}
+"""By the first figure that is broken."""
 
 
 def export(
@@ -128,7 +136,7 @@ def export(
         )
         draft.write_bytes(attach_manifest(compiled.graph, manifest))
         with LocalSampler(draft, workers=1) as sampler:
-            manifest = replace(manifest, certificate=measure(sampler, config, model, draft))
+            manifest = replace(manifest, certificate=measure(sampler, config, model, draft, tolerance=tolerance))
         require_kept(manifest)
         draft.write_bytes(attach_manifest(compiled.graph, manifest))
     return manifest
@@ -180,7 +188,10 @@ def _kaem(config: Config, model: Kaem, image_type: ImageType, tolerance: float, 
         noise_dim=noise_dim(model.prior, keep_components=keep_components),
         latent_dim=config.prior.num_latents,
         prior={**to_mapping(config.prior), **promise(model.prior, tabulated)},
-        densities=densities(model.prior, tabulated),
+        densities=densities(
+            *(model.prior, tabulated.laws, tabulated.weights),
+            keeps_summands=isinstance(tabulated.tables, SummandTables),
+        ),
     )
 
 
@@ -201,19 +212,21 @@ def require_kept(manifest: Manifest) -> None:
     """
     broken = [figure for figure in manifest.certificate if not figure.is_kept]
     if broken:
-        figures = "; ".join(f"{figure.name} is {figure.value:.3g}, bound {figure.bound:.3g}" for figure in broken)
-        precision = manifest.compilation.get("precision", "float32")
+        figures = "; ".join("{} is {}, bound {}".format(figure.name, *figure.words) for figure in broken)
         raise VerificationError(
             f"the compiled graph does not keep its certificate: {figures}",
-            hint=_remedy({figure.name for figure in broken}, precision),
+            hint=_remedy([figure.name for figure in broken], manifest),
         )
 
 
-def _remedy(broken: set[str], precision: Precision) -> str:
-    """Return what to do about figures that are not kept."""
-    if broken <= {"row_difference", "thread_difference"}:
+def _remedy(broken: list[str], manifest: Manifest) -> str:
+    """Return what to do about figures that are not kept, the first of them foremost."""
+    precision: Precision = manifest.compilation.get("precision", "float32")
+    if {*broken} <= {"row_difference", "thread_difference"}:
         return _ROWS_HINTS[precision]
-    return _PRECISION_HINTS[precision] if "image_parity" in broken else ""
+    if "image_parity" in broken:
+        return _PRECISION_HINTS[precision]
+    return _TABLE_HINTS.get(broken[0], "") if manifest.family == "kaem" else ""
 
 
 def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:

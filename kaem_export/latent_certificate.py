@@ -2,11 +2,12 @@
 
 The u-error is measured on the latents that the generator sees, the frame undone in float64. Scores and tails speak of
 the tables: where there is a frame they are measured on what the graph puts into it, for undoing a frame magnifies the
-rounding of its output. Latents that are sums of tables, or one of several, have their u-error alone.
+rounding of its output. Where tables hold a standard law that is scaled and moved, latents have their u-error alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,23 +17,24 @@ from typing import assert_never
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from kaem.artifact import Figure
+from kaem.noise import uniforms
 from kaem.runtime import LocalSampler
 from kaem_export.identity import keeps_components
 from kaem_export.inner_tensor import inner_tensor
 from kaem_export.oracle import LatentOracle
 from kaem_export.probes import probe_uniforms
 from kaem_export.quadrature_certificate import graph_agreement, oracle_agreement
-from kaem_export.score_certificate import Quantiles, score_figures
-from kaem_export.shared_certificate import alone, component_u_error, summand_u_error
+from kaem_export.score_certificate import Float32, Quantiles, score_figures, signed_uniforms
+from kaem_export.shared_certificate import alone, component_quantiles, quantiles_of, sum_error, summand_quantiles
 from kaem_train.sections import PriorConfig, Variant
 
-Float32 = NDArray[np.float32]
-
 _SHARE_MARGIN = 2.0**-20
+_LEAST_TAIL, _TAIL_OF_SUMS = 1e-9, 0.05
+_DRAWS, _DRAWS_SEED = 1 << 15, 1956
+_PLOT_ERROR = 1e-3
 _STRIDE_OF_SUMS = 4
 """Every how many-eth probe of a sum is scored: its density takes two more Fourier series."""
 
@@ -53,7 +55,13 @@ _PROBED: dict[Variant, str] = {
 
 
 def latent_figures(
-    sampler: LocalSampler, artifact: Path, state: Mapping[str, torch.Tensor], prior: PriorConfig
+    sampler: LocalSampler,
+    artifact: Path,
+    state: Mapping[str, torch.Tensor],
+    prior: PriorConfig,
+    *,
+    u_error_bound: float,
+    tolerance: float,
 ) -> tuple[Figure, ...]:
     """Measure what an artifact promises of its latents.
 
@@ -62,24 +70,39 @@ def latent_figures(
         artifact: Its file.
         state: The checkpoint's model tensors, by name.
         prior: The prior's section.
+        u_error_bound: What the u-error is to stay under.
+        tolerance: In u, that scores are measured by.
     """
     keeps, digest = keeps_components(sampler.manifest, prior), sampler.manifest.checkpoint_fingerprint
-    has_summands = prior.u_sharing == "per_p" or (keeps and prior.variant == "independent")
-    if has_summands:
-        value, what = summand_u_error(sampler, state, prior), ", of every component and of their sums"
-        return _u_error_figure(sampler, value, what), oracle_agreement(state, alone(prior), digest)
+    if prior.u_sharing == "per_p" or (keeps and prior.variant == "independent"):
+        oracle = LatentOracle(state, alone(prior))
+        parts = [part for _, part in summand_quantiles(artifact, sampler.manifest.noise_dim, oracle, prior)]
+        return (
+            _u_error_figure(_largest_u_error(parts), u_error_bound, ", of every summand"),
+            *(score_figures(parts, tolerance) if "standard" not in _made(artifact) else ()),
+            sum_error(sampler, artifact, prior),
+            oracle_agreement(state, alone(prior), digest),
+        )
     if keeps:
-        value = component_u_error(sampler, state, prior)
-        return _u_error_figure(sampler, value, ", of every component"), oracle_agreement(state, alone(prior), digest)
+        parts = [part for _, part in component_quantiles(sampler, artifact, None, state, prior)]
+        tabulated = _table_tensor(artifact, state)
+        scored = parts if tabulated == "latent" else []
+        if tabulated not in (None, "latent"):
+            scored = [part for _, part in component_quantiles(sampler, artifact, tabulated, state, prior)]
+        return (
+            _u_error_figure(_largest_u_error(parts), u_error_bound, ", of every component"),
+            *(score_figures(scored, tolerance) if scored else ()),
+            oracle_agreement(state, alone(prior), digest),
+        )
     oracle = LatentOracle(state, prior)
     probes = list(_probes(oracle, prior))
-    u_error = _u_error_figure(sampler, _u_error(sampler, oracle, prior, probes), _PROBED[prior.variant])
+    what = ", every expert on its own share of the last uniform" if prior.variant == "experts" else ""
+    u_error = _u_error_figure(_u_error(sampler, oracle, prior, probes), u_error_bound, what)
     tabulated = _table_tensor(artifact, state)
     if tabulated is None:
         return u_error, oracle_agreement(state, alone(prior) if oracle.is_sum else prior, digest)
-    tolerance = float(sampler.manifest.prior["tolerance"])
     quantiles = [part for probe in probes for part in _quantiles(artifact, tabulated, oracle, prior, probe)]
-    scores = score_figures([part for _, part in quantiles], tolerance, tails=not oracle.is_sum)
+    scores = score_figures([part for _, part in quantiles], tolerance)
     agreement = (
         oracle_agreement(state, alone(prior), digest)
         if oracle.is_sum
@@ -88,13 +111,49 @@ def latent_figures(
     return u_error, *scores, agreement
 
 
-def _u_error_figure(sampler: LocalSampler, value: float, what: str) -> Figure:
+def latent_distance(sampler: LocalSampler) -> tuple[Figure, ...]:
+    """Compare the densities in a manifest with the latents that its graph draws; none where they do not say of what.
+
+    The bound is that of Dvoretzky, Kiefer, Wolfowitz and Massart for so many draws, at one in a million for all Q
+    together, and what is lost by 64 bins of four digits.
+    """
+    densities = sampler.manifest.densities
+    if densities.get("of") != "latent":
+        return ()
+    latents = sampler.latents(uniforms(_DRAWS_SEED, 0, _DRAWS, sampler.manifest.noise_dim))
+    worst = 0.0
+    for q, row in enumerate(zip(densities["low"], densities["high"], densities["density"], strict=True)):
+        low, high, density = row
+        edges = np.linspace(low, high, len(density) + 1)
+        stated = np.append(0.0, np.cumsum(density) * (high - low) / len(density))
+        drawn = np.searchsorted(np.sort(latents[:, q]), edges, side="right") / len(latents)
+        worst = float(np.max([worst, np.abs(stated - drawn).max()]))
+    bound = math.sqrt(math.log(2e6 * latents.shape[1]) / (2 * len(latents))) + _PLOT_ERROR
+    return (
+        Figure(
+            name="latent_distance",
+            value=worst,
+            bound=bound,
+            meaning=f"Kolmogorov distance of the manifest's densities from {_DRAWS:,} latents of the graph",
+        ),
+    )
+
+
+def _u_error_figure(value: float, bound: float, what: str) -> Figure:
     return Figure(
         name="u_error",
         value=value,
-        bound=float(sampler.manifest.prior["u_error_bound"]),
+        bound=bound,
         meaning="max |F(F^-1(u)) - u|: baked quantiles against independent float64 quadrature" + what,
     )
+
+
+def _largest_u_error(parts: list[Quantiles]) -> float:
+    return float(np.max([part.u_error() for part in parts]))  # NumPy's keeps a NaN wherever it stands
+
+
+def _made(artifact: Path) -> set[str]:
+    return {name for node in onnx.load(artifact).graph.node for name in node.output}
 
 
 def _u_error(sampler: LocalSampler, oracle: LatentOracle, prior: PriorConfig, probes: list[_Probe]) -> float:
@@ -160,18 +219,23 @@ def _quantiles(
     artifact: Path, tensor: str, oracle: LatentOracle, prior: PriorConfig, probe: _Probe
 ) -> Iterator[tuple[int, Quantiles]]:
     uniform = probe.uniform[:: _STRIDE_OF_SUMS if oracle.is_sum else 1]
-    signed = np.where(uniform < 0.5, uniform, uniform - np.float32(1))
     latents = inner_tensor(artifact, tensor, uniform).reshape(len(uniform), -1)
     for q in range(prior.num_latents):
-        row, z = probe.first_row + q, latents[:, q].astype(np.float64)
-        cdf = oracle.cdf(row, z)
-        yield (
-            row,
-            Quantiles(
-                signed=signed[:, q],
-                z=latents[:, q],
-                cdf=cdf,
-                survival=1.0 - cdf if oracle.is_sum else oracle.survival(row, z),
-                density=oracle.density(row, z),
-            ),
-        )
+        row = probe.first_row + q
+        if oracle.is_sum:
+            yield row, _of_sum(oracle, row, uniform[:, q], latents[:, q])
+        else:
+            yield row, quantiles_of(oracle, row, uniform[:, q], latents[:, q])
+
+
+def _of_sum(oracle: LatentOracle, row: int, uniform: Float32, z: Float32) -> Quantiles:
+    """Return quantiles of a sum; in the tails its distribution is relatively precise."""
+    signed, exact = signed_uniforms(uniform), z.astype(np.float64)
+    cdf = oracle.cdf(row, exact)
+    survival = 1.0 - cdf
+    for is_upper, found in ((False, cdf), (True, survival)):
+        depth = np.abs(signed)
+        is_tail = (depth > _LEAST_TAIL) & (depth < _TAIL_OF_SUMS) & ((signed < 0) == is_upper)
+        if is_tail.any():
+            found[is_tail] = oracle.tail_of_sum(row, exact[is_tail], is_upper=is_upper)
+    return Quantiles(signed=signed, z=z, cdf=cdf, survival=survival, density=oracle.density(row, exact))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kaem_export.chebyshev_cdf import NODES_BY_COEFFICIENTS, Float64, Integers, PiecewiseDensities
+from kaem_export.chebyshev_cdf import NODES_BY_COEFFICIENTS, Float64, Integers, PiecewiseDensities, cell_nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,19 @@ class Laws:
     def largest_density(self) -> float:
         """Largest density of any distribution, at the nodes of its cells."""
         return max(float((part.coefficients @ NODES_BY_COEFFICIENTS.T).max()) for part in self.parts)
+
+    def nodes_of(self, law: int) -> tuple[Float64, Float64]:
+        """Return the density of a distribution at the nodes of its cells, and the nodes: two of shape (E, 17)."""
+        part, place = self.part_of(law)
+        return part.coefficients[place] @ NODES_BY_COEFFICIENTS.T, cell_nodes(part.edges[:-1], part.edges[1:])
+
+    def largest_rounding(self) -> float:
+        """Return the largest p(z) ulp(z) of any distribution: what one float32 step of z does to u."""
+        roundings = []
+        for law in range(self.num_laws):
+            density, z = self.nodes_of(law)
+            roundings.append(np.max(density * np.spacing(np.abs(z).astype(np.float32)).astype(np.float64)))
+        return float(max(roundings))
 
     def part_of(self, law: int) -> tuple[PiecewiseDensities, int]:
         """Return the batch that holds a distribution, and its place there."""

@@ -46,6 +46,12 @@ Rewrite = Callable[[ir.Model], ir.Model]
 EXACT: tuple[Rewrite, ...] = (fold_constants, fold_scales, fold_affine_chains, fold_kan_layers, first_layer_to_gemm)
 """Equal up to the rounding of float32, and never slower where they were measured."""
 
+ROWS_PER_CALL = {"to_int8": INT8_ROWS, "to_toom_cook": TOOM_COOK_ROWS, "add_large_batch_branch": TOOM_COOK_ROWS}
+"""Rows of one call beyond which a graph gets slower per row on a processor, by its last rewrite; others have none."""
+
+PASS_NAMES = frozenset({*(rewrite.__name__ for rewrite in EXACT), *ROWS_PER_CALL, "to_float16", "fix_batch"})
+"""Of all rewrites."""
+
 LARGE_BATCH = 16
 """Rows from which the large-batch form runs where nothing was measured."""
 

@@ -38,6 +38,12 @@ _LARGEST_PHASE = 10.0
 _FREQUENCIES_AT_ONCE = 256
 _HALVINGS = 40
 _NEGLIGIBLE = 1e-8
+_TILTS = 8
+"""Into how many groups the points of a tail are cut; each has a theta of its own."""
+
+_MOST_TILT = 600.0
+"""Largest |theta| times the width of one component's support: e^600 is a float64."""
+
 _LOG_STD_RANGE = (-2.0, 1.5)
 _LEAST_REFERENCE_STD = 0.1
 _FRAME_PREFIX = {"none": None, "global": "frame", "own": "frames"}
@@ -52,7 +58,7 @@ class LatentOracle:
 
     Attributes:
         weights: pi, shape (K,), of experts; [1] for the other variants.
-        is_sum: Whether the distributions are those of sums, known to 2e-9 and no better in the tails.
+        is_sum: Whether the distributions are those of sums: `cdf` knows them to 2e-9, `tail_of_sum` is relative.
     """
 
     weights: Float64
@@ -173,6 +179,66 @@ class LatentOracle:
             if np.abs(phi[-8:]).max() < _NEGLIGIBLE:
                 break
         return np.clip(total, 0.0, 1.0)
+
+    def tail_of_sum(self, q: int, z: Float64, *, is_upper: bool) -> Float64:
+        """Return P(S_q > z), or P(S_q <= z), of a sum to their own relative precision; for z in one tail, shape (N,).
+
+        Esscher's tilt: the law with density proportional to e^(theta x) p(x) has the mean of z for some theta, and
+        its Fourier series is as precise there as that of p is at the mean. With M = E e^(theta x), the x from the low
+        end, and phi the tilted characteristic function,
+
+            P(S > z) = (M / L) sum_k conj phi(t_k) int_z^L e^((i t_k - theta) x) dx,     t_k = 2 pi k / L, k of Z.
+        """
+        length = self._terms * (self._high - self._low)
+        x, shifted = z - self._terms * self._low, (self._nodes - self._low).reshape(-1)
+        ends = chebyshev.chebval(1.0, chebyshev.chebint(self._to_coefficients, lbnd=-1, axis=1).T)
+        masses = (self._components[q] * ends * self._half[:, None]).reshape(self._terms, -1)
+        groups = [part for part in np.array_split(np.argsort(x), _TILTS) if len(part)]
+        places = [float(np.median(x[group])) for group in groups]
+        tilts = [_tilted(masses, shifted, place, _MOST_TILT / (self._high - self._low)) for place in places]
+        together = np.concatenate([tilted for _, tilted, _ in tilts])
+        total = np.zeros_like(x)
+        last = int(_LARGEST_PHASE / self._half.max() * length / (2 * np.pi))
+        for first in range(0, last, _FREQUENCIES_AT_ONCE):
+            t = 2 * np.pi * np.arange(first, first + _FREQUENCIES_AT_ONCE) / length
+            phases = together @ np.exp(1j * np.outer(shifted, t))
+            phi = phases.reshape(len(tilts), self._terms, -1).prod(axis=1)
+            for group, (theta, _, log_scale), own in zip(groups, tilts, phi, strict=True):
+                rate = 1j * t - theta
+                # k and -k give the same, and k = 0 is there once. M may be far from 1, so it is in the exponent.
+                factor = own.conj() / rate * np.where(t > 0.0, 2.0, 1.0) / length
+                start, end = (x[group], length) if is_upper else (0.0, x[group])
+                moved = [np.exp(np.multiply.outer(edge, rate) + log_scale) for edge in (end, start)]
+                total[group] += ((moved[0] - moved[1]) @ factor).real
+            if np.abs(phi[:, -8:]).max() < _NEGLIGIBLE:
+                break
+        return np.clip(total, 0.0, 1.0)
+
+
+def _tilted(masses: Float64, x: Float64, place: float, most: float) -> tuple[float, Float64, float]:
+    """Tilt laws so that their sum has a given mean.
+
+    Args:
+        masses: Of P components at x, shape (P, M).
+        x: Shape (M,).
+        place: The mean.
+        most: Largest |theta|.
+
+    Returns:
+        theta, the tilted masses, each row summing to 1, and log E e^(theta sum).
+    """
+
+    def tilt(theta: float) -> tuple[Float64, float]:
+        exponent = theta * x
+        own = masses * np.exp(exponent - exponent.max())
+        sums = own.sum(axis=1, keepdims=True)
+        return own / sums, float(np.log(sums).sum() + len(masses) * exponent.max())
+
+    low, high = -most, most
+    for _ in range(_HALVINGS):
+        theta = (low + high) / 2
+        low, high = (theta, high) if (tilt(theta)[0] @ x).sum() < place else (low, theta)
+    return theta, *tilt(theta)
 
 
 def prior_tensors(state: Mapping[str, Any], config: PriorConfig) -> dict[str, Float64]:

@@ -18,7 +18,7 @@ from kaem_export.lookup import Constants, quantile_nodes, signed_nodes
 from kaem_export.prior_tables import ExpertTables
 from kaem_export.tree import QuantileTables
 
-_MOST_BLOCKS = 16
+MOST_BLOCKS = 16
 """Blocks of steps up to which they pick the expert: they make the first level of the search wider for every column,
 which from 64 rows on costs more than counting thresholds where there are many. With 256 experts a sixth was lost."""
 
@@ -42,7 +42,7 @@ def own_frame_nodes(
         "frame_matrix": np.concatenate([matrix, offset[..., None] / one], axis=2),  # (K, Q, Q + 1)
     }
     is_shared = looked_up.num_functions == 1
-    has_steps = is_shared and len(tables.thresholds) < looked_up.fan_out * _MOST_BLOCKS
+    has_steps = is_shared and len(tables.thresholds) < looked_up.fan_out * MOST_BLOCKS
     looked_up = looked_up.with_steps(tables.thresholds if has_steps else tables.thresholds[:0], one)
     own_columns = np.zeros(latent_dim, np.int64) if is_shared else tables.tables.columns
     pad = [(0, 0)] * (own_columns.ndim - 1) + [(0, 1)]

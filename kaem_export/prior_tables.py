@@ -105,9 +105,10 @@ def tabulate(prior: Prior, *, tolerance: float = TOLERANCE, keep_components: boo
         ArtifactError: A density cannot be integrated.
     """
     shape = (prior.num_latents, prior.num_components)
+    laws = prior_laws(prior, keep_components=keep_components)
+    baked = bake(laws, tolerance)
     if isinstance(prior, ExpertsPrior | OwnFramesPrior):
-        laws, weights = function_laws(prior), choice_weights(prior)
-        baked = bake(laws, tolerance)
+        weights = choice_weights(prior)
         affine = _affine(laws, shape)
         tables = ExpertTables(
             tables=baked.tables.reading(laws.law_of.reshape(shape).T),
@@ -116,8 +117,6 @@ def tabulate(prior: Prior, *, tolerance: float = TOLERANCE, keep_components: boo
         )
         return TabulatedPrior(tables=tables, laws=laws, baked=baked, weights=weights)
     if isinstance(prior, IndependentPrior) and (prior.shares_uniforms or keep_components):
-        laws = function_laws(prior)
-        baked = bake(laws, tolerance)
         summands = SummandTables(
             tables=baked.tables.reading(laws.law_of.reshape(shape)),
             affine=_affine(laws, shape),
@@ -125,18 +124,27 @@ def tabulate(prior: Prior, *, tolerance: float = TOLERANCE, keep_components: boo
         )
         return TabulatedPrior(tables=summands, laws=laws, baked=baked, weights=None)
     if isinstance(prior, MixturePrior) and keep_components:
-        laws, weights = function_laws(prior), choice_weights(prior)
-        baked = bake(laws, tolerance)
+        weights = choice_weights(prior)
         components = ComponentTables(
             tables=baked.tables.reading(laws.law_of.reshape(shape)),
             affine=_affine(laws, shape),
             thresholds=_thresholds(weights),
         )
         return TabulatedPrior(tables=components, laws=laws, baked=baked, weights=weights)
-    laws = collapse(prior)
-    baked = bake(laws, tolerance)
     collapsed = CollapsedTables(tables=baked.tables, affine=_affine(laws, shape[:1]))
     return TabulatedPrior(tables=collapsed, laws=laws, baked=baked, weights=None)
+
+
+def prior_laws(prior: Prior, *, keep_components: bool) -> Laws:
+    """Return the distributions that `tabulate` makes tables of.
+
+    Raises:
+        ArtifactError: A density cannot be integrated.
+    """
+    is_sum = isinstance(prior, IndependentPrior)
+    if keep_components or not isinstance(prior, IndependentPrior | MixturePrior) or (is_sum and prior.shares_uniforms):
+        return function_laws(prior)
+    return collapse(prior)
 
 
 def noise_dim(prior: Prior, *, keep_components: bool) -> int:

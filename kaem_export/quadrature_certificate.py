@@ -16,7 +16,7 @@ import numpy as np
 from scipy.integrate import quad_vec
 
 from kaem.artifact import Figure
-from kaem_export.bake import SCORE_BOUND
+from kaem_export.bake import SCORE_BOUND, beyond_floats
 from kaem_export.chebyshev_cdf import Float64
 from kaem_export.oracle import LatentOracle, domain, log_density, prior_tensors, softmax
 from kaem_export.oracle_bases import basis_breaks, pieces_wanted
@@ -24,7 +24,7 @@ from kaem_export.score_certificate import Quantiles
 from kaem_train.sections import PriorConfig
 
 _FUNCTIONS, _POINTS = 3, 6
-_BOUND = 1e-7
+AGREEMENT_BOUND = 1e-7
 _ABSOLUTE, _RELATIVE = 1e-13, 1e-10
 _SCALE_POINTS = 2_000
 _OF_ONE_FUNCTION = (
@@ -100,12 +100,12 @@ def graph_agreement(
         chosen = chosen[np.argsort(part.z[chosen], kind="stable")]
         z, u = part.z[chosen].astype(np.float64), np.mod(part.signed[chosen].astype(np.float64), 1.0)
         cdf, density = Function(row, config).at(z, state)
-        rounding = SCORE_BOUND * density * np.spacing(np.abs(part.z[chosen])).astype(np.float64)
-        worst.append(np.max(np.abs(cdf - u) - rounding))
+        rounding = density * np.spacing(np.abs(part.z[chosen])).astype(np.float64)
+        worst.append(np.max(beyond_floats(np.abs(cdf - u), rounding)))
     return Figure(
         name="cdf_agreement",
         value=float(np.max([0.0, *worst])),
-        bound=max(_BOUND, SCORE_BOUND * tolerance),
+        bound=max(AGREEMENT_BOUND, SCORE_BOUND * tolerance),
         meaning=f"max |F(z) - u| - {SCORE_BOUND} p(z) ulp(z): some of the graph's quantiles, "
         "F and p by adaptive quadrature (scipy)",
     )
@@ -130,7 +130,7 @@ def oracle_agreement(state: Mapping[str, Any], config: PriorConfig, fingerprint:
     return Figure(
         name="cdf_agreement",
         value=float(np.max(worst)),
-        bound=_BOUND,
+        bound=AGREEMENT_BOUND,
         meaning="max difference between the F that u_error was measured with and adaptive quadrature (scipy)",
     )
 

@@ -1,77 +1,119 @@
-"""The u-error of a graph whose components are functions of their own.
+"""Quantiles of a graph whose components are functions of their own.
 
-First sums of summands, their uniforms shared over q or not: s_q = sum_p F_qp^-1(u_p).
+First sums of summands, their uniforms shared over q or not: s_q = sum_p F_qp^-1(u_p). The graph's own summands are
+compared with their distributions one by one, tails included; and that latents are the sums of just these summands is a
+figure of its own,
 
-The graph shows the sums alone. Where all uniforms but u_p stay at a base point, s_q moves by what z_qp moves, so
-every component is measured by itself, tails included:
+    |s_q - sum_p z_qp| / (2^-24 sum_p |z_qp|),
 
-    |F_qp(s_q(u) - s_q(base) + F_qp^-1(base)) - u_p|
-
-What a component is off by at the base point would cancel; so, and to see that every component has the uniform
-that is its own, the sums are compared too, with all uniforms free, on the scale of their own distribution:
-
-    |F_q(s_q(u)) - F_q(sum_p F_qp^-1(u_p))|,    F_q the law of the sum
-
-Then mixtures, every component on its own share of the uniforms that pick it.
+at most P - 1 in whatever order P numbers are added. Then mixtures, every component on its own share of the uniforms
+that pick it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from kaem.artifact import Figure
 from kaem.runtime import LocalSampler
+from kaem_export.inner_tensor import inner_tensor
 from kaem_export.oracle import Float64, LatentOracle
 from kaem_export.probes import probe_uniforms
+from kaem_export.score_certificate import Float32, Quantiles, signed_uniforms
 from kaem_train.sections import PriorConfig
 
-_BASE = 0.25
-_COMPONENT_PROBES = 500
-_SUM_PROBES = 50
+_COMPONENT_PROBES = 2_000
+_SUM_PROBES = 2_000
 _SHARE_MARGIN = 2.0**-20
 
 
-def summand_u_error(sampler: LocalSampler, state: Mapping[str, torch.Tensor], prior: PriorConfig) -> float:
-    """Return the largest of both errors; NaN where a latent is not a number.
+def summand_quantiles(
+    artifact: Path, noise_dim: int, oracle: LatentOracle, prior: PriorConfig
+) -> Iterator[tuple[int, Quantiles]]:
+    """Yield the quantiles of every summand that a graph adds up, by the oracle's rows q P + p.
+
+    Args:
+        artifact: The ONNX file.
+        noise_dim: P where uniforms are shared over q, Q P where every summand has one of its own.
+        oracle: Of the components alone.
+        prior: The prior's section.
+    """
+    uniform = probe_uniforms(noise_dim, _COMPONENT_PROBES)
+    summands = inner_tensor(artifact, "summands", uniform)
+    for row in range(prior.num_latents * prior.num_components):
+        q, p = divmod(row, prior.num_components)
+        yield (
+            row,
+            quantiles_of(oracle, row, uniform[:, row if noise_dim > prior.num_components else p], summands[:, q, p]),
+        )
+
+
+def sum_error(sampler: LocalSampler, artifact: Path, prior: PriorConfig) -> Figure:
+    """Measure whether the latents are the sums of the summands, up to the rounding of additions."""
+    uniform = probe_uniforms(sampler.manifest.noise_dim, _SUM_PROBES)
+    summands = inner_tensor(artifact, "summands", uniform).astype(np.float64)
+    errors = np.abs(sampler.latents(uniform) - summands.sum(axis=2))
+    return Figure(
+        name="sum_error",
+        value=float(np.max(errors / (2.0**-24 * np.maximum(np.abs(summands).sum(axis=2), 2.0**-126)))),
+        bound=float(max(prior.num_components - 1, 0)),
+        meaning="max |latent - sum of its summands| / (2^-24 sum of |summand|): one for every addition",
+    )
+
+
+def component_quantiles(
+    sampler: LocalSampler,
+    artifact: Path,
+    tensor: str | None,
+    state: Mapping[str, torch.Tensor],
+    prior: PriorConfig,
+) -> Iterator[tuple[int, Quantiles]]:
+    """Yield the quantiles of a mixture's components, each picked in turn for all latents, by rows q P + p.
+
+    A component whose share of the picking uniforms is below 2^-19 is not probed.
 
     Args:
         sampler: The loaded graph.
+        artifact: Its file.
+        tensor: Of the graph's quantiles before the frame; None to undo the frame.
         state: The checkpoint's model tensors, by name.
-        prior: The prior's section. Where every summand has a uniform of its own, those of one p are set alike.
-    """
-    components = LatentOracle(state, alone(prior))
-    sums = LatentOracle(state, replace(prior, u_sharing="per_qp"))
-    errors = [*_of_components(sampler, components, prior), *_of_sums(sampler, components, sums, prior)]
-    return float(np.max(errors))  # unlike Python's max, NumPy's keeps a NaN wherever it stands
-
-
-def component_u_error(sampler: LocalSampler, state: Mapping[str, torch.Tensor], prior: PriorConfig) -> float:
-    """Return the largest u-error of a mixture's components, each picked in turn for all latents.
-
-    A component whose share of the picking uniforms is below 2^-19 is not probed.
+        prior: The prior's section.
     """
     oracle = LatentOracle(state, alone(prior))
     logits = np.asarray(state["prior.logits"], np.float64)
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     ends = np.pad(np.cumsum(weights, axis=1) / weights.sum(axis=1, keepdims=True), ((0, 0), (1, 0))) - 0.5
     uniform = probe_uniforms(prior.num_latents, _COMPONENT_PROBES)
-    expected = np.mod(uniform.astype(np.float64), 1.0)
     places = np.linspace(0.0, 1.0, len(uniform))[:, None]
-    errors = [0.0]
     for p in range(prior.num_components):
         low, high = ends[:, p] + _SHARE_MARGIN, ends[:, p + 1] - _SHARE_MARGIN
         choice = np.where(high > low, low + (high - low) * places, ends[:, p]).astype(np.float32)
-        latents = sampler.latents(np.concatenate([uniform, choice], axis=1)).astype(np.float64)
-        errors += [
-            float(np.abs(oracle.cdf(q * prior.num_components + p, z) - expected[:, q]).max())
-            for q, z in enumerate(_unframed(latents, state).T)
-            if high[q] > low[q]
-        ]
-    return float(np.max(errors))
+        rows = np.concatenate([uniform, choice], axis=1)
+        quantiles: Float32 | Float64
+        if tensor is None:
+            quantiles = _unframed(sampler.latents(rows).astype(np.float64), state)
+        else:
+            quantiles = inner_tensor(artifact, tensor, rows)
+        for q in np.flatnonzero(high > low):
+            row = int(q) * prior.num_components + p
+            yield row, quantiles_of(oracle, row, uniform[:, q], quantiles[:, q])
+
+
+def quantiles_of(oracle: LatentOracle, row: int, uniform: Float32, z: Float32 | Float64) -> Quantiles:
+    """Return quantiles z of uniforms, both of shape (N,), with what the oracle says of its function `row` there."""
+    exact = z.astype(np.float64)
+    return Quantiles(
+        signed=signed_uniforms(uniform),
+        z=z.astype(np.float32),
+        cdf=oracle.cdf(row, exact),
+        survival=oracle.survival(row, exact),
+        density=oracle.density(row, exact),
+    )
 
 
 def alone(prior: PriorConfig) -> PriorConfig:
@@ -85,40 +127,3 @@ def _unframed(latents: Float64, state: Mapping[str, torch.Tensor]) -> Float64:
         return latents
     matrix, offset = (np.asarray(state[f"prior.frame.{name}"], np.float64) for name in ("matrix", "offset"))
     return np.asarray(np.linalg.solve(matrix, (latents - offset).T).T)
-
-
-def _latents(sampler: LocalSampler, uniform: NDArray[np.float32]) -> Float64:
-    """Return latents of uniforms (N, P) that all q share, whether the graph takes those or Q P."""
-    repeats = sampler.manifest.noise_dim // uniform.shape[1]
-    return sampler.latents(np.tile(uniform, repeats)).astype(np.float64)
-
-
-def _of_components(sampler: LocalSampler, oracle: LatentOracle, prior: PriorConfig) -> list[float]:
-    """The error of every component, the uniforms of the others at the base point."""
-    probes = probe_uniforms(1, _COMPONENT_PROBES)[:, 0]
-    expected = np.mod(probes.astype(np.float64), 1.0)
-    errors = []
-    for p in range(prior.num_components):
-        uniform = np.full((len(probes) + 1, prior.num_components), _BASE, np.float32)
-        uniform[1:, p] = probes
-        latents = _latents(sampler, uniform)
-        for q in range(prior.num_latents):
-            row = q * prior.num_components + p
-            at_base = oracle.quantile(row, np.array([_BASE]))
-            z = latents[1:, q] - latents[0, q] + at_base
-            errors.append(float(np.abs(oracle.cdf(row, z) - expected).max()))
-    return errors
-
-
-def _of_sums(sampler: LocalSampler, components: LatentOracle, sums: LatentOracle, prior: PriorConfig) -> list[float]:
-    """The error of every coordinate that the generator sees."""
-    uniform = probe_uniforms(prior.num_components, _SUM_PROBES)
-    latents = _latents(sampler, uniform)
-    u: Float64 = np.mod(uniform.astype(np.float64), 1.0)
-    errors = []
-    for q in range(prior.num_latents):
-        rows = range(q * prior.num_components, (q + 1) * prior.num_components)
-        exact = np.sum([components.quantile(row, u[:, p]) for p, row in enumerate(rows)], axis=0)
-        found, wanted = np.split(sums.cdf(q, np.concatenate([latents[:, q], exact])), 2)
-        errors.append(float(np.abs(found - wanted).max()))
-    return errors

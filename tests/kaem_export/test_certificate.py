@@ -62,11 +62,9 @@ def test_every_variant_exports_with_a_kept_certificate(variant, tmp_path):
     checkpoint = write_random_checkpoint(tmp_path / "ckpt.pt", *VARIANTS[variant])
     manifest = export(checkpoint, tmp_path / "model.onnx")
     figures = {figure.name: figure for figure in manifest.certificate}
-    of_tables = {"score", "score_999", "tail_error", "far_tail_error"}
+    of_tables = {"score", "score_999", "tail_error", "far_tail_error", "latent_distance"}
     if variant == "shared uniforms":
-        of_tables = set()
-    elif manifest.config["prior"]["variant"] == "independent" and manifest.config["prior"]["num_components"] > 1:
-        of_tables = {"score", "score_999"}
+        of_tables |= {"sum_error"}
     rows = {"image_parity", "row_difference", "thread_difference", "noise_mismatches"}
     assert set(figures) == {"u_error", "cdf_agreement"} | of_tables | rows
     assert all(figure.is_kept for figure in figures.values())
