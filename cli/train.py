@@ -81,7 +81,7 @@ def train(
 
     # With torch, which takes seconds to load: only now that what was given can be there.
     from kaem_train.baselines.prescription import prescription_note
-    from kaem_train.checkpoint import load_kaem, read_checkpoint
+    from kaem_train.checkpoint import read_checkpoint
     from kaem_train.data import load_dataset
     from kaem_train.progress import ProgressReport, decoding_progress
     from kaem_train.requirements import check_trainable
@@ -128,14 +128,19 @@ def train(
         again = _resume_command(config, options, assignments or [])
         message = f"stopped and saved at update {outcome.step}; go on with: {again}"
     if outcome.is_finished and settings.family == "kaem":
-        from kaem_train.model.energy_words import energy_words
-
-        modules = (settings.generator.module,)  # what was trained just now may be loaded
-        message += f"\n{energy_words(load_kaem(outcome.checkpoint, allow_modules=modules)[1].prior)}"
+        message += f"\n{_energy_words(outcome.checkpoint, settings)}"
     console.print(message, soft_wrap=True, highlight=False, markup=False)
     typer.echo(outcome.checkpoint)
     if not outcome.is_finished:
         raise typer.Exit(130)
+
+
+def _energy_words(checkpoint: Path, settings: Config) -> str:
+    """Say what is left of the energies of a run that has just ended, whose own generator may be loaded."""
+    from kaem_train.checkpoint import load_kaem
+    from kaem_train.model.energy_words import energy_words
+
+    return energy_words(load_kaem(checkpoint, allow_modules=(settings.generator.module,))[1].prior)
 
 
 def _start(

@@ -108,8 +108,8 @@ def verify(
             manifest = sampler.manifest
             check_identity(artifact, manifest, fingerprint_weights(model.state_dict()), checkpoint)
             check_description(artifact, manifest, config, updates=read_checkpoint(checkpoint).step)
-            has_prior = config.family == "kaem" and isinstance(model, Kaem)
-            check_tables(artifact, manifest, energies=energies_field(model.prior) if has_prior else None)
+            prior = model.prior if config.family == "kaem" and isinstance(model, Kaem) else None
+            check_tables(artifact, manifest, energies=None if prior is None else energies_field(prior))
             figures = measure(sampler, config, model, artifact, tolerance=judged_tolerance(manifest, tolerance))
     except ArtifactError as error:  # the file was read, so it is its content that is wrong
         raise VerificationError(error.message, hint=error.hint) from None
