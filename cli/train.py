@@ -122,13 +122,11 @@ def train(
     if outcome.is_finished and outcome.bound is None:
         message = f"the family {settings.family} has no likelihood, and so no held-out bound"
     elif outcome.is_finished:
-        message = f"held-out log-likelihood at least {outcome.bound:.2f} nats per image"
+        message = f"held-out log-likelihood at least {outcome.bound:.2f} nats per image{_energy_words(outcome.checkpoint, settings)}"
     else:
         options = {"--data": data, "--family": family, "--out": out, "--updates": updates, "--seed": seed}
         again = _resume_command(config, options, assignments or [])
         message = f"stopped and saved at update {outcome.step}; go on with: {again}"
-    if outcome.is_finished and settings.family == "kaem":
-        message += f"\n{_energy_words(outcome.checkpoint, settings)}"
     console.print(message, soft_wrap=True, highlight=False, markup=False)
     typer.echo(outcome.checkpoint)
     if not outcome.is_finished:
@@ -136,11 +134,16 @@ def train(
 
 
 def _energy_words(checkpoint: Path, settings: Config) -> str:
-    """Say what is left of the energies of a run that has just ended, whose own generator may be loaded."""
+    """Say, on a line of its own, what is left of the energies of a run that has just ended; nothing of a baseline.
+
+    The generator is the run's own, so its class may be loaded.
+    """
+    if settings.family != "kaem":
+        return ""
     from kaem_train.checkpoint import load_kaem
     from kaem_train.model.energy_words import energy_words
 
-    return energy_words(load_kaem(checkpoint, allow_modules=(settings.generator.module,))[1].prior)
+    return "\n" + energy_words(load_kaem(checkpoint, allow_modules=(settings.generator.module,))[1].prior)
 
 
 def _start(
