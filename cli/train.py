@@ -122,7 +122,10 @@ def train(
     if outcome.is_finished and outcome.bound is None:
         message = f"the family {settings.family} has no likelihood, and so no held-out bound"
     elif outcome.is_finished:
-        message = f"held-out log-likelihood at least {outcome.bound:.2f} nats per image{_energy_words(outcome.checkpoint, settings)}"
+        message = (
+            f"held-out log-likelihood at least {outcome.bound:.2f} nats per image"
+            f"{_energy_words(outcome.checkpoint, settings)}"
+        )
     else:
         options = {"--data": data, "--family": family, "--out": out, "--updates": updates, "--seed": seed}
         again = _resume_command(config, options, assignments or [])
