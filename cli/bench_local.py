@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from kaem.bench.quality import Subject, attach, read_evaluation, subject_of
 from kaem.bench.record import Entrant, Quality, Report
 from kaem.bench.words import parse_counts, parse_duration
 from kaem.errors import ArtifactError, ConfigError, RequestError
+from kaem.processors import count_processors
 
 if TYPE_CHECKING:
     from cli.bench_run import Options
@@ -89,7 +89,7 @@ def _contestants(options: Options, subjects: Mapping[str, Subject]) -> list[Cont
             raise ConfigError(f"unknown engine {name!r}", hint=f"choose among: {', '.join(NAMES)}")
     if len(set(engines)) < len(engines):
         raise RequestError(f"an engine is named twice: {options.engine}")
-    threads = options.threads or str(len(os.sched_getaffinity(0)))
+    threads = options.threads or str(count_processors())
     numbers = parse_counts(threads, "numbers of threads", MAX_THREADS)
     found = []
     for source in options.sources:

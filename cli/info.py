@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_
+import sys
 from collections.abc import Container, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from kaem.artifact import Manifest
 
 _BARS = " ▁▂▃▄▅▆▇█"
+_PLAIN_BARS = " .:-=+*%#"
 _SHOWN_DENSITIES = 16
 
 
@@ -158,8 +160,12 @@ def _density_lines(densities: Mapping[str, Any], what: str) -> list[str]:
 
 
 def _sparkline(values: list[float]) -> str:
-    top = max(values) or 1.0
-    return "".join(_BARS[round(value / top * (len(_BARS) - 1))] for value in values)
+    top, bars = max(values) or 1.0, _BARS
+    try:
+        _BARS.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        bars = _PLAIN_BARS
+    return "".join(bars[round(value / top * (len(bars) - 1))] for value in values)
 
 
 def _show_installation() -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported here or at the top of a command's file, so that help a
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import sys
 from types import FrameType
@@ -80,6 +81,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks not to be ended
             signal.signal(number, _end)
+    _print_what_can_be_printed()
     try:
         app()
     except KaemError as error:
@@ -94,6 +96,15 @@ def main() -> None:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         _fail(f"{name}{error.strerror or error}", "", 1)
+
+
+def _print_what_can_be_printed() -> None:
+    """Let other characters stand for those that a terminal or a log does not have, instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            # File names that are no UTF-8 come out as they went in; where there is no UTF-8 a question mark has to do.
+            is_utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="surrogateescape" if is_utf8 else "replace")
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:

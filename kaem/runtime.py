@@ -25,6 +25,7 @@ from kaem.errors import ArtifactError, BackendError, RequestError
 from kaem.files import read_regular
 from kaem.onnx_file import read_artifact
 from kaem.padding import padded
+from kaem.processors import count_processors
 from kaem.providers import APPROXIMATE, GPU_ROWS, PROVIDERS
 from kaem.requests import check_memory, check_range, check_uniforms, whole
 from kaem.sampler import Chunk, Images, OnProgress, Uniforms
@@ -65,7 +66,7 @@ class LocalSampler:
 
     def __init__(self, path: Path, *, provider: str = "cpu", workers: int | None = None) -> None:
         if workers is None:
-            workers = len(os.sched_getaffinity(0)) if provider == "cpu" else 1
+            workers = count_processors() if provider == "cpu" else 1
         workers = whole("workers", workers)
         if not 1 <= workers <= MOST_WORKERS:
             raise RequestError(f"workers is {workers}, outside 1 .. {MOST_WORKERS}", hint="one per core is most")

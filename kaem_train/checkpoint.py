@@ -12,6 +12,7 @@ Format versions, newest first (bump for a change that an older reader would misr
 
 from __future__ import annotations
 
+import io
 import pickle
 import shlex
 from collections.abc import Container
@@ -111,7 +112,14 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         content["average"] = checkpoint.average_state
     content = on_cpu(content)
     with replacing(path) as draft:
-        torch.save(content, draft)
+        draft.write_bytes(packed(content))
+
+
+def packed(content: Any) -> memoryview:
+    """Return what `torch.save` would write; writing it oneself makes a full disk the system's error and not torch's."""
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getbuffer()
 
 
 def _require_finite(checkpoint: Checkpoint) -> None:

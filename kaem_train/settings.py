@@ -259,6 +259,31 @@ def _unknown_preset(name: str) -> ConfigError:
     )
 
 
+def begun_as(config: Config, old: Config, step: int) -> Config:
+    """Return the settings with which a run goes on: what has begun in it, at update `step` of `old`, stays begun.
+
+    The prior, and the draws of a weighted bound, begin at shares of all updates; of more updates the same share would
+    be later than now, and they would begin a second time.
+    """
+    begins = max(old.posterior.prior_from, old.posterior.bound_from) * old.training.updates
+    if step < begins or config.training.updates < old.training.updates:
+        return config
+    scale = old.training.updates / config.training.updates
+    posterior = replace(
+        config.posterior,
+        prior_from=old.posterior.prior_from * scale,
+        bound_from=old.posterior.bound_from * scale,
+    )
+    return replace(config, posterior=posterior)
+
+
+def lengthened(old: Config, new: Config, step: int) -> Config:
+    """Return the settings of a run that is finished at update `step` as if it had been meant to be as long as `new`."""
+    if step < old.training.updates or new.training.updates <= old.training.updates:
+        return old
+    return begun_as(replace(old, training=replace(old.training, updates=new.training.updates)), old, step)
+
+
 def first_difference(old: Config, new: Config) -> str:
     """Name the first setting that differs and matters, or return ""; where data lie and the run computes does not."""
     old = replace(
@@ -270,7 +295,7 @@ def first_difference(old: Config, new: Config) -> str:
         return ""
     if old.family != new.family:
         return f"family: {old.family}, now {new.family}"
-    for section in ("data", "prior", "generator", "posterior", "training", "refit", "latent_ebm", "diffusion"):
+    for section in ("training", "data", "prior", "generator", "posterior", "refit", "latent_ebm", "diffusion"):
         before, after = getattr(old, section), getattr(new, section)
         for name in before.__dataclass_fields__:
             values = getattr(before, name), getattr(after, name)

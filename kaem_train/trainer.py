@@ -36,7 +36,7 @@ from kaem_train.posterior import Posterior
 from kaem_train.refit import infer_latents, refit_prior
 from kaem_train.requirements import check_trainable
 from kaem_train.set_aside import divide
-from kaem_train.settings import Config, first_difference
+from kaem_train.settings import Config, begun_as, first_difference, lengthened
 from kaem_train.streams import Purpose, noise_stream
 from kaem_train.window import Window
 
@@ -91,10 +91,13 @@ def train(
     """
     check_trainable(config, dataset)
     path = folder / CHECKPOINT_NAME
-    trainer = Trainer(config, dataset, listeners=tuple(listeners))
     if resume:
-        trainer.restore(read_checkpoint(path))
+        checkpoint = read_checkpoint(path)
+        trainer = Trainer(begun_as(config, checkpoint.config, checkpoint.step), dataset, listeners=tuple(listeners))
+        trainer.restore(checkpoint)
+        config = trainer.config
     else:
+        trainer = Trainer(config, dataset, listeners=tuple(listeners))
         folder.mkdir(parents=True, exist_ok=True)
     with stop_request() as request, trainer.arithmetic():
         while trainer.step < config.training.updates and not request.is_made:
@@ -292,7 +295,7 @@ class Trainer:
             DataError: It was trained on other data.
             ArtifactError: Its state does not fit its configuration.
         """
-        changed = first_difference(checkpoint.config, self.config)
+        changed = first_difference(lengthened(checkpoint.config, self.config, checkpoint.step), self.config)
         if changed:
             raise ConfigError(
                 f"the checkpoint was trained with another {changed}",

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from kaem.cuda import CudaEngine
 from kaem.errors import ConfigError
+from kaem.processors import count_processors
 from kaem.runtime import LocalSampler
 from kaem.tensorrt import TensorRtEngine
 
@@ -71,7 +72,7 @@ def workers_of(devices: Sequence[Device], workers: int | None) -> int | None:
     """Return the threads of each of several processes; where nobody says, those on a CPU share its cores."""
     if workers is not None or devices[0].kind != "cpu":
         return workers
-    return max(1, len(os.sched_getaffinity(0)) // len(devices))
+    return max(1, count_processors() // len(devices))
 
 
 def open_engine(path: Path, device: Device, *, workers: int | None = None, name: Path | None = None) -> OpenEngine:

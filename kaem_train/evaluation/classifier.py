@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from kaem.artifact import fingerprint as digest_of
 from kaem.errors import DataError
 from kaem.files import cache_folder
+from kaem_train.checkpoint import packed
 from kaem_train.data import Dataset
 from kaem_train.data.labels import Labels
 from kaem_train.evaluation.features import Features, Pixels, Progress, write_cached
@@ -125,7 +126,7 @@ def load_classifier(dataset: Dataset, labels: Labels, progress: Progress) -> Cla
     if kept is None or not _fits(network, kept):
         network = _trained(dataset, np.searchsorted(classes, labels.train), len(classes), progress)
         content = network.state_dict()
-        write_cached(path, lambda draft: torch.save(content, draft))
+        write_cached(path, lambda draft: draft.write_bytes(packed(content)))
     network.eval().requires_grad_(False)
     weights = b"".join(value.numpy().tobytes() for value in network.state_dict().values())
     return ClassifierNetwork(
