@@ -141,10 +141,11 @@ def export(
                 allow_modules=allow_module or (),
                 sampling=Sampling(sampler=sampler, steps=steps),
             )
+        reasons: dict[str, list[str]] = {}
         for left_out in history[0].left_out:
-            console.print(f"left out: {left_out.name} ({left_out.reason})", markup=False, highlight=False)
-        for left_out in history[0].left_out:
-            console.print(f"left out: {left_out.name} ({left_out.reason})", markup=False, highlight=False)
+            reasons.setdefault(left_out.reason, []).append(left_out.name)
+        for reason, names in reasons.items():
+            console.print(f"left out: {', '.join(names)} ({reason})", soft_wrap=True, markup=False, highlight=False)
         if explain:
             with console.status("measuring every rewrite"):
                 rows = explain_rewrites(history[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -116,7 +117,9 @@ def repeated(patch: Patch, node: ir.Node, value: ir.Value) -> ir.Value:
 
 
 def with_shapes(model: ir.Model) -> ir.Model:
-    """Infer the shapes of all values."""
+    """Infer the shapes of all values, as far as onnx can."""
+    # It logs a traceback where it cannot; what that means for the graph is said once, by whoever checks it.
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
     common.ShapeInferencePass(check_type=True, strict_mode=True, data_prop=True)(model)
     return model
 

@@ -56,6 +56,14 @@ def checked_images(images: NDArray[Any], config: DataConfig, origin: str) -> NDA
 def _checked_floats(images: NDArray[Any], origin: str) -> NDArray[Any]:
     if images.dtype.kind != "f":
         raise DataError(f"{origin} holds {images.dtype} values", hint="store uint8 pixels, or floats scaled to [0, 1]")
+    finite = np.isfinite(images)
+    if not finite.all():
+        place = tuple(map(int, np.unravel_index(int(np.argmin(finite)), images.shape)))
+        raise DataError(
+            f"{origin} holds {images[place]} at {list(place)}, one of {int((~finite).sum())} values that are "
+            "no finite numbers",
+            hint="drop such images, or find out what made them",
+        )
     lowest, highest = float(images.min()), float(images.max())
     if not (lowest >= 0.0 and highest <= 1.0):
         raise DataError(f"{origin} holds floats from {lowest:g} to {highest:g}", hint="scale the pixels to [0, 1]")

@@ -157,3 +157,11 @@ def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
         assert sorted(order.tolist()) == list(range(30))
     assert len({tuple(order.tolist()) for order in epochs}) == 3
     assert not torch.equal(epochs[0][:10], batch_indices(30, 10, seed=5, step=0))
+
+
+def test_pixels_that_are_no_numbers_are_named_by_their_place(tmp_path):
+    images = np.full((20, 6, 5), 0.5, np.float32)
+    images[3, 2, 1] = np.nan
+    np.savez(tmp_path / "nan.npz", images=images)
+    with pytest.raises(DataError, match=r"holds nan at \[3, 2, 1\], one of 1 values that are no finite numbers"):
+        _load(tmp_path / "nan.npz")
