@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DATA   ?= ../shared/data
 
-.PHONY: help setup demo test test-fast test-gpu gpu-proof lint fix docs protocol bench bench-parts bench-export bench-serve bench-servers bench-peers soak check-image results-small clean
+.PHONY: help setup demo test test-fast test-gpu gpu-proof lint fix docs protocol bench bench-parts bench-export bench-serve bench-overload bench-servers bench-peers soak check-image results-small clean
 
 help:                ## List the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  *## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20 | sort -u
@@ -68,6 +68,10 @@ bench-parts: setup   ## Measure noise, tables, rewrites, scheduler and transport
 
 bench-serve: setup   ## Measure what serving costs, against the same model called in-process: 2 minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/serving.py
+
+bench-overload: setup ## Measure goodput at 1, 2 and 3 times what a server can answer: 2 minutes, 2 processors; MODEL=model.onnx
+	@test -f "$(MODEL)" || { echo "name an artifact: make bench-overload MODEL=model.onnx" >&2; exit 1; }
+	PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/overload.py $(MODEL)
 
 bench-servers: setup   ## Measure the server beside PyTriton and Mosec with the same model: 5 minutes; makes their environments first
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(BIN)/python benchmarks/peer_servers.py

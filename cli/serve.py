@@ -85,6 +85,14 @@ def serve(
             rich_help_panel=_SCHEDULING,
         ),
     ] = None,
+    max_pending_calls: Annotated[
+        int | None,
+        typer.Option(
+            help="Calls that may wait until the server looks at them; more that come at once are ended with CANCELLED.",
+            show_default="100",
+            rich_help_panel=_SCHEDULING,
+        ),
+    ] = None,
     max_memory: Annotated[
         int | None,
         typer.Option(
@@ -234,6 +242,7 @@ def serve(
         "max_batch": max_batch,
         "interactive_samples": interactive,
         "max_queue_samples": max_queue,
+        "max_pending_calls": max_pending_calls,
         "max_held_bytes": None if max_memory is None else max_memory << 20,
         "max_queue_delay_us": queue_delay,
         "max_connection_age_s": max_connection_age,

@@ -12,11 +12,11 @@ from typing import Literal
 
 from serve.backlog import Backlog
 from serve.buckets import CostTable
+from serve.punctuality import LEAST
 from serve.rotation import BULK_SHARE
 
 Reason = Literal["samples", "bytes", "deadline"]
 
-_MARGIN = 1.2  # of the estimated time: batches vary
 _OVERHEAD_S = 0.001  # from the last row computed to the last byte sent
 _LEAST_RETRY_S, _LONGEST_RETRY_S = 0.01, 30.0
 
@@ -44,11 +44,13 @@ class Estimate:
     Args:
         costs: Seconds of each batch.
         interactive: What interactive jobs have left.
-        bulk: What bulk jobs have left.
+        bulk: What bulk jobs have left that are served in turn.
+        line: What the bulk jobs have left that are served one after another, see `serve.rotation`.
         quanta: Rows that an interactive and a bulk job may give before the next of its class has its turn.
         lanes: Batches computed at the same time.
         busy_s: Until the first of the running batches is done; 0 if a lane is idle.
         next_s: What the next batch takes at least: rows that come while all lanes are busy will share it.
+        factors: What estimates of an interactive and of a bulk job are multiplied with, see `serve.punctuality`.
     """
 
     def __init__(
@@ -57,44 +59,66 @@ class Estimate:
         *,
         interactive: Backlog,
         bulk: Backlog,
+        line: Backlog,
         quanta: tuple[int, int],
         lanes: int,
         busy_s: float,
         next_s: float,
+        factors: tuple[float, float] = (LEAST, LEAST),
     ) -> None:
         self._costs = costs
         self._interactive = interactive
         self._bulk = bulk
+        self._line = line
         self._quanta = quanta
         self._lanes = lanes
         self._busy_s = busy_s
         self._next_s = next_s
+        self._factors = factors
 
-    def ready_s(self, rows: int, *, is_bulk: bool) -> float:
+    def ready_s(self, rows: int, *, is_bulk: bool, is_whole: bool = False) -> float:
         """Return the seconds until a newcomer has `rows` rows, should nobody come after it."""
-        own = self._bulk if is_bulk else self._interactive
-        total = rows + own.within(rows + self._quanta[is_bulk])
-        if is_bulk:  # interactive rows go first, but for the share of bulk rows
-            total = min(total + self._interactive.rows, BULK_SHARE * total)
-        elif self._bulk.rows:
-            total += total // (BULK_SHARE - 1)
-        return self.drain_s(total)
+        quantum = self._quanta[is_bulk]
+        if not is_bulk:
+            total = rows + self._interactive.within(rows + quantum)
+            if self._bulk.rows or self._line.rows:
+                total += total // (BULK_SHARE - 1)
+            return self._stretched(total, is_bulk=False)
+        if is_whole:
+            # A job in turn gets a share of 1 in n beside a line of n; summed while the line becomes shorter.
+            in_turn = self._bulk.within(math.ceil(rows * (1.0 + math.log1p(self._line.jobs))) + quantum)
+            total = rows + self._line.rows + in_turn
+        else:
+            total = rows + self._bulk.within(rows + quantum) + self._line.within(rows + quantum)
+        # Interactive rows go first, but for the share of bulk rows.
+        return self._stretched(min(total + self._interactive.rows, BULK_SHARE * total), is_bulk=True)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a newcomer would be computed at once and alone."""
+        return not (self._interactive.rows or self._bulk.rows or self._line.rows or self._busy_s or self._next_s)
+
+    def _stretched(self, rows: int, *, is_bulk: bool) -> float:
+        # An idle server is as quick as it was found to be, whatever it was like when it was busy.
+        return self.drain_s(rows) if self.is_idle else self.drain_s(rows) * self._factors[is_bulk] / LEAST
 
     def alone_s(self, rows: int) -> float:
         """Return the seconds until a newcomer has `rows` rows on a server with nothing else to do."""
-        return _MARGIN * self._seconds(rows) + _OVERHEAD_S
+        return LEAST * self._seconds(rows) + _OVERHEAD_S
 
     def drain_s(self, rows: int) -> float:
         """Return the seconds until `rows` of the rows that wait are done."""
-        return self._busy_s + _MARGIN * max(self._next_s, self._seconds(rows)) + _OVERHEAD_S
+        return self._busy_s + LEAST * max(self._next_s, self._seconds(rows)) + _OVERHEAD_S
 
     def _seconds(self, rows: int) -> float:
         return self._costs.seconds(math.ceil(rows / self._lanes))
 
 
-def refuse_for_deadline(estimate: Estimate, rows: int, *, is_bulk: bool, timeout_s: float) -> Refusal | None:
+def refuse_for_deadline(
+    estimate: Estimate, rows: int, *, is_bulk: bool, is_whole: bool = False, timeout_s: float
+) -> Refusal | None:
     """Return why a newcomer's deadline cannot be met, or None if it can."""
-    ready_s = estimate.ready_s(rows, is_bulk=is_bulk)
+    ready_s = estimate.ready_s(rows, is_bulk=is_bulk, is_whole=is_whole)
     if ready_s <= timeout_s:
         return None
     alone_s = estimate.alone_s(rows)

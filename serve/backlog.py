@@ -15,6 +15,7 @@ class Backlog:
         self._counts = [0] * 66
         self._sums = [0] * 66
         self.rows = 0
+        self.jobs = 0
 
     def move(self, old: int, new: int) -> None:
         """Note that a job has `new` rows left instead of `old`; 0 stands for no job."""
@@ -24,6 +25,8 @@ class Backlog:
         if new:
             self._counts[new.bit_length()] += 1
             self._sums[new.bit_length()] += new
+            self.jobs += 1
+        self.jobs -= bool(old)
         self.rows += new - old
 
     def within(self, most: int) -> int:

@@ -72,5 +72,6 @@ class Demand:
             base=min(self.rows, ahead),
             row_bytes=self.row_bytes,
             is_bulk=self.is_bulk,
+            is_whole=self.chunk_rows >= self.rows and not self.may_shrink,
             deadline=math.inf if self.timeout_s is None else now + self.timeout_s,
         )

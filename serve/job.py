@@ -47,6 +47,7 @@ class Job:
         ticket: Its place in the rotation.
         chunk_rows: Rows of each chunk but the last.
         submitted_at: When it came, on the scheduler's clock.
+        estimated_s: Seconds that it was to take, if it came to a busy server; else 0.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Job:
         self.chunk_rows = chunk_rows
         self.submitted_at = submitted_at
         self.context = contextvars.copy_context()  # of its call, for those who are told of it in other threads
+        self.estimated_s = 0.0
         self._owner = owner
         self._num_rows = ticket.rows
         self._convert = convert

@@ -43,7 +43,7 @@ class Ledger:
             most_counted=costs.largest,
             spare_bytes=bounds.max_held_bytes - self._base_bytes,
         )
-        self._backlogs = (Backlog(), Backlog())  # interactive, bulk
+        self._backlogs = (Backlog(), Backlog(), Backlog())  # interactive, bulk, and the line of whole bulk jobs
         self._jobs: dict[Ticket, Job] = {}
         self.reserved = 0  # bytes
 
@@ -68,24 +68,28 @@ class Ledger:
         """Bytes that newcomers may still set aside."""
         return self._base_bytes - self.reserved
 
-    def estimate(self, *, lanes: int, busy_s: float, next_s: float) -> Estimate:
+    def estimate(self, *, lanes: int, busy_s: float, next_s: float, factors: tuple[float, float]) -> Estimate:
         """Return when a newcomer would be done; for the arguments see `Estimate`."""
-        interactive, bulk = self._backlogs
+        interactive, bulk, line = self._backlogs
         return Estimate(
             self._costs,
             interactive=interactive,
             bulk=bulk,
+            line=line,
             quanta=self._rotation.quanta,
             lanes=lanes,
             busy_s=busy_s,
             next_s=next_s,
+            factors=factors,
         )
 
     def refusal(self, ticket: Ticket, demand: Demand, estimate: Estimate) -> Refusal | None:
         """Return why a newcomer is not to be let in, or None if it is."""
         if demand.timeout_s is not None:
             due = demand.rows if demand.due_rows is None else min(demand.due_rows, demand.rows)
-            refusal = refuse_for_deadline(estimate, due, is_bulk=demand.is_bulk, timeout_s=demand.timeout_s)
+            refusal = refuse_for_deadline(
+                estimate, due, is_bulk=demand.is_bulk, is_whole=ticket.is_whole, timeout_s=demand.timeout_s
+            )
             if refusal is not None:
                 return refusal
         newcomer = min(ticket.waiting, self._costs.largest)
@@ -105,7 +109,7 @@ class Ledger:
         ticket = job.ticket
         self._jobs[ticket] = job
         self.reserved += ticket.base * ticket.row_bytes
-        self._backlogs[ticket.is_bulk].move(0, ticket.left)
+        self._backlog(ticket).move(0, ticket.left)
         self._rotation.add(ticket)
 
     def take(self, job: Job, rows: int) -> None:
@@ -115,7 +119,7 @@ class Ledger:
     def stop(self, job: Job) -> None:
         """Plan nothing more of a job; what was computed stays accounted for until its reader leaves."""
         ticket = job.ticket
-        self._backlogs[ticket.is_bulk].move(ticket.left, 0)
+        self._backlog(ticket).move(ticket.left, 0)
         self._rotation.stop(ticket)
 
     def remove(self, job: Job) -> bool:
@@ -134,6 +138,9 @@ class Ledger:
         for job in late:
             self.stop(job)
         for span in spans:
-            backlog = self._backlogs[span.ticket.is_bulk]
+            backlog = self._backlog(span.ticket)
             backlog.move(span.ticket.left + span.rows, span.ticket.left)
         return [Part(self._jobs[span.ticket], span) for span in spans], late
+
+    def _backlog(self, ticket: Ticket) -> Backlog:
+        return self._backlogs[2 if ticket.is_bulk and ticket.is_whole else ticket.is_bulk]

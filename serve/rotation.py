@@ -6,6 +6,10 @@ class. The ticket at the front gives rows until its credit, its rows or the batc
 gets a new one and goes to the back. So tickets of no more rows than a quantum are served in the order in which they
 came. A batch is left short only when nothing may go.
 
+A bulk ticket whose rows are of no use before the last of them is there stands in a line with others of its kind: they
+are served in the order in which they came, in as many turns as fair shares would give them together. Sharing every
+batch among all of them would finish none before the last.
+
 A ticket may hold `base` rows for its reader whatever happens, and up to `window` while there are spare bytes, which
 all tickets share. So what all readers hold together is bounded by their bases and the spare bytes, and one that
 stalls keeps nobody below its base. No clocks, no threads, no arrays: this file is the fairness argument and nothing
@@ -33,6 +37,7 @@ class Ticket:
         base: As many of these as need no spare bytes, at least 1.
         row_bytes: What a row takes while it is held for the reader.
         is_bulk: Whether the ticket belongs to the second class.
+        is_whole: Whether its rows are of use only together, as those of an answer in one message are.
         deadline: Time from which no row of it is planned any more.
         planned: Rows already put into batches; they are rows `0 .. planned - 1` of the job.
         taken: Rows the reader is done with.
@@ -43,6 +48,7 @@ class Ticket:
     base: int = 1 << 62
     row_bytes: int = 1
     is_bulk: bool = False
+    is_whole: bool = False
     deadline: float = math.inf
     planned: int = field(default=0, init=False)
     taken: int = field(default=0, init=False)
@@ -113,6 +119,8 @@ class Rotation:
         self._spare_bytes = spare_bytes
         self._interactive: OrderedDict[Ticket, None] = OrderedDict()  # the front is served first
         self._bulk: OrderedDict[Ticket, None] = OrderedDict()
+        self._head: Ticket | None = None  # of the line: the one that has a place in the bulk ring
+        self._line: OrderedDict[Ticket, None] = OrderedDict()  # whole bulk tickets behind it
         self._without_space: dict[Ticket, None] = {}  # wait for spare bytes
         self._bulk_due = 0  # rows times BULK_SHARE that bulk tickets are still owed
 
@@ -128,10 +136,12 @@ class Rotation:
 
     def add(self, ticket: Ticket) -> None:
         """Let a ticket wait at the back of its class, if it has rows for a batch."""
-        ring = self._ring(ticket)
-        if ticket.waiting > 0 and not ticket.is_removed and ticket not in ring:
-            ticket.credit = self.quanta[ticket.is_bulk]
-            ring[ticket] = None
+        if ticket.waiting > 0 and not ticket.is_removed and not self._is_waiting(ticket):
+            if ticket.is_bulk and ticket.is_whole and self._head is not None:
+                self._line[ticket] = None
+                self._head.credit += self.quanta[True]
+            else:
+                self._enter(ticket)
         self._count(ticket)
 
     def take(self, ticket: Ticket, rows: int) -> None:
@@ -147,7 +157,7 @@ class Rotation:
     def stop(self, ticket: Ticket) -> None:
         """Plan no more rows of a ticket; its reader may still take those that were."""
         ticket.rows = ticket.planned
-        self._ring(ticket).pop(ticket, None)
+        self._leave(ticket)
         self._without_space.pop(ticket, None)
         self._count(ticket)
 
@@ -183,13 +193,13 @@ class Rotation:
         while planned < space and ring:
             ticket = next(iter(ring))
             if ticket.deadline <= now:
-                del ring[ticket]
+                self._leave(ticket)
                 self._count(ticket)
                 expired.append(ticket)
                 continue
             rows = min(ticket.credit, ticket.waiting, space - planned, self._affordable(ticket))
             if not rows:
-                del ring[ticket]
+                self._leave(ticket)
                 self._without_space[ticket] = None
                 self._count(ticket)
                 continue
@@ -200,16 +210,16 @@ class Rotation:
             self._spare_bytes -= ticket.spare_bytes - before
             planned += rows
             if not ticket.waiting:
-                del ring[ticket]
+                self._leave(ticket)
             elif not ticket.credit:
-                ticket.credit = self.quanta[ticket.is_bulk]
+                ticket.credit = self._fresh_credit(ticket)
                 ring.move_to_end(ticket)
             self._count(ticket)
         return planned
 
     def _count(self, ticket: Ticket) -> None:
         """Bring the counts of waiting rows up to date with a ticket that has changed."""
-        counted = min(ticket.waiting, self._most_counted) if ticket in self._ring(ticket) else 0
+        counted = min(ticket.waiting, self._most_counted) if self._is_waiting(ticket) else 0
         self._waiting[ticket.is_bulk] += counted - ticket.counted
         ticket.counted = counted
 
@@ -224,6 +234,32 @@ class Rotation:
             waiting, self._without_space = self._without_space, {}
             for ticket in waiting:
                 self.add(ticket)
+
+    def _enter(self, ticket: Ticket) -> None:
+        """Give a ticket a place in the ring of its class."""
+        if ticket.is_bulk and ticket.is_whole:
+            self._head = ticket
+        ticket.credit = self._fresh_credit(ticket)
+        self._ring(ticket)[ticket] = None
+
+    def _leave(self, ticket: Ticket) -> None:
+        """Take a ticket out of ring and line, if it is there; the next of the line takes the place of its head."""
+        self._line.pop(ticket, None)
+        self._ring(ticket).pop(ticket, None)
+        if ticket is self._head:
+            self._head = None
+            if self._line:
+                follower, _ = self._line.popitem(last=False)
+                self._enter(follower)
+                self._bulk.move_to_end(follower, last=False)
+
+    def _is_waiting(self, ticket: Ticket) -> bool:
+        return ticket in self._ring(ticket) or ticket in self._line
+
+    def _fresh_credit(self, ticket: Ticket) -> int:
+        """Return a quantum, and for the head of the line those of all who stand in it."""
+        behind = len(self._line) if ticket is self._head else 0
+        return self.quanta[ticket.is_bulk] * (1 + behind)
 
     def _ring(self, ticket: Ticket) -> OrderedDict[Ticket, None]:
         return self._bulk if ticket.is_bulk else self._interactive

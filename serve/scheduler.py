@@ -27,6 +27,7 @@ from serve.job import Convert, Job
 from serve.latents import DecodeBoth
 from serve.ledger import Ledger
 from serve.observer import Observer
+from serve.punctuality import Punctuality
 from serve.sources import Source
 from serve.statuses import RefusedError
 
@@ -68,6 +69,7 @@ class Scheduler:
         self._post = post
         self._ledger = Ledger(costs, bounds)
         self._sizing = Sizing(costs)
+        self._punctuality = (Punctuality(), Punctuality())  # interactive, bulk
         self._running: set[Batch] = set()
         self._waiting_since = -math.inf
         self._is_closed = False
@@ -110,7 +112,8 @@ class Scheduler:
                 raise stopping()
             chunk_rows = demand.fitting_chunk_rows(self._ledger.free_bytes)
             ticket = demand.ticket(chunk_rows, now)
-            refusal = self._ledger.refusal(ticket, demand, self._estimate(now))
+            estimate = self._estimate(now)
+            refusal = self._ledger.refusal(ticket, demand, estimate)
             job = Job(
                 self,
                 source,
@@ -121,6 +124,9 @@ class Scheduler:
                 with_latents=demand.with_latents,
             )
             if refusal is None:
+                if not estimate.is_idle:
+                    ready_s = estimate.ready_s(demand.rows, is_bulk=demand.is_bulk, is_whole=ticket.is_whole)
+                    job.estimated_s = ready_s / self._punctuality[demand.is_bulk].factor(now)
                 self._admit(job, now)
         if refusal is not None:
             self._observer.on_rejected(refusal.reason)
@@ -139,12 +145,22 @@ class Scheduler:
         with self._changed:
             was_here = self._ledger.remove(job)
             if was_here:
+                self._learn(job)
                 self._changed.notify()  # others may have waited for its bytes
             callbacks = self._take_idle()
         for callback in callbacks:
             self._post(callback)
         if was_here and not job.is_complete and not job.has_failed:
             self._note_left(job)
+
+    def _learn(self, job: Job) -> None:
+        """Compare what a job that leaves took with its estimate, if all of it was asked for at once and waited for."""
+        if not job.estimated_s or not job.ticket.is_whole:
+            return
+        now = self._clock()
+        if job.is_complete or job.ticket.deadline <= now:
+            taken_s = now - job.submitted_at if job.is_complete else math.inf
+            self._punctuality[job.ticket.is_bulk].note(job.estimated_s, taken_s, now)
 
     def call_when_idle(self, callback: Callable[[], None]) -> None:
         """Call a function once, in the readers' event loop, as soon as no job is left."""
@@ -212,7 +228,8 @@ class Scheduler:
         if len(self._running) >= self._lanes:
             busy_s = max(0.0, min(batch.ends_at for batch in self._running) - now)
             next_s = max(self.costs.batch_seconds(batch.size) for batch in self._running)
-        return self._ledger.estimate(lanes=self._lanes, busy_s=busy_s, next_s=next_s)
+        interactive, bulk = (punctuality.factor(now) for punctuality in self._punctuality)
+        return self._ledger.estimate(lanes=self._lanes, busy_s=busy_s, next_s=next_s, factors=(interactive, bulk))
 
     def _admit(self, job: Job, now: float) -> None:
         if not self._ledger.waiting:

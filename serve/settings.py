@@ -39,6 +39,8 @@ class ServeSettings:
         interactive_samples: Requests of at most so many samples are interactive: they go before larger ones.
         max_queue_samples: Samples that may wait for a batch, of each request at most a full one; requests beyond are
             refused.
+        max_pending_calls: Calls that may wait until the server looks at them, before their requests are read; gRPC
+            ends calls beyond with CANCELLED.
         max_held_bytes: Bytes of images that all requests together may hold for their readers.
         max_queue_delay_us: Microseconds that a batch which is not full waits for more samples.
         keepalive_s: Seconds of silence after which a client's connection is tried by a ping; inf for never.
@@ -73,6 +75,7 @@ class ServeSettings:
     max_chunk_bytes: int = 1 << 20
     interactive_samples: int = 64
     max_queue_samples: int = 1 << 20
+    max_pending_calls: int = 100
     max_held_bytes: int = 1 << 30
     max_queue_delay_us: int = 0
     keepalive_s: float = 60.0
@@ -110,6 +113,8 @@ class ServeSettings:
             raise ConfigError(f"interactive_samples is {self.interactive_samples}; give 0 or more")
         if self.max_queue_samples < 1:
             raise ConfigError(f"max_queue_samples is {self.max_queue_samples}; at least 1 is needed")
+        if not 1 <= self.max_pending_calls <= 1 << 20:
+            raise ConfigError(f"max_pending_calls is {self.max_pending_calls}, outside 1 .. {1 << 20}")
         if self.max_held_bytes < _LEAST_HELD_BYTES:
             raise ConfigError(
                 f"max_held_bytes is {self.max_held_bytes}; at least {_LEAST_HELD_BYTES} are needed",

@@ -28,7 +28,9 @@ class Monitored:
 @pytest.fixture(scope="module")
 def monitored(artifact_path) -> Iterator[Monitored]:
     port = free_port()
-    with server_process(artifact_path, "--port", "0", "--http-port", str(port)) as server:
+    # Tests begin hundreds of calls in one instant and mean all of them.
+    options = ("--port", "0", "--http-port", str(port), "--max-pending-calls", "4096")
+    with server_process(artifact_path, *options) as server:
         yield Monitored(server, f"http://127.0.0.1:{port}")
 
 

@@ -58,6 +58,7 @@ def test_every_setting_can_come_from_each_source(toml):
             "max_chunk_bytes": 4096,
             "interactive_samples": 3,
             "max_queue_samples": 7,
+            "max_pending_calls": 11,
             "max_held_bytes": 1 << 25,
             "max_queue_delay_us": 9,
             "keepalive_s": 1.5,

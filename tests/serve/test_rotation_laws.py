@@ -27,10 +27,12 @@ class RotationMachine(RuleBasedStateMachine):
         base=st.integers(1, 12),
         row_bytes=st.integers(1, 5),
         is_bulk=st.booleans(),
+        is_whole=st.booleans(),
         patience=st.none() | st.integers(1, 9),
     )
-    def arrive(self, rows, window, base, row_bytes, is_bulk, patience):
+    def arrive(self, rows, window, base, row_bytes, is_bulk, is_whole, patience):
         ticket = Ticket(
+            is_whole=is_whole,
             rows=rows,
             window=max(window, base),
             base=base,
@@ -227,3 +229,50 @@ def test_a_removed_ticket_stays_out_even_if_its_reader_still_reads():
     rotation.remove(ticket)
     rotation.take(ticket, 5)
     assert rotation.next_batch(8).spans == []
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(1, 64), st.integers(0, 3))
+def test_whole_bulk_tickets_are_done_in_the_order_in_which_they_came(sizes, max_rows, streams):
+    rotation = Rotation(quantum=8)
+    others = [Ticket(rows=1 << 40, window=1 << 40, is_bulk=True) for _ in range(streams)]
+    wholes = [Ticket(rows=rows, window=rows, is_bulk=True, is_whole=True) for rows in sizes]
+    for ticket in (*others, *wholes):
+        rotation.add(ticket)
+    done, batches = [], 0
+    while len(done) < len(wholes):
+        spans = rotation.next_batch(max_rows).spans
+        done += [span.ticket for span in spans if span.ticket.is_whole and not span.ticket.left]
+        batches += 1
+        assert batches <= (1 + 8 * streams) * (sum(sizes) + 8)
+    assert done == wholes
+    if not streams:
+        assert batches == -(-sum(sizes) // max_rows)
+
+
+def test_a_line_gets_the_shares_of_all_who_stand_in_it():
+    rotation = Rotation(quantum=8)
+    stream = Ticket(rows=1 << 40, window=1 << 40, is_bulk=True)
+    wholes = [Ticket(rows=80, window=80, is_bulk=True, is_whole=True) for _ in range(9)]
+    for ticket in (stream, *wholes):
+        rotation.add(ticket)
+    for _ in range(10):
+        rotation.next_batch(8)
+    # Ten tickets, 80 rows: each of them one turn, the nine of the line together at its head.
+    assert stream.planned == 8
+    assert wholes[0].planned == 72
+
+
+@given(st.data())
+def test_a_ticket_that_leaves_the_line_leaves_no_gap(data):
+    rotation = Rotation(quantum=8)
+    wholes = [Ticket(rows=20, window=20, is_bulk=True, is_whole=True) for _ in range(6)]
+    for ticket in wholes:
+        rotation.add(ticket)
+    gone = data.draw(st.sets(st.integers(0, 5)))
+    rotation.next_batch(data.draw(st.integers(1, 30)))
+    for number in gone:
+        rotation.remove(wholes[number])
+    for _ in range(200):
+        rotation.next_batch(8)
+    assert all(ticket.left == 0 for ticket in wholes)
+    assert rotation.waiting == 0

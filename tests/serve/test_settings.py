@@ -36,6 +36,8 @@ ROOT = Path(__file__).parents[2]
         ("max_chunk_bytes", 4 << 20),
         ("interactive_samples", -1),
         ("max_queue_samples", 0),
+        ("max_pending_calls", 0),
+        ("max_pending_calls", (1 << 20) + 1),
         ("max_held_bytes", 1 << 20),
         ("max_queue_delay_us", -1),
         ("max_queue_delay_us", 2_000_000),
