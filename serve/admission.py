@@ -104,14 +104,14 @@ class Estimate:
 
     def alone_s(self, rows: int) -> float:
         """Return the seconds until a newcomer has `rows` rows on a server with nothing else to do."""
-        return LEAST * self._seconds(rows) + _OVERHEAD_S
+        return LEAST * self._costs.seconds(math.ceil(rows / self._lanes), is_idle=True) + _OVERHEAD_S
 
     def drain_s(self, rows: int) -> float:
         """Return the seconds until `rows` of the rows that wait are done."""
         return self._busy_s + LEAST * max(self._next_s, self._seconds(rows)) + _OVERHEAD_S
 
     def _seconds(self, rows: int) -> float:
-        return self._costs.seconds(math.ceil(rows / self._lanes))
+        return self._costs.seconds(math.ceil(rows / self._lanes), is_idle=self.is_idle)
 
 
 def refuse_for_deadline(

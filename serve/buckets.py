@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 
+_HALF_LIFE_S = 5.0  # of what a size has cost more, or less, than at the start: nothing else says that it is over
 _WEIGHT = 0.1  # of a new observation: a table that follows the machine's load within some twenty batches
 _MOST_TIMES = 4  # what is known: one batch that had to wait for a lost device, or a suspended machine, is no rule
 _HAND_OVER_S = 5e-4  # between two batches: planning, drawing the next rows, waking readers
@@ -22,7 +23,10 @@ def power_sizes(max_rows: int) -> tuple[int, ...]:
 
 
 class CostTable:
-    """Seconds of a batch by its size.
+    """Seconds of a batch by its size: those measured at the start, moved by the batches that run.
+
+    A price that keeps batches of its size from running would never be corrected by one. So prices fall back to those of
+    the start with time, and an idle server is priced by those alone.
 
     Args:
         seconds: Measured time of one batch for each size, at least one size.
@@ -30,6 +34,8 @@ class CostTable:
 
     def __init__(self, seconds: Mapping[int, float]) -> None:
         self._seconds = dict(sorted(seconds.items()))
+        self._first = dict(self._seconds)
+        self._settled_at = -math.inf
         self.sizes = tuple(self._seconds)
 
     @property
@@ -55,10 +61,20 @@ class CostTable:
         """Return the time of one batch of a size in the table."""
         return self._seconds[size]
 
-    def seconds(self, rows: int) -> float:
-        """Return the time of `rows` rows, one batch after the other."""
+    def seconds(self, rows: int, *, is_idle: bool = False) -> float:
+        """Return the time of `rows` rows, one batch after the other; on an idle server as it was at the start."""
+        table = self._first if is_idle else self._seconds
         whole, rest = divmod(rows, self.largest)
-        return whole * self._seconds[self.largest] + (self._seconds[self.fitting(rest)] if rest else 0.0)
+        return whole * table[self.largest] + (table[self.fitting(rest)] if rest else 0.0)
+
+    def settle(self, now: float) -> None:
+        """Let the prices fall back to those of the start, for the time that has passed; `now` in seconds."""
+        if now <= self._settled_at:
+            return
+        left = 0.5 ** ((now - self._settled_at) / _HALF_LIFE_S)
+        for size, first in self._first.items():
+            self._seconds[size] = first + left * (self._seconds[size] - first)
+        self._settled_at = now
 
     def _split(self, rows: int) -> float:
         """Return the time of a batch of the largest size that `rows` rows fill, and of the rest at its best."""

@@ -93,9 +93,9 @@ class Ledger:
             if refusal is not None:
                 return refusal
         newcomer = min(ticket.waiting, self._costs.largest)
-        refusal = refuse_for_samples(
-            estimate, waiting=self.waiting, newcomer=newcomer, most=self._bounds.max_queue_samples
-        )
+        # Interactive rows go first: how many bulk rows wait is nothing to them.
+        waiting = self.waiting if demand.is_bulk else self.waiting_interactive
+        refusal = refuse_for_samples(estimate, waiting=waiting, newcomer=newcomer, most=self._bounds.max_queue_samples)
         return refusal or refuse_for_bytes(
             estimate,
             reserved=self.reserved,

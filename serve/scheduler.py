@@ -224,6 +224,7 @@ class Scheduler:
         return callbacks
 
     def _estimate(self, now: float) -> Estimate:
+        self.costs.settle(now)
         busy_s = next_s = 0.0
         if len(self._running) >= self._lanes:
             busy_s = max(0.0, min(batch.ends_at for batch in self._running) - now)

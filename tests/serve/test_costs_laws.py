@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from stepped_scheduler import Stepped
 
 from serve.backlog import Backlog
 from serve.buckets import CostTable, power_sizes
+from serve.statuses import RefusedError
 
 
 @given(st.integers(1, 3000))
@@ -117,3 +122,42 @@ def test_one_batch_that_took_for_ever_hardly_counts_and_many_slow_ones_do():
     for _ in range(100):
         table.observe(8, 0.001)
     assert table.batch_seconds(8) < 0.0011
+
+
+@given(
+    st.dictionaries(st.sampled_from([1, 2, 4, 8]), st.floats(1e-4, 1.0), min_size=1),
+    st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.floats(0.0, 100.0)), max_size=60),
+    st.integers(1, 40),
+)
+def test_prices_fall_back_to_those_of_the_start_and_an_idle_server_has_them(seconds, observed, rows):
+    table, fresh = CostTable(seconds), CostTable(seconds)
+    table.settle(0.0)
+    for size, taken in observed:
+        if size in seconds:
+            table.observe(size, taken)
+    assert table.seconds(rows, is_idle=True) == fresh.seconds(rows)
+    distances = []
+    for now in (0.0, 5.0, 10.0, 60.0, 600.0):
+        table.settle(now)
+        distances.append(abs(table.seconds(rows) - fresh.seconds(rows)))
+    assert all(later <= max(0.51 * earlier, 1e-9) for earlier, later in pairwise(distances[:3]))
+    assert distances[-1] <= 1e-9 * (1 + fresh.seconds(rows))
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_idle_server_lets_in_what_it_could_answer_at_the_start_whatever_it_was_like_meanwhile(lanes):
+    stepped = Stepped(max_batch=8, seconds=lambda size: 0.002 * size, lanes=lanes)
+    slow = Stepped(max_batch=8, seconds=lambda size: 0.002 * size, lanes=lanes)
+    for _ in range(200):  # as hogs of the processor would have it
+        slow.scheduler.costs.observe(8, 1.0)
+    for rows in (1, 8, 16):
+        for timeout_s in (0.001, 0.0205, 0.045, 0.1):
+            answers = []
+            for which in (stepped, slow):
+                try:
+                    job = which.submit(0, rows, timeout_s=timeout_s)
+                    which.scheduler.remove(job)
+                    answers.append("in")
+                except RefusedError as error:
+                    answers.append((error.code, error.retry_after_s))
+            assert answers[0] == answers[1], (rows, timeout_s)

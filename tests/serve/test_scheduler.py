@@ -259,6 +259,14 @@ def test_samples_beyond_the_bound_are_refused_with_a_time_to_retry():
     stepped.submit(2, 6)
 
 
+def test_bulk_samples_that_wait_refuse_no_interactive_ones():
+    stepped = Stepped(max_queue_samples=8)
+    stepped.submit(1, 10, window=10, is_bulk=True)
+    assert refusal(lambda: stepped.submit(2, 1, is_bulk=True)).quota == "samples"
+    stepped.submit(3, 6)
+    assert refusal(lambda: stepped.submit(4, 6)).quota == "samples"
+
+
 def test_bytes_beyond_the_bound_are_refused_until_somebody_leaves():
     async def main():
         stepped = Stepped(max_held_bytes=200)
