@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kaem.artifact import Manifest
 
 _BARS = " ▁▂▃▄▅▆▇█"
+_WITHOUT_ENERGIES = {"experts": "Gaussian", "mixture": "the reference", "independent": "the reference"}
 _PLAIN_BARS = " .:-=+*%#"
 _SHOWN_DENSITIES = 16
 
@@ -89,7 +90,7 @@ def _show_manifest(console: Console, manifest: Manifest, numerics_id: str) -> No
     table.add_row("made by", Text(", ".join(f"{name} {version}" for name, version in manifest.tools.items())))
     console.print(table)
     if manifest.prior.get("energies") == "none":
-        kind = "Gaussian" if manifest.prior.get("variant") == "experts" else "the reference"
+        kind = _WITHOUT_ENERGIES[manifest.prior.get("variant", "mixture")]
         console.print(f"All univariate energies are 0: every univariate density is {kind}.", soft_wrap=True)
     is_framed = manifest.prior.get("frame", "none") != "none"
     is_of_latents = manifest.densities.get("of") == "latent" or not is_framed
@@ -119,7 +120,7 @@ def _show_checkpoint(path: Path, allow_modules: Container[str], *, json: bool) -
 
     config, model = load_model(path, allow_modules=allow_modules)
     densities: Mapping[str, Any] = {}
-    prior = model.prior if config.family == "kaem" and isinstance(model, Kaem) else None
+    prior = model.prior if config.has_energies and isinstance(model, Kaem) else None
     if prior is not None:
         from kaem_export.promise import densities_of
 

@@ -141,7 +141,7 @@ def _energy_words(checkpoint: Path, settings: Config) -> str:
 
     The generator is the run's own, so its class may be loaded.
     """
-    if settings.family != "kaem":
+    if not settings.has_energies:
         return ""
     from kaem_train.checkpoint import load_kaem
     from kaem_train.model.energy_words import energy_words

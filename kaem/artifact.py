@@ -28,6 +28,7 @@ Family = Literal["kaem", "vae", "latent_ebm", "ddpm", "ddim"]
 ImageType = Literal["float32", "uint8"]
 
 _ELEMENT_BYTES: dict[ImageType, int] = {"float32": 4, "uint8": 1}
+_HAS_ENERGIES: dict[Family, bool] = {"kaem": True, "vae": False, "latent_ebm": False, "ddpm": False, "ddim": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,11 @@ class Manifest:
     def rows_per_call(self) -> int:
         """Rows of one call beyond which the graph gets slower per row on a processor; 0 where that is not so."""
         return int(self.compilation.get("rows_per_call", 0))
+
+    @property
+    def has_energies(self) -> bool:
+        """Whether latents are drawn from univariate energy densities by tables, and not from N(0, I) or a loop."""
+        return _HAS_ENERGIES[self.family]
 
     @property
     def sampling(self) -> str:

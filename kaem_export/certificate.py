@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ def verify(
             manifest = sampler.manifest
             check_identity(artifact, manifest, fingerprint_weights(model.state_dict()), checkpoint)
             check_description(artifact, manifest, config, updates=read_checkpoint(checkpoint).step)
-            prior = model.prior if config.family == "kaem" and isinstance(model, Kaem) else None
+            prior = model.prior if config.has_energies and isinstance(model, Kaem) else None
             check_tables(artifact, manifest, energies=None if prior is None else energies_field(prior))
             figures = measure(sampler, config, model, artifact, tolerance=judged_tolerance(manifest, tolerance))
     except ArtifactError as error:  # the file was read, so it is its content that is wrong
@@ -143,9 +144,15 @@ def measure(
     """
     model = model.float().eval()
     figures = _figures(sampler, config, model, artifact, tolerance)
-    if config.generator.kind != "module" or isinstance(model, Diffusion):
-        return figures  # ours end in a sigmoid, and a finished decoder is clipped in its file
-    return *figures, range_figure(sampler, model.generator)
+    if isinstance(model, Diffusion):
+        return figures
+    match config.generator.kind:
+        case "cnn" | "kan" | "onnx":
+            return figures  # ours end in a sigmoid, and a finished decoder is clipped in its file
+        case "module":
+            return *figures, range_figure(sampler, model.generator)
+        case _:
+            assert_never(config.generator.kind)
 
 
 def _figures(

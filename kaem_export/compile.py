@@ -226,7 +226,7 @@ def _remedy(broken: list[str], manifest: Manifest) -> str:
         return _ROWS_HINTS[precision]
     if "image_parity" in broken:
         return _PRECISION_HINTS[precision]
-    return _TABLE_HINTS.get(broken[0], "") if manifest.family == "kaem" else ""
+    return _TABLE_HINTS.get(broken[0], "") if manifest.has_energies else ""
 
 
 def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:

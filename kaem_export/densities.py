@@ -62,7 +62,8 @@ class PriorFunctions:
         if self._bank.basis.is_shared:
             features = self._bank.features(flat).T  # (size, M)
             values = (weights @ features).numpy().reshape(-1, *nodes.shape)
-            bound = weights.abs().numpy() @ curvature(features.numpy().reshape(-1, *nodes.shape), nodes)
+            with np.errstate(invalid="ignore"):  # what is not finite is found, and named, by those who asked
+                bound = weights.abs().numpy() @ curvature(features.numpy().reshape(-1, *nodes.shape), nodes)
         else:
             tensors = {
                 name: value.flatten(0, 1)[index] for name, value in tensors_of(self._bank, self._bank.basis).items()

@@ -161,9 +161,9 @@ def check_recorded(artifact: Path, manifest: Manifest, measured: tuple[Figure, .
 
 def _is_entitled(claim: Figure, figure: Figure, manifest: Manifest) -> bool:
     """Whether a recorded figure was judged by a bound that follows from what the manifest states."""
-    if manifest.family == "kaem" and figure.name == "u_error":
+    if manifest.has_energies and figure.name == "u_error":
         return bool(claim.bound == manifest.prior["u_error_bound"])
-    if manifest.family == "kaem" and figure.name == "cdf_agreement":
+    if manifest.has_energies and figure.name == "cdf_agreement":
         return claim.bound <= max(AGREEMENT_BOUND, SCORE_BOUND * float(manifest.prior["tolerance"]))
     # The scale of latents, by which parity is judged, is a power of two that another machine may see otherwise.
     return claim.bound <= figure.bound * (2.0 if figure.name == "image_parity" else 1.0)

@@ -19,6 +19,8 @@ _SEED = 11
 _ROWS = 1024
 _ROWS_PER_CALL = 128
 
+_WHITE = {"float32": 1.0, "uint8": 255.0}
+
 
 def clipped(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model whose `image` lies in [0, 1]: as it is where its last operator says so, else with a Clip.
@@ -50,7 +52,7 @@ def range_figure(sampler: LocalSampler, generator: torch.nn.Module) -> Figure:
     for first in range(0, _ROWS, _ROWS_PER_CALL):
         rows = uniform[first : first + _ROWS_PER_CALL]
         images = sampler.decode(rows).astype(np.float32)
-        images = images / np.float32(255) if sampler.manifest.image_type == "uint8" else images
+        images = images / np.float32(_WHITE[sampler.manifest.image_type])
         beyond = float(np.max([beyond, -images.min(), images.max() - np.float32(1)]))  # keeps a NaN, as max does not
         with torch.no_grad():
             raw = generator(torch.from_numpy(sampler.latents(rows)))

@@ -74,7 +74,7 @@ def latent_figures(
         tolerance: In u, that scores are measured by.
     """
     keeps, digest = keeps_components(sampler.manifest, prior), sampler.manifest.checkpoint_fingerprint
-    if prior.u_sharing == "per_p" or (keeps and prior.variant == "independent"):
+    if prior.shares_uniforms or (keeps and prior.has_summands):
         oracle = LatentOracle(state, alone(prior))
         parts = [part for _, part in summand_quantiles(artifact, sampler.manifest.noise_dim, oracle, prior)]
         return (
@@ -96,7 +96,7 @@ def latent_figures(
         )
     oracle = LatentOracle(state, prior)
     probes = list(_probes(oracle, prior))
-    what = ", every expert on its own share of the last uniform" if prior.variant == "experts" else ""
+    what = _PROBED[prior.variant]
     u_error = _u_error_figure(_u_error(sampler, oracle, prior, probes), u_error_bound, what)
     tabulated = _table_tensor(artifact, state)
     if tabulated is None:

@@ -133,6 +133,17 @@ class Config:
                 hint="set training.weight_penalty=0 or prior.train_proportions=true",
             )
 
+    @property
+    def has_energies(self) -> bool:
+        """Whether the prior is one of univariate energies, and not N(0, I) or what tilts it."""
+        match self.family:
+            case "kaem":
+                return True
+            case "vae" | "latent_ebm" | "ddpm":
+                return False
+            case _:
+                assert_never(self.family)
+
     def _check_generator_noise(self) -> None:
         noise = self.training.generator_noise
         if noise == 0.0:

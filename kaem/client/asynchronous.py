@@ -232,7 +232,11 @@ class AsyncRemoteSampler:
         if self._is_closed:
             raise RequestError("this sampler is closed")
         check_process(self._process)
-        if asyncio.get_running_loop() is not self._loop:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # a stream may be made anywhere; it asks in its loop
+            return
+        if loop is not self._loop:
             raise RequestError(
                 "this sampler was connected in another event loop, and works there only",
                 hint="connect in the loop that asks: async with kaem.connect_async(...)",

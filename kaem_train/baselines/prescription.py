@@ -48,7 +48,7 @@ def prescribe(mapping: Mapping[str, Any]) -> dict[str, Any]:
     inference: dict[str, Any] = {"prior_from": 1.0}
     if not isinstance(posterior, dict) or posterior.get("kind", "amortized") not in _ENCODER_KINDS:
         inference["kind"] = "amortized"
-    training: dict[str, Any] = {"prior_gradient": "quadrature", "weight_penalty": 0.0}
+    training: dict[str, Any] = {"prior_gradient": "quadrature", "weight_penalty": 0.0, "generator_noise": 0.0}
     if family == "latent_ebm":
         # Short chains reach no image under the wide sigma that follows from not reaching any: it would stay so.
         training["learn_sigma"] = False

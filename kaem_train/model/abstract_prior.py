@@ -42,7 +42,7 @@ from kaem_train.sections import MOST_OUTSIDE, PriorConfig, Variant
 _STEPS_OF_GROWTH = 32
 """Into so many is the configured domain divided; the domain grows by whole ones."""
 
-_MOST_STEPS = 4 * _STEPS_OF_GROWTH
+_MOST_STEPS = 16 * _STEPS_OF_GROWTH
 
 _ROOM = 0.1
 """Where a density does not fit, the domain grows until so much less lies outside, and need not grow again soon."""
@@ -257,6 +257,9 @@ class AbstractPrior(nn.Module):
     def widen(self, z: Tensor | None = None) -> bool:
         """Let the domain grow until at most 1e-6 of every density, and none of some latents, lies outside.
 
+        Latents so far out that it would be 33 times as long as configured stay outside: an encoder that has just
+        begun puts them anywhere, and the tails give them a density.
+
         It never shrinks. Log densities change by no more than what Z overestimated; samples come from all of it.
 
         Args:
@@ -266,14 +269,15 @@ class AbstractPrior(nn.Module):
             Whether it grew; never where there are no tails.
 
         Raises:
-            KaemError: It would have to be nine times as long as it was configured.
+            KaemError: To hold the density it would have to be 33 times as long as it was configured.
         """
         if not self.has_tails:
             return False
         before = self._domain
         if z is not None:
             u = self.coordinates(z)
-            self._grow(before[0] - float(u.min()), float(u.max()) - before[1])
+            lower, upper = before[0] - float(u.min()), float(u.max()) - before[1]
+            self._grow(*(min(length, room) for length, room in zip((lower, upper), self._room(), strict=True)))
         allowed = MOST_OUTSIDE
         while True:
             shares = (self._log_tails() - self.log_normalizer().unsqueeze(-1)).exp().flatten(0, 1).amax(0)
@@ -282,6 +286,13 @@ class AbstractPrior(nn.Module):
             allowed = _ROOM * MOST_OUTSIDE
             lower, upper = (float(share) > 0.5 * allowed for share in shares)
             self._grow(0.0 if lower else -1.0, 0.0 if upper else -1.0)
+
+    def _room(self) -> tuple[float, float]:
+        """Return how far both ends may still move, just below a whole number of steps; negative for not at all."""
+        first = self._first_domain
+        step = (first[1] - first[0]) / _STEPS_OF_GROWTH
+        reach = (_MOST_STEPS - 0.5) * step
+        return self._domain[0] - first[0] + reach - step, first[1] - self._domain[1] + reach - step
 
     def _grow(self, lower: float, upper: float) -> None:
         """Move either end outwards by the first whole number of steps above a length; by none where that is below 0."""
@@ -297,8 +308,8 @@ class AbstractPrior(nn.Module):
         reach = step * _MOST_STEPS
         if not (low >= first[0] - reach and high <= first[1] + reach):
             raise KaemError(
-                f"latents reach from {low:.3g} to {high:.3g}, far beyond the domain [{first[0]:g}, {first[1]:g}] on "
-                "which the prior is configured",
+                f"the prior reaches from {low:.3g} to {high:.3g}, far beyond the domain [{first[0]:g}, {first[1]:g}] "
+                "on which it is configured",
                 hint="lower training.learning_rate, or widen prior.low and prior.high",
             )
         self.register_buffer("domain", torch.tensor((low, high), device=self.bank.coefficients.device))

@@ -169,6 +169,28 @@ class PriorConfig:
         return self.variant != "experts" and self.u_sharing == "per_qp"
 
     @property
+    def shares_uniforms(self) -> bool:
+        """Whether the latents of a component have one uniform in common."""
+        match self.u_sharing:
+            case "per_p":
+                return True
+            case "per_qp":
+                return False
+            case _:
+                assert_never(self.u_sharing)
+
+    @property
+    def has_summands(self) -> bool:
+        """Whether a latent that the generator sees is a sum over components."""
+        match self.variant:
+            case "independent":
+                return True
+            case "mixture" | "experts":
+                return False
+            case _:
+                assert_never(self.variant)
+
+    @property
     def num_uniforms(self) -> int:
         """D, uniforms that one sample takes: Q, one more to pick an expert, or P where they are shared over q."""
         match self.u_sharing:

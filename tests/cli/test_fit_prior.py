@@ -196,7 +196,7 @@ def test_a_checkpoint_without_latents_of_its_images_is_refused(vae, tmp_path):
     assert "no checkpoint" in _refused("fit-prior", "--checkpoint", tmp_path / "absent.pt", "-o", out).message
     assert "nothing to fit" in _refused("fit-prior", "-o", out).message
     other = tmp_path / "other.npz"
-    np.savez(other, images_train=np.zeros((300, 8, 8), np.uint8), images_test=np.zeros((5, 8, 8), np.uint8))
+    np.savez(other, images_train=np.full((300, 8, 8), 200, np.uint8), images_test=np.full((5, 8, 8), 200, np.uint8))
     assert "fingerprint" in _refused("fit-prior", "--checkpoint", vae, "--data", other, "-o", out).message
     assert "holdout = 2" in _refused("fit-prior", "--checkpoint", vae, "--holdout", 2, "-o", out).message
     _done(

@@ -91,9 +91,9 @@ def test_labels_of_an_npz_and_of_idx_files_are_found(tmp_path):
     assert labels.train.tolist() == [n % 3 for n in range(40)]
     assert labels.holdout.tolist() == [n % 3 for n in range(20)]
     for name, array in (
-        ("train-images-idx3-ubyte", np.zeros((7, 8, 8), np.uint8)),
+        ("train-images-idx3-ubyte", np.full((7, 8, 8), 200, np.uint8)),
         ("train-labels-idx1-ubyte", np.arange(7, dtype=np.uint8)),
-        ("t10k-images-idx3-ubyte", np.zeros((3, 8, 8), np.uint8)),
+        ("t10k-images-idx3-ubyte", np.full((3, 8, 8), 200, np.uint8)),
         ("t10k-labels-idx1-ubyte", np.arange(3, dtype=np.uint8)),
     ):
         header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
