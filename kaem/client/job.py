@@ -21,6 +21,7 @@ from kaem.client.addresses import Target
 from kaem.client.blocks import Block, Blocks
 from kaem.client.failure import Failure, silence
 from kaem.client.patience import Patience
+from kaem.client.reputation import Reputation
 from kaem.client.standing import Standing
 from kaem.errors import RemoteError
 from kaem.sampler import Images
@@ -69,6 +70,7 @@ class Rules:
         hedge_after_s: Returns how late an answer must be for a second server to be asked; None for never.
         on_latency: Told how long each first answer took, and how long a loser had been waited for.
         share: Returns uniform numbers in [0, 1), for jitter.
+        reputation: What earlier jobs have learned of the servers; None for nothing.
     """
 
     targets: tuple[Target, ...]
@@ -80,6 +82,7 @@ class Rules:
     hedge_after_s: Callable[[], float | None]
     on_latency: Callable[[float], None]
     share: Callable[[], float]
+    reputation: Reputation | None = None
 
 
 class Job:
@@ -95,7 +98,8 @@ class Job:
         self._blocks = blocks
         self._rules = rules
         self._deadline = now + rules.timeout_s
-        self._standings = [Standing(not_before=now) for _ in rules.targets]
+        self._reputation = rules.reputation or Reputation(len(rules.targets))
+        self._standings = [Standing(not_before=moment) for moment in self._reputation.first_moments(now)]
         self._attempts: dict[int, Attempt] = {}
         self._numbers = itertools.count()
         self._stepped_at = now
@@ -149,7 +153,9 @@ class Job:
     def wake_at(self) -> float:
         """Return the time at which `step` has something to do even if nothing is reported; it may have passed."""
         limits = [self._deadline]
-        limits += [attempt.silent_since + self._rules.patience.call_timeout_s for attempt in self._attempts.values()]
+        limits += [
+            attempt.silent_since + self._longest_silence_s(attempt.target) for attempt in self._attempts.values()
+        ]
         usable = [standing.not_before for standing in self._standings if standing.error is None]
         if self._waiting_blocks():
             limits += usable
@@ -176,6 +182,7 @@ class Job:
         attempt.silent_since = now
         attempt.has_progressed = True
         self._standings[attempt.target].progress()
+        self._reputation.note_answer(attempt.target)
         self._blocks.add(attempt.block, images)
         losers = [one for one in self._attempts.values() if one.block is attempt.block and one is not attempt]
         for loser in losers:
@@ -206,6 +213,8 @@ class Job:
         attempt = self._attempts.pop(number, None)
         if attempt is None:
             return
+        if failure.is_deadline and now - attempt.silent_since >= 0.99 * self._longest_silence_s(attempt.target):
+            self._reputation.note_silence(attempt.target, now)
         if failure.is_everywhere or (failure.is_wrong and attempt.block.is_complete):
             raise failure.error
         if attempt.block.is_complete:
@@ -220,11 +229,15 @@ class Job:
         )
 
     def _stop_silent(self, now: float) -> list[Stop]:
-        limit = self._rules.patience.call_timeout_s
-        silent = [one for one in self._attempts.values() if now - one.silent_since >= limit]
+        silent = [
+            one for one in self._attempts.values() if now - one.silent_since >= self._longest_silence_s(one.target)
+        ]
         for attempt in silent:
             self.on_failure(attempt.number, silence(self._rules.targets[attempt.target]), now)
         return [Stop(attempt.number) for attempt in silent]
+
+    def _longest_silence_s(self, target: int) -> float:
+        return self._reputation.longest_silence_s(target, self._rules.patience.call_timeout_s)
 
     def _waiting_blocks(self) -> list[Block]:
         """Return the open blocks that nobody is asked for, in order."""
@@ -252,7 +265,7 @@ class Job:
         self._attempts[attempt.number] = attempt
         timeout_s = self._deadline - now
         if not self._rules.is_stream:
-            timeout_s = min(timeout_s, self._rules.patience.call_timeout_s)
+            timeout_s = min(timeout_s, self._longest_silence_s(target))
         return Start(attempt.number, target, block.next, block.end - block.next, timeout_s)
 
     def _hedge_at(self) -> float | None:

@@ -23,7 +23,7 @@ class Patience:
         max_delay_s: Longest wait of all, but a server may ask for more.
     """
 
-    call_timeout_s: float = 120.0
+    call_timeout_s: float = 60.0
     row_timeout_s: float = 1.0
     attempts: int = 12
     first_delay_s: float = 0.1

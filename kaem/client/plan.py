@@ -16,6 +16,7 @@ from kaem.client.hedging import Hedging, Latencies, hedge_after_s
 from kaem.client.job import Job, Rules
 from kaem.client.patience import MAX_TIMEOUT_S, Patience
 from kaem.client.questions import Decoding, Question, Samples
+from kaem.client.reputation import Reputation
 from kaem.errors import ConfigError
 from kaem.protocol.messages import Model
 from kaem.sampler import Uniforms
@@ -46,6 +47,7 @@ class Plan:
     hedging: Hedging | None
     _latencies: dict[str, Latencies] = field(default_factory=dict)
     _turns: count[int] = field(default_factory=count)
+    _reputations: dict[int, Reputation] = field(default_factory=dict)
 
     @property
     def manifest(self) -> Manifest:
@@ -99,6 +101,7 @@ class Plan:
             hedge_after_s=lambda: hedge_after_s(self.hedging, latencies),
             on_latency=latencies.record,
             share=random.random,
+            reputation=self._reputations.setdefault(num_targets, Reputation(num_targets)) if is_shared else None,
         )
         window = _BLOCKS_PER_TARGET * num_targets if is_shared else 1
         job = Job(Blocks(start, num, block_rows=rows, window=window), rules, now=now)
