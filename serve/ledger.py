@@ -64,6 +64,11 @@ class Ledger:
         return self._rotation.waiting_interactive
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes set aside for jobs, and those that they hold beyond."""
+        return self.reserved + self._rotation.spare_used
+
+    @property
     def free_bytes(self) -> int:
         """Bytes that newcomers may still set aside."""
         return self._base_bytes - self.reserved

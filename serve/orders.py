@@ -11,6 +11,9 @@ from serve.models import ServedModel
 from serve.settings import ServeSettings
 from serve.sources import Given, Source
 
+_CHUNK_BYTES = 320
+"""What a chunk takes besides its images: an array, its place among others, and later its message."""
+
 _WINDOW_CHUNKS = 4  # computed ahead of a reader: enough to hide a batch's time behind the sending
 
 
@@ -73,6 +76,7 @@ class Orders:
         with_latents: bool = False,
     ) -> Job:
         """Submit a job whose rows come in chunks of at most `chunk_rows`; for the rest see `whole`."""
+        row_bytes += -(-_CHUNK_BYTES // chunk_rows)
         demand = Demand(
             rows=rows,
             row_bytes=row_bytes + (4 * model.manifest.noise_dim if isinstance(source, Given) else 0),

@@ -116,13 +116,18 @@ class Rotation:
         self.quanta = (quantum, bulk_quantum or quantum)
         self._waiting = [0, 0]
         self._most_counted = most_counted
-        self._spare_bytes = spare_bytes
+        self._all_spare_bytes = self._spare_bytes = spare_bytes
         self._interactive: OrderedDict[Ticket, None] = OrderedDict()  # the front is served first
         self._bulk: OrderedDict[Ticket, None] = OrderedDict()
         self._head: Ticket | None = None  # of the line: the one that has a place in the bulk ring
         self._line: OrderedDict[Ticket, None] = OrderedDict()  # whole bulk tickets behind it
         self._without_space: dict[Ticket, None] = {}  # wait for spare bytes
         self._bulk_due = 0  # rows times BULK_SHARE that bulk tickets are still owed
+
+    @property
+    def spare_used(self) -> int:
+        """Bytes that all tickets together hold beyond their bases."""
+        return self._all_spare_bytes - self._spare_bytes
 
     @property
     def waiting(self) -> int:

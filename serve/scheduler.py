@@ -88,8 +88,8 @@ class Scheduler:
 
     @property
     def queue_bytes(self) -> int:
-        """Bytes set aside for running requests."""
-        return self._ledger.reserved
+        """Bytes set aside for running requests, and what they hold beyond that."""
+        return self._ledger.held_bytes
 
     def submit(self, source: Source, demand: Demand, *, convert: Convert) -> Job:
         """Let a job in.

@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from live_server import PARTIAL, stub_of
+from live_server import PARTIAL, server_process, stub_of
 
 import kaem
 from kaem.protocol import kaem_pb2
@@ -176,3 +176,29 @@ def test_many_streams_at_once_are_complete_and_equal_to_a_serial_run(artifact_pa
         for request, result in zip(requests, results, strict=True):
             assert result == local.sample(request.count, request.seed, request.start_index).tobytes()
     saw(f"{num} streams on one connection, {sum(map(len, results)) / 2**20:.1f} MiB, all equal, in {took_s:.2f} s")
+
+
+def test_readers_of_tiny_chunks_that_never_read_hold_no_more_than_the_limit(artifact_path, saw):
+    limit = 64 << 20
+    options = ("--port", "0", "--max-memory", str(limit >> 20))
+    with (
+        server_process(artifact_path, *options) as server,
+        stub_of(server.target.removeprefix("grpc://")) as stub,
+    ):
+        memory = psutil.Process(server.process.pid).memory_info
+        stub.Sample(SampleRequest(count=4096, encoding=kaem_pb2.ENCODING_UINT8), timeout=60)
+        before = memory().rss
+        request = SampleRequest(count=1_000_000, max_chunk_rows=1, encoding=kaem_pb2.ENCODING_UINT8)
+        streams = [stub.StreamSamples(request, timeout=120) for _ in range(24)]
+        grown, calm = 0, 0
+        for _ in range(60):
+            time.sleep(0.25)
+            now = memory().rss - before
+            calm = calm + 1 if now <= grown + (1 << 20) else 0
+            grown = max(grown, now)
+            if calm == 8:
+                break
+        for stream in streams:
+            stream.cancel()
+    saw(f"24 streams of one image a message that nobody reads: +{grown / 2**20:.0f} MiB resident, limit 64")
+    assert grown < limit
