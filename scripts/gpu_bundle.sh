@@ -8,7 +8,7 @@ set -euo pipefail
 out=${1:?usage: scripts/gpu_bundle.sh OUT [ORT_FOLDER] [PYTHON]}; ort=${2:-}; python=${3:-3.12}
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out/wheels"
-names=(cryptography cffi pycparser diffusers googleapis-common-protos grpcio-health-checking grpcio-reflection grpcio-status
+names=(cryptography cffi pycparser diffusers googleapis-common-protos grpcio-health-checking grpcio-reflection
     opentelemetry-api opentelemetry-sdk opentelemetry-proto opentelemetry-semantic-conventions
     opentelemetry-exporter-otlp-proto-grpc opentelemetry-exporter-otlp-proto-common
     starlette uvicorn tritonclient python-rapidjson)

@@ -12,23 +12,26 @@ class Backlog:
     """Rows that jobs still have to get, as counts and sums per power of two."""
 
     def __init__(self) -> None:
-        self._counts = [0] * 66
-        self._sums = [0] * 66
+        self._classes: dict[int, tuple[int, int]] = {}  # by binary length: jobs, and the sum of what they have left
         self.rows = 0
         self.jobs = 0
 
     def move(self, old: int, new: int) -> None:
         """Note that a job has `new` rows left instead of `old`; 0 stands for no job."""
         if old:
-            self._counts[old.bit_length()] -= 1
-            self._sums[old.bit_length()] -= old
+            self._add(old.bit_length(), -1, -old)
         if new:
-            self._counts[new.bit_length()] += 1
-            self._sums[new.bit_length()] += new
-            self.jobs += 1
-        self.jobs -= bool(old)
-        self.rows += new - old
+            self._add(new.bit_length(), 1, new)
 
     def within(self, most: int) -> int:
         """Return an upper bound of the sum over jobs of min(left, most), never more than twice that sum."""
-        return sum(min(total, count * most) for count, total in zip(self._counts, self._sums, strict=True))
+        return sum(min(total, count * most) for count, total in self._classes.values())
+
+    def _add(self, length: int, jobs: int, rows: int) -> None:
+        count, total = self._classes.get(length, (0, 0))
+        if count + jobs:
+            self._classes[length] = count + jobs, total + rows
+        else:
+            del self._classes[length]
+        self.jobs += jobs
+        self.rows += rows

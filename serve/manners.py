@@ -7,12 +7,15 @@ first chunk has to be ready in time for it to be let in.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import grpc
 
 from kaem.errors import RequestError
 from kaem.protocol.status import PARTIAL_KEY, PRIORITY_KEY
 from serve.calls import Context
-from serve.statuses import blaming
+from serve.statuses import RefusedError
 
 _PRIORITIES = ("interactive", "bulk")
 _ANSWERS = {"true": True, "false": False}
@@ -45,10 +48,13 @@ def manners_of(context: Context) -> Manners:
     """
     metadata = {key: value for key, value in context.invocation_metadata() or () if key in (PRIORITY_KEY, PARTIAL_KEY)}
     priority, partial = metadata.get(PRIORITY_KEY, ""), metadata.get(PARTIAL_KEY, "false")
-    with blaming(PRIORITY_KEY):
-        if priority and priority not in _PRIORITIES:
-            raise RequestError(f"{PRIORITY_KEY} is {priority!r}", hint=f"choose one of: {', '.join(_PRIORITIES)}")
-    with blaming(PARTIAL_KEY):
-        if partial not in _ANSWERS:
-            raise RequestError(f"{PARTIAL_KEY} is {partial!r}", hint=f"choose one of: {', '.join(_ANSWERS)}")
+    if priority and priority not in _PRIORITIES:
+        raise _unknown(PRIORITY_KEY, priority, _PRIORITIES)
+    if partial not in _ANSWERS:
+        raise _unknown(PARTIAL_KEY, partial, _ANSWERS)
     return Manners(str(priority), _ANSWERS[str(partial)], context.time_remaining())
+
+
+def _unknown(key: str, value: object, known: Iterable[str]) -> RefusedError:
+    error = RequestError(f"{key} is {value!r}", hint=f"choose one of: {', '.join(known)}")
+    return RefusedError(grpc.StatusCode.INVALID_ARGUMENT, error, field=key)

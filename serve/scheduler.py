@@ -114,16 +114,16 @@ class Scheduler:
             ticket = demand.ticket(chunk_rows, now)
             estimate = self._estimate(now)
             refusal = self._ledger.refusal(ticket, demand, estimate)
-            job = Job(
-                self,
-                source,
-                ticket,
-                chunk_rows=chunk_rows,
-                convert=convert,
-                submitted_at=now,
-                with_latents=demand.with_latents,
-            )
             if refusal is None:
+                job = Job(
+                    self,
+                    source,
+                    ticket,
+                    chunk_rows=chunk_rows,
+                    convert=convert,
+                    submitted_at=now,
+                    with_latents=demand.with_latents,
+                )
                 if not estimate.is_idle:
                     ready_s = estimate.ready_s(demand.rows, is_bulk=demand.is_bulk, is_whole=ticket.is_whole)
                     job.estimated_s = ready_s / self._punctuality[demand.is_bulk].factor(now)

@@ -17,12 +17,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, QuotaFailure, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status as RichStatus
-from grpc_status.rpc_status import to_status
 
 from kaem.errors import KaemError, RemoteError, RequestError
 from kaem.protocol.status import REQUEST_KEY, Metadata, details_from_error, metadata_from_error
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
+_DETAILS_KEY = "grpc-status-details-bin"
 
 _UNAVAILABLE_RETRY_S = 0.5
 _LONGEST_RETRY_S = float(2**31 // 1000)  # 24 days: milliseconds travel in 32 bits, and a Duration has an end too
@@ -117,8 +117,9 @@ def status_of(raised: Exception, request_id: str) -> Status:
         metadata += ((PUSHBACK_KEY, str(pushback_ms)),)
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         metadata += ((PUSHBACK_KEY, "-1"),)
-    return Status(code, details, (*metadata, *to_status(rich).trailing_metadata))
+    return Status(code, details, (*metadata, (_DETAILS_KEY, rich.SerializeToString())))
 
 
 def _add(rich: RichStatus, detail: Message) -> None:
-    rich.details.add().Pack(detail)
+    # `Pack` does the same in three times the time, and a busy server refuses hundreds of calls a second.
+    rich.details.add(type_url=f"type.googleapis.com/{detail.DESCRIPTOR.full_name}", value=detail.SerializeToString())
