@@ -21,6 +21,9 @@ from kaem.errors import ConfigError
 
 Config = TypeVar("Config")
 
+_MOST_SHOWN = 60
+"""Letters of a value that a message quotes."""
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read one TOML file into a plain mapping.
@@ -32,7 +35,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}", hint="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
+    except (ValueError, OSError, RecursionError) as error:  # of TOML, of UTF-8, and of integers of 5000 digits
         raise ConfigError(f"cannot read {path} as TOML: {error}") from None
 
 
@@ -63,7 +66,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"cannot read override {assignment!r}", hint="write --set section.key=value")
         try:
             value: Any = tomllib.loads(f"value = {text}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # of TOML, and of integers of 5000 digits
             value = text
         for key in reversed(keys):
             value = {key: value}
@@ -84,7 +87,7 @@ def from_mapping(cls: type[Config], mapping: Mapping[str, Any], *, path: str = "
             the dataclass itself refuses.
     """
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{path or 'configuration'} must be a table, got {mapping!r}")
+        raise ConfigError(f"{path or 'configuration'} must be a table, got {_shown(mapping)}")
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in mapping:
@@ -147,9 +150,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value in arguments and type(value) in {type(choice) for choice in arguments}:
             return value
         choices = ", ".join(map(str, arguments))
-        near = difflib.get_close_matches(str(value), [str(choice) for choice in arguments], n=1)
+        near = difflib.get_close_matches(_shown(value).strip("'"), [str(choice) for choice in arguments], n=1)
         hint_text = f"did you mean {near[0]!r}?" if near else f"choose one of: {choices}"
-        raise ConfigError(f"{path} = {value!r} is not one of: {choices}", hint=hint_text)
+        raise ConfigError(f"{path} = {_shown(value)} is not one of: {choices}", hint=hint_text)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
@@ -158,15 +161,28 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return _convert(inner[0], value, path)
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{path} must be an array, got {value!r}")
+            raise ConfigError(f"{path} must be an array, got {_shown(value)}")
         return tuple(_convert(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint in (int, float) and type(value) is int and not -(2**63) <= value < 2**63:
+        raise ConfigError(
+            f"{path} = {_shown(value)} is no whole number of 64 bits", hint="is it a slip of the keyboard?"
+        )
+    if hint is float and type(value) is int:
         return float(value)
     if hint in (bool, int, float, str):
         if type(value) is not hint:
-            raise ConfigError(f"{path} must be {_NAMES[hint]}, got {value!r}")
+            raise ConfigError(f"{path} must be {_NAMES[hint]}, got {_shown(value)}")
         return value
     raise TypeError(f"{path}: configuration fields of type {hint!r} are not supported")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message may quote it: not whole where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}

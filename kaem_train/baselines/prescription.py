@@ -42,7 +42,7 @@ def prescribe(mapping: Mapping[str, Any]) -> dict[str, Any]:
         family = family.replace("-", "_")
     result = {**mapping, "family": family} if "family" in mapping else dict(mapping)
     prior, posterior, name = (mapping.get(key) for key in ("prior", "posterior", "name"))
-    if family not in _NOTES or not isinstance(prior, dict):
+    if not isinstance(family, str) or family not in _NOTES or not isinstance(prior, dict):
         return result  # a KAEM, or a mistake that the checks of the whole will name
     result["prior"] = {**STANDARD_NORMAL, **{key: prior[key] for key in ("num_latents",) if key in prior}}
     inference: dict[str, Any] = {"prior_from": 1.0}

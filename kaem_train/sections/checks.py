@@ -7,6 +7,12 @@ import re
 
 from kaem.errors import ConfigError
 
+MOST_WIDTH = 65_536
+"""Of one layer of a network."""
+
+MOST_STEPS = 1_000_000
+"""Of a chain or a fit inside one update or run."""
+
 
 def require_at_least(name: str, value: int, least: int) -> None:
     """Raise `ConfigError` unless `value` >= `least`."""

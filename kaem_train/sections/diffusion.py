@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least, require_positive
+from kaem_train.sections.checks import MOST_STEPS, MOST_WIDTH, require_at_least, require_at_most, require_positive
+
+_MOST_LAYERS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +43,11 @@ class DiffusionConfig:
                 f"channels = {list(self.channels)} must hold multiples of 8",
                 hint="for example diffusion.channels=[32, 64, 64]",
             )
+        require_at_most("the largest of channels", max(self.channels), MOST_WIDTH)
         for name in ("layers_per_block", "sampling_steps"):
             require_at_least(name, getattr(self, name), 1)
+        require_at_most("layers_per_block", self.layers_per_block, _MOST_LAYERS)
+        require_at_most("noise_steps", self.noise_steps, MOST_STEPS)
         require_at_least("noise_steps", self.noise_steps, 2)
         require_positive("learning_rate", self.learning_rate)
         if self.noise_steps % self.sampling_steps:

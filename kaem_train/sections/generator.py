@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least, require_at_most, require_decay
+from kaem_train.sections.checks import MOST_WIDTH, require_at_least, require_at_most, require_decay
 from kaem_train.sections.functions import BaseActivation, BasisName, least_grid_size
-
-_MOST_WIDTH = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +52,14 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         require_at_least("dense", self.dense, 0)
         require_at_least("grid_size", self.grid_size, least_grid_size(self.basis))
-        require_at_most("dense", self.dense, _MOST_WIDTH)
+        require_at_most("dense", self.dense, MOST_WIDTH)
         require_at_most("grid_size", self.grid_size, 4096)
         require_at_least("refit_interval", self.refit_interval, 0)
         for name, widths in (("channels", self.channels), ("hidden", self.hidden)):
             if any(width < 1 for width in widths):
                 raise ConfigError(f"{name} = {list(widths)} holds a width below 1")
-            if widths and max(widths) > _MOST_WIDTH:
-                raise ConfigError(f"{name} = {list(widths)} holds a width above {_MOST_WIDTH}")
+            if widths and max(widths) > MOST_WIDTH:
+                raise ConfigError(f"{name} = {list(widths)} holds a width above {MOST_WIDTH}")
         if any(kernel not in {3, 4} for kernel in self.kernels[1:]) or (self.kernels and self.kernels[0] < 1):
             raise ConfigError(
                 f"kernels = {list(self.kernels)} holds another than 3 and 4 after the first, or a first below 1",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kaem_train.sections.checks import require_at_least, require_positive
+from kaem_train.sections.checks import MOST_STEPS, MOST_WIDTH, require_at_least, require_at_most, require_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,5 +33,8 @@ class LatentEbmConfig:
     def __post_init__(self) -> None:
         for name in ("hidden", "prior_steps", "posterior_steps"):
             require_at_least(name, getattr(self, name), 1)
+        require_at_most("hidden", self.hidden, MOST_WIDTH)
+        for name in ("prior_steps", "posterior_steps"):
+            require_at_most(name, getattr(self, name), MOST_STEPS)
         for name in ("prior_step_size", "posterior_step_size", "learning_rate"):
             require_positive(name, getattr(self, name))

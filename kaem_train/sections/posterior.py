@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least, require_at_most, require_positive
-
-_MOST_WIDTH = 65_536
+from kaem_train.sections.checks import MOST_STEPS, MOST_WIDTH, require_at_least, require_at_most, require_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +74,11 @@ class PosteriorConfig:
             raise ConfigError(f"encoder_channels = {list(self.encoder_channels)} must hold positive widths")
         for name in ("encoder_dense", "num_proposals", "bound_samples", "num_steps", "refinement_steps"):
             require_at_least(name, getattr(self, name), 1)
-        if max(self.encoder_channels) > _MOST_WIDTH:
-            raise ConfigError(f"encoder_channels = {list(self.encoder_channels)} holds a width above {_MOST_WIDTH}")
-        require_at_most("encoder_dense", self.encoder_dense, _MOST_WIDTH)
+        if max(self.encoder_channels) > MOST_WIDTH:
+            raise ConfigError(f"encoder_channels = {list(self.encoder_channels)} holds a width above {MOST_WIDTH}")
+        require_at_most("encoder_dense", self.encoder_dense, MOST_WIDTH)
         for name in ("num_proposals", "bound_samples", "num_steps", "refinement_steps", "num_temperatures"):
-            require_at_most(name, getattr(self, name), 1_000_000)
+            require_at_most(name, getattr(self, name), MOST_STEPS)
         require_at_least("num_temperatures", self.num_temperatures, 2)
         require_at_least("power_cycles", self.power_cycles, 0)
         for name in ("prior_from", "bound_from", "resample_below"):

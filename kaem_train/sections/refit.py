@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_at_least
+from kaem_train.sections.checks import MOST_STEPS, require_at_least, require_at_most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,3 +35,4 @@ class RefitConfig:
         require_at_least("num_images", self.num_images, 20)
         require_at_least("num_set_aside", self.num_set_aside, 0)
         require_at_least("correction_steps", self.correction_steps, 0)
+        require_at_most("correction_steps", self.correction_steps, MOST_STEPS)

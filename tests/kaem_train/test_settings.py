@@ -1,7 +1,9 @@
 """The configuration is strict, every refusal says what to do, and later sources win."""
 
 import re
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import fields, is_dataclass, replace
+from itertools import product
 
 import pytest
 
@@ -88,6 +90,44 @@ def test_a_wrong_setting_is_named_with_its_value_and_a_way_out(override, message
     with pytest.raises(ConfigError) as caught:
         load_config("digits", [override])
     assert message in str(caught.value)
+
+
+_ODD_VALUES = (
+    *("nan", "-inf", "-1", "0", "1e-300", "1e300", "true", "abc", "{a = 1}", "[nan]", "[1e9]", "2020-01-01"),
+    *("1" + 400 * "0", 5000 * "1", "0x" + 4000 * "f", "[" * 2000),
+)
+
+
+@pytest.mark.parametrize("section", [field.name for field in fields(Config)])
+def test_every_setting_takes_any_value_or_refuses_it_as_a_setting(section):
+    value = getattr(load_config("digits"), section)
+    names = [f"{section}.{field.name}" for field in fields(value)] if is_dataclass(value) else [section]
+    for name, text in product(names, _ODD_VALUES):
+        with suppress(ConfigError):
+            load_config("digits", [f"{name}={text}"])
+
+
+def test_a_file_with_a_number_of_thousands_of_digits_is_refused(tmp_path):
+    path = tmp_path / "long.toml"
+    path.write_text(f'preset = "digits"\n[training]\nseed = {5000 * "1"}\n')
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("refit.correction_steps=10000000000", "above 1000000"),
+        ("latent_ebm.hidden=100000000", "above 65536"),
+        ("latent_ebm.prior_steps=100000000", "above 1000000"),
+        ("diffusion.channels=[80000000]", "above 65536"),
+        ("diffusion.noise_steps=100000000", "above 1000000"),
+        ("diffusion.layers_per_block=1000", "above 64"),
+    ],
+)
+def test_sizes_far_beyond_use_are_refused_before_they_meet_the_memory(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("digits", [override])
 
 
 def test_an_encoder_without_bounds_needs_a_reference_without_bounds():
