@@ -203,6 +203,9 @@ def _print_scores(console: Console, found: FittedPrior, seconds: float) -> None:
         console.print(f"warning: {warning}", soft_wrap=True, highlight=False)
 
 
+_LARGE = 1e7
+
+
 def _score_table(scores: Scores) -> Table:
     from rich.table import Table
 
@@ -216,5 +219,5 @@ def _score_table(scores: Scores) -> Table:
         "fitted prior": scores.prior,
     }
     for name, value in rows.items():
-        table.add_row(name, f"{value:.3f}")
+        table.add_row(name, f"{value:.3f}" if abs(value) < _LARGE else f"{value:.4g}")
     return table

@@ -1,6 +1,7 @@
 """Checkpoints: one file of plain containers and tensors, written atomically, read without running code.
 
 Format versions, newest first (bump for a change that an older reader would misread):
+    4   prior.domain among the weights: the domain of the prior has grown. Written only where it has.
     3   finished: the prior's section and the weights of the model to use, where they are not those that training
         would go on with; average: averages of the weights and their counts, where they are kept.
         Files of formats 1 and 2 are read.
@@ -30,10 +31,14 @@ from kaem_train.build import Model, build_model
 from kaem_train.devices import on_cpu
 from kaem_train.inputs import damaged_checkpoint, require_checkpoint
 from kaem_train.model.kaem import Kaem
+from kaem_train.model.module_images import images_of_module, require_same_images
 from kaem_train.sections import PriorConfig
 from kaem_train.settings import Config
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+_BEFORE_GROWTH = 3
+"""The version of a checkpoint that holds nothing newer: what an older reader can read, it may."""
+
 _VERSION_KEY = "format_version"
 _FIELDS = (
     "config",
@@ -73,6 +78,8 @@ class Checkpoint:
         data_fingerprint: Of the data set trained on.
         average_state: `state_dict` of `WeightAverage`; None where no average is kept.
         finished: The model to use where it is not `model_state`: averaged weights, a refitted prior.
+        module_images: What a generator of the user's own made of a few latents when this was written; see
+            `model/module_images.py`. None of others, and before there were any.
     """
 
     config: Config
@@ -83,6 +90,12 @@ class Checkpoint:
     data_fingerprint: str
     average_state: dict[str, Any] | None = None
     finished: FinishedModel | None = None
+    module_images: Tensor | None = None
+
+    @property
+    def used_state(self) -> dict[str, Tensor]:
+        """State of the model to use."""
+        return self.model_state if self.finished is None else self.finished.model_state
 
     @property
     def inference_state(self) -> dict[str, Tensor]:
@@ -102,7 +115,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     _require_finite(checkpoint)
     content = {name: getattr(checkpoint, name) for name in _FIELDS}
     content["config"] = to_mapping(checkpoint.config)
-    content[_VERSION_KEY] = FORMAT_VERSION
+    content[_VERSION_KEY] = FORMAT_VERSION if _has_grown(checkpoint) else _BEFORE_GROWTH
     if checkpoint.finished is not None:
         finished = checkpoint.finished
         content["finished"] = {"prior": to_mapping(finished.prior), "model_state": finished.model_state}
@@ -110,9 +123,36 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             content["finished"]["posterior_state"] = finished.posterior_state
     if checkpoint.average_state is not None:
         content["average"] = checkpoint.average_state
+    if checkpoint.config.generator.module:
+        content["module_images"] = _images_of_class(checkpoint)
     content = on_cpu(content)
     with replacing(path) as draft:
         draft.write_bytes(packed(content))
+
+
+def require_same_class(checkpoint: Checkpoint) -> None:
+    """Refuse a class of the user's that was edited since its checkpoint was written; nothing of other generators.
+
+    Raises:
+        ArtifactError: It makes other images of the same weights.
+    """
+    if checkpoint.module_images is not None:
+        name = checkpoint.config.generator.module
+        require_same_images(_images_of_class(checkpoint), checkpoint.module_images, name)
+
+
+def _images_of_class(checkpoint: Checkpoint) -> Tensor | None:
+    config = checkpoint.config
+    shape = config.data.image_shape
+    return images_of_module(config.generator.module, config.prior.num_latents, shape, checkpoint.used_state)
+
+
+def _has_grown(checkpoint: Checkpoint) -> bool:
+    """Whether the domain of a prior that is not refitted is among the weights; that of one which is always was."""
+    parts = [(checkpoint.config.prior, checkpoint.model_state)]
+    if checkpoint.finished is not None:
+        parts.append((checkpoint.finished.prior, checkpoint.finished.model_state))
+    return any("prior.domain" in state and not prior.refit_interval for prior, state in parts)
 
 
 def packed(content: Any) -> memoryview:
@@ -173,7 +213,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
             hint="use the kaem version that trained it",
         ) from None
     fields = {name: content[name] for name in _FIELDS if name != "config"}
-    return Checkpoint(config=config, average_state=content.get("average"), finished=finished, **fields)
+    return Checkpoint(
+        config=config,
+        average_state=content.get("average"),
+        finished=finished,
+        module_images=content.get("module_images"),
+        **fields,
+    )
 
 
 def _with_former_defaults(mapping: Any) -> Any:
@@ -215,16 +261,19 @@ def load_model(path: Path, *, allow_modules: Container[str] = ()) -> tuple[Confi
             f"the generator in {path} is the class {module!r}, and importing it would run its code",
             hint=f"if you trust that code, allow it: --allow-module {shlex.quote(module)}",
         )
-    config, state = checkpoint.config, checkpoint.model_state
+    config = checkpoint.config
     if checkpoint.finished is not None:
-        config, state = replace(config, prior=checkpoint.finished.prior), checkpoint.finished.model_state
+        config = replace(config, prior=checkpoint.finished.prior)
     model = build_model(config)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(checkpoint.used_state)
     except (RuntimeError, AttributeError, TypeError):
+        damaged = "the file is damaged: train again"
+        hint = f"{module!r} may have been edited: use the code it was trained with, or train again"
         raise ArtifactError(
-            f"the weights in {path} do not fit its configuration", hint="the file is damaged: train again"
+            f"the weights in {path} do not fit its configuration", hint=hint if module else damaged
         ) from None
+    require_same_class(checkpoint)
     return config, model.eval().requires_grad_(False)
 
 

@@ -30,6 +30,8 @@ _MOST_LATENTS = 2048
 """A linear frame of so many latents holds 4 million numbers."""
 
 _SAVE = "save them with numpy.save('z.npy', latents)"
+_RESCALE = "multiply the latents by a constant, and divide by it inside the decoder"
+_SUBTRACT = "subtract the mean from the latents, and add it inside the decoder"
 _NPY, _ZIP, _PICKLE = b"\x93NUMPY", b"PK\x03\x04", b"\x80"
 _ROWS_AT_ONCE = 1 << 14
 _LEAST_ROWS = 100
@@ -91,14 +93,16 @@ def read_latents(path: Path, *, holdout: float, seed: int, keep_outliers: bool =
     num_fitted = num_rows - 2 * num_choosing
     least = 2 * num_latents
     if num_rows < _LEAST_ROWS or num_fitted < least or num_choosing < 1:
+        is_turned = num_rows < num_latents and num_latents >= _LEAST_ROWS
         raise DataError(
-            f"{path} holds {num_rows} latents of {num_latents} numbers, {2 * num_choosing} held out: too few to fit "
-            "a distribution",
-            hint=f"give at least {_LEAST_ROWS} rows, {least} of them not held out",
+            f"{path} holds {_count(num_rows, 'latent')} of {_count(num_latents, 'number')}, {2 * num_choosing} held "
+            "out: too few to fit a distribution",
+            hint=f"give at least {_LEAST_ROWS} rows, {least} of them not held out"
+            + ("; if its columns are the images, save latents.T" if is_turned else ""),
         )
     _require_finite(rows, path)
     keys = row_keys(rows)
-    _require_distinct(count_distinct(keys), num_rows, path)
+    _require_distinct(count_distinct(keys), rows, path)
     parts = split_rows(keys, num_choosing, seed=seed)
     most = (MOST_FITTED, _MOST_SCORED, _MOST_SCORED)
     fitted, choosing, scored = (
@@ -141,14 +145,23 @@ def _open(path: Path) -> NDArray[np.floating]:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError) as error:
         reason = " ".join(str(error).split())[:200]
+        if "Python objects" in reason:
+            raise DataError(
+                f"{path} holds Python objects, which are not read: that would run their code",
+                hint="save one array of numbers: numpy.stack(latents).astype(numpy.float32)",
+            ) from None
         raise DataError(f"cannot read {path} as a .npy array of numbers: {reason}", hint=_SAVE) from None
     if array.dtype.kind != "f":
+        is_number = array.dtype.kind in "biu"
         raise DataError(
-            f"{path} holds {array.dtype}, not floating point numbers", hint="save latents.astype(numpy.float32)"
+            f"{path} holds {array.dtype}, not floating point numbers",
+            hint="save latents.astype(numpy.float32)" if is_number else "give the numbers that the decoder takes",
         )
     if array.ndim < 2 or 0 in array.shape:
+        one_each = "; if it is one number per image, save latents.reshape(-1, 1)" if array.ndim == 1 else ""
         raise DataError(
-            f"{path} has shape {array.shape}, not (images, latents)", hint="give one row per image, at least one number"
+            f"{path} has shape {array.shape}, not (images, latents)",
+            hint=f"give one row per image, at least one number{one_each}",
         )
     num_latents = math.prod(array.shape[1:])
     if num_latents > _MOST_LATENTS:
@@ -205,14 +218,18 @@ def _require_finite(rows: NDArray[np.floating], path: Path) -> None:
         bad = ~np.isfinite(part)
         if bad.any():
             row, column = np.argwhere(bad)[0]
-            raise DataError(
-                f"{path} holds {rows[first + row, column]} at row {first + row}, column {column}, no finite float32",
-                hint="encode the images again, or drop such rows",
-            )
+            value = rows[first + row, column]
+            where = f"{path} holds {value:.6g} at row {first + row}, column {column}"
+            if np.isfinite(value):
+                raise DataError(f"{where}, too large for float32", hint=_RESCALE)
+            raise DataError(f"{where}, no finite number", hint="encode the images again, or drop such rows")
 
 
-def _require_distinct(num_distinct: int, num_rows: int, path: Path) -> None:
+def _require_distinct(num_distinct: int, rows: NDArray[np.floating], path: Path) -> None:
+    num_rows = len(rows)
     if num_distinct == 1:
+        for column in range(rows.shape[1]):
+            _require_kept(rows[:, column], column, path)
         raise DataError(
             f"{path} holds {num_rows} latents that are all the same, so they have no density",
             hint="the encoder ignores its images: train it again, or give draws of its distribution, not its means",
@@ -224,10 +241,21 @@ def _require_distinct(num_distinct: int, num_rows: int, path: Path) -> None:
         )
 
 
+def _require_kept(column: NDArray[np.floating], number: int, path: Path) -> None:
+    """Refuse a latent that varies in the file and is one number in float32."""
+    if column.max() > column.min() and len(np.unique(column.astype(np.float32))) == 1:
+        raise DataError(
+            f"{path}: latent {number} runs from {column.min():.6g} to {column.max():.6g}, which is one number in "
+            "float32",
+            hint=_RESCALE if abs(column).max() < _LEAST_STD else _SUBTRACT,
+        )
+
+
 def _require_resolvable(fitted: Tensor, rows: NDArray[np.floating], path: Path) -> None:
     mean, std = fitted.double().mean(0), fitted.double().std(0)
     constant = (fitted.amax(0) == fitted.amin(0)).nonzero().flatten().tolist()
     if constant:
+        _require_kept(rows[:, constant[0]], constant[0], path)
         others = int(np.count_nonzero(np.asarray(rows[:, constant[0]], np.float32) != float(fitted[0, constant[0]])))
         where = f"all but {others} of {len(rows)} rows" if others else "every row"
         raise DataError(
@@ -239,7 +267,7 @@ def _require_resolvable(fitted: Tensor, rows: NDArray[np.floating], path: Path) 
         raise DataError(
             f"{path}: latent {extreme[0]} has deviation {std[extreme[0]]:.3g}, outside {_LEAST_STD:g} to {_MOST_STD:g}"
             ": float32 cannot compute with it",
-            hint="multiply the latents by a constant, and divide by it inside the decoder",
+            hint=_RESCALE,
         )
     offset = mean.abs() / std
     worst = int(offset.argmax())
@@ -247,8 +275,12 @@ def _require_resolvable(fitted: Tensor, rows: NDArray[np.floating], path: Path) 
         raise DataError(
             f"{path}: latent {worst} has mean {mean[worst]:.4g} and deviation {std[worst]:.2g}, which float32 cannot "
             "resolve",
-            hint="subtract the mean from the latents, and add it inside the decoder",
+            hint=_SUBTRACT,
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _digest(path: Path) -> str:

@@ -19,7 +19,7 @@ from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
 from kaem_train.acceleration import accelerate, networks, plain
 from kaem_train.averaging import WeightAverage
 from kaem_train.build import Model, build_model, build_objective
-from kaem_train.checkpoint import Checkpoint, FinishedModel, read_checkpoint, write_checkpoint
+from kaem_train.checkpoint import Checkpoint, FinishedModel, read_checkpoint, require_same_class, write_checkpoint
 from kaem_train.data import Dataset, training_batch
 from kaem_train.data.order import PixelsAhead
 from kaem_train.devices import choose_device, tf32_set
@@ -293,7 +293,7 @@ class Trainer:
         Raises:
             ConfigError: It was trained with another configuration (the data may have moved).
             DataError: It was trained on other data.
-            ArtifactError: Its state does not fit its configuration.
+            ArtifactError: Its state does not fit its configuration, or the class of its generator was edited.
         """
         changed = first_difference(lengthened(checkpoint.config, self.config, checkpoint.step), self.config)
         if changed:
@@ -317,6 +317,7 @@ class Trainer:
             raise ArtifactError(
                 "the checkpoint's state does not fit its configuration", hint="the file is damaged: train again"
             ) from None
+        require_same_class(checkpoint)
         self.step = checkpoint.step
         self._has_checkpoint = True
 

@@ -66,6 +66,18 @@ def test_the_file_holds_plain_containers_and_documented_names(tmp_path, checkpoi
     assert prior == {"prior.logits", *(f"prior.bank.{name}" for name in bank)}
 
 
+def test_a_domain_that_has_grown_is_a_format_that_older_versions_refuse_by_its_number(tmp_path, checkpoint):
+    grown = {**checkpoint.model_state, "prior.domain": torch.tensor([-9.0, 9.0])}
+    finished = FinishedModel(prior=checkpoint.config.prior, model_state=grown)
+    for number, later in enumerate([replace(checkpoint, model_state=grown), replace(checkpoint, finished=finished)]):
+        write_checkpoint(tmp_path / f"{number}.pt", later)
+        assert torch.load(tmp_path / f"{number}.pt", weights_only=True)["format_version"] == 4
+        assert load_model(tmp_path / f"{number}.pt")[1].prior.high == 9.0
+    moving = replace(checkpoint.config, prior=replace(checkpoint.config.prior, refit_interval=5))
+    write_checkpoint(tmp_path / "moving.pt", replace(checkpoint, config=moving, model_state=grown))
+    assert torch.load(tmp_path / "moving.pt", weights_only=True)["format_version"] == 3
+
+
 def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, checkpoint, monkeypatch):
     write_checkpoint(tmp_path / "ckpt.pt", checkpoint)
     before = (tmp_path / "ckpt.pt").read_bytes()

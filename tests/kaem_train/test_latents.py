@@ -88,7 +88,7 @@ WRONG = {
     "of torch": (_of_torch(), "it was saved by torch"),
     "a zip": (_zip(), "it is a zip archive, not an array"),
     "another binary": (b"\x89HDF\r\n\x1a\n" + bytes(99), "does not begin as a .npy array does"),
-    "pickled objects": (_bytes(np.array([_Trap()], dtype=object)), "cannot read"),
+    "pickled objects": (_bytes(np.array([_Trap()], dtype=object)), "holds Python objects, which are not read"),
     "cut short": (_bytes(_latents())[:-100], "cannot read"),
     "an archive": (_archive(), "is an .npz archive of 1, not one array"),
     "whole numbers": (_bytes(np.zeros((200, 3), np.int64)), "holds int64, not floating point numbers"),
@@ -99,7 +99,14 @@ WRONG = {
     "few rows": (_bytes(_latents(99)), "holds 99 latents of 3 numbers, 20 held out: too few"),
     "fewer rows than numbers": (_bytes(_latents(150, 80)), "150 latents of 80 numbers"),
     "not a number": (_bytes(_with(7, 2, np.nan)), "holds nan at row 7, column 2"),
-    "beyond float32": (_bytes(_with(7, 2, 1e200)), r"holds 1e\+200 at row 7, column 2"),
+    "beyond float32": (_bytes(_with(7, 2, 1e200)), r"holds 1e\+200 at row 7, column 2, too large for float32"),
+    "below float32": (_bytes(1e-300 * _latents().astype(np.float64)), "latent 0 runs from -.*, which is one number in"),
+    "one of them below": (
+        _bytes(_latents().astype(np.float64) * [1, 1e-300, 1]),
+        "latent 1 runs from -.*e-300 to .*, which is one number in float32",
+    ),
+    "beside a large number": (_bytes(1e9 + _latents().astype(np.float64)), "latent 0 runs from 1e.09 to 1e.09, which"),
+    "one row": (_bytes(_latents(1)), "holds 1 latent of 3 numbers"),
     "constant": (_bytes(_latents() * np.float32([1, 0, 1])), "latent 1 has the same value in every row"),
     "far away": (_bytes(_latents() + np.float32([0, 0, 500])), "latent 2 has mean (499|500)"),
 }
@@ -127,7 +134,18 @@ def test_a_missing_file_and_an_impossible_share_are_refused(tmp_path):
 
 
 def test_a_hint_names_the_call_that_makes_the_array(tmp_path):
-    hints = {"z.csv": (b"1,2\n3,4\n", "numpy.loadtxt('z.csv'"), "z.npz": (_archive(), "numpy.load('z.npz')['z']")}
+    hints = {
+        "z.csv": (b"1,2\n3,4\n", "numpy.loadtxt('z.csv'"),
+        "z.npz": (_archive(), "numpy.load('z.npz')['z']"),
+        "flat.npy": (_bytes(_latents(200, 1)[:, 0]), "latents.reshape(-1, 1)"),
+        "turned.npy": (_bytes(_latents().T), "latents.T"),
+        "objects.npy": (_bytes(np.array([[1.0], [1.0, 2.0]], dtype=object)), "numpy.stack(latents)"),
+        "whole.npy": (_bytes(np.zeros((200, 3), np.int64)), "latents.astype(numpy.float32)"),
+        "complex.npy": (_bytes(np.zeros((200, 3), np.complex64)), "the numbers that the decoder takes"),
+        "small.npy": (_bytes(1e-300 * _latents().astype(np.float64)), "multiply the latents by a constant"),
+        "large.npy": (_bytes(1e300 * _latents().astype(np.float64)), "multiply the latents by a constant"),
+        "far.npy": (_bytes(1e9 + _latents().astype(np.float64)), "subtract the mean"),
+    }
     for name, (content, words) in hints.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError) as caught:

@@ -1,16 +1,17 @@
 """A generator of the user's own trains and loads like the built-in ones, and is tried before anything starts."""
 
+import importlib
 import sys
 
 import pytest
 import torch
 
 from kaem.errors import ArtifactError, ConfigError
-from kaem_train.checkpoint import load_model
+from kaem_train.checkpoint import load_model, read_checkpoint
 from kaem_train.data import load_dataset
-from kaem_train.model.user_module import build_user_module
+from kaem_train.model.user_module import build_user_module, probe_latents
 from kaem_train.requirements import check_trainable
-from kaem_train.trainer import train
+from kaem_train.trainer import Trainer, train
 
 CODE = """
 import random
@@ -170,6 +171,46 @@ def test_it_trains_and_its_checkpoint_loads_only_where_its_name_is_allowed(own, 
     fresh = build_user_module(own, 3, (1, 8, 8))
     assert not torch.equal(model.generator.first.weight, fresh.first.weight)
     assert model.sample(2, torch.Generator().manual_seed(0)).shape == (2, 1, 8, 8)
+
+
+def test_a_class_that_was_edited_after_its_run_is_refused_where_its_weights_still_fit(own, tiny, tmp_path):
+    config = tiny(*_settings(own), "training.updates=2")
+    dataset = load_dataset(config.data)
+    path = train(config, dataset, tmp_path).checkpoint
+    (tmp_path / "own_decoders.py").write_text(CODE.replace("torch.relu(self", "torch.tanh(self"))
+    importlib.invalidate_caches()
+    sys.modules.pop("own_decoders")
+    with pytest.raises(ArtifactError, match=r"makes other images of the checkpoint.s weights .* by up to 0") as caught:
+        load_model(path, allow_modules=[own])
+    assert "code" in caught.value.hint
+    longer = tiny(*_settings(own), "training.updates=3")
+    with pytest.raises(ArtifactError, match="makes other images"):
+        train(longer, dataset, tmp_path, resume=True)
+    (tmp_path / "own_decoders.py").write_text(CODE.replace("16", "24"))
+    importlib.invalidate_caches()
+    sys.modules.pop("own_decoders")
+    with pytest.raises(ArtifactError, match="do not fit its configuration") as caught:
+        load_model(path, allow_modules=[own])
+    assert "may have been edited" in caught.value.hint
+
+
+def test_a_class_is_compared_by_the_averaged_weights_that_are_exported(own, tiny, tmp_path):
+    config = tiny(*_settings(own), "training.ema_decay=0.9", "training.updates=5")
+    outcome = train(config, load_dataset(config.data), tmp_path)
+    _, model = load_model(outcome.checkpoint, allow_modules=[own])
+    kept = read_checkpoint(outcome.checkpoint)
+    assert torch.allclose(model.generator(probe_latents(3)), kept.module_images, atol=1e-6)
+    assert not torch.equal(kept.used_state["generator.first.weight"], kept.model_state["generator.first.weight"])
+
+
+def test_a_class_that_cannot_be_built_at_a_save_costs_no_checkpoint(own, tiny, tmp_path, monkeypatch):
+    config = tiny(*_settings(own), "training.updates=2")
+    dataset = load_dataset(config.data)
+    check_trainable(config, dataset)
+    trainer = Trainer(config, dataset)
+    monkeypatch.setattr(sys.modules["own_decoders"], "Own", None)
+    trainer.save(tmp_path / "ckpt.pt")
+    assert read_checkpoint(tmp_path / "ckpt.pt").module_images is None
 
 
 def test_building_it_leaves_the_random_numbers_of_training_as_they_were(own):
