@@ -7,6 +7,9 @@ from pathlib import Path
 # As kaem_train does, but before any test module imports torch by itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Nor does a test ask the data hub, whose client reads this when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))

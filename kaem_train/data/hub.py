@@ -108,13 +108,31 @@ def _load(datasets: Any, reference: str) -> Any:
     if reference.startswith(HUB_PREFIX):
         owner, _, rest = reference[len(HUB_PREFIX) :].partition("/")
         name, _, configuration = rest.partition("/")
-        return datasets.load_dataset(f"{owner}/{name}" if name else owner, configuration or None)
+        with _asked_once(datasets):
+            return datasets.load_dataset(f"{owner}/{name}" if name else owner, configuration or None)
     path = Path(reference)
     if path.is_file():
         return datasets.load_dataset("parquet", data_files=str(path))
     if any((path / name).is_file() for name in _SAVED):
         return datasets.load_from_disk(str(path))
     return datasets.load_dataset(str(path))
+
+
+@contextmanager
+def _asked_once(datasets: Any) -> Iterator[None]:
+    """Let the library look into its cache at once where the hub does not answer: alone, it would try for 23 seconds."""
+    import huggingface_hub
+
+    was_offline = datasets.config.HF_HUB_OFFLINE
+    try:
+        timeout_s = huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT
+        huggingface_hub.get_session().head(datasets.config.HF_ENDPOINT, timeout=timeout_s)
+    except Exception:  # of whichever HTTP client the library uses; what is wrong is said by the library itself
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
 
 
 def _usual_column(columns: list[str]) -> str | None:

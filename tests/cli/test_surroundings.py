@@ -1,12 +1,15 @@
 """Commands in surroundings that nobody chose: terminals without UTF-8, disks without room, readers that have left."""
 
+import contextlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
 import pytest
 from artifacts import write_small_artifact
+from command import run_here
 
 from kaem_train.checkpoint import read_checkpoint
 
@@ -15,20 +18,29 @@ TINY = ("--updates", "2", "--set", "refit.kind=none", "--set", "prior.num_latent
 TRAIN = ("train", "digits", *TINY, "--set", "generator.channels=[4]", "-o", "run")
 
 
-def _run(folder, *words, limit=None, **environment):
-    def bound():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+def _run(folder, *words, **environment):
+    env = {**os.environ, **environment}
+    return subprocess.run([*KAEM, *map(str, words)], cwd=folder, env=env, capture_output=True, check=False, timeout=200)
 
-    env = {**os.environ, "KAEM_CACHE_DIR": str(folder / "cache"), **environment}
-    return subprocess.run(
-        [*KAEM, *map(str, words)],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        check=False,
-        preexec_fn=bound if limit else None,
-        timeout=200,
-    )
+
+@contextlib.contextmanager
+def _no_file_beyond(size):
+    """Let this process, in which commands run, write no file that is larger, as on a disk without room."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a finished run of two updates."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = run_here(*TRAIN, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -59,20 +71,20 @@ def test_a_file_name_that_is_no_utf8_comes_out_as_it_went_in(tmp_path):
     assert b"caf\xe9.png" in done.stdout
 
 
-@pytest.mark.slow
-def test_a_disk_without_room_is_one_line_and_the_old_file_stays(tmp_path):
-    assert _run(tmp_path, *TRAIN).returncode == 0
+def test_a_disk_without_room_is_one_line_and_the_old_file_stays(finished, tmp_path):
+    shutil.copytree(finished / "run", tmp_path / "run")
     before = (tmp_path / "run" / "ckpt.pt").read_bytes()
     model = write_small_artifact(tmp_path / "model.onnx")
-    assert _run(tmp_path, "sample", model, "-n", 900, "-o", "a.npy").returncode == 0
+    assert run_here("sample", model, "-n", 900, "-o", "a.npy", cwd=tmp_path).returncode == 0
     sheet = (tmp_path / "a.npy").read_bytes()
     for words in (
         (*TRAIN, "--force"),
         ("sample", model, "-n", "900", "-o", "a.npy"),
         ("export", "run/ckpt.pt", "-o", "b.onnx"),
     ):
-        done = _run(tmp_path, *words, limit=8192)
-        lines = [line for line in done.stderr.decode().splitlines() if line.startswith(("error:", "Traceback"))]
+        with _no_file_beyond(8192):
+            done = run_here(*words, cwd=tmp_path)
+        lines = [line for line in done.stderr.splitlines() if line.startswith(("error:", "Traceback"))]
         assert done.returncode in (1, 2), (words, done.stderr)
         assert len(lines) == 1, (words, done.stderr)
         assert "too large" in lines[0], lines
@@ -93,18 +105,17 @@ def test_a_reader_that_has_left_is_no_traceback(tmp_path):
     assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.slow
-def test_a_finished_run_can_be_trained_on(tmp_path):
-    assert _run(tmp_path, *TRAIN).returncode == 0
+def test_a_finished_run_can_be_trained_on(finished, tmp_path):
+    shutil.copytree(finished / "run", tmp_path / "run")
     again = list(TRAIN)
     again[again.index("--updates") + 1] = "9"
-    done = _run(tmp_path, *again, "--resume")
+    done = run_here(*again, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "update 2 to 9" in done.stderr.decode()
+    assert "update 2 to 9" in done.stderr
     checkpoint = read_checkpoint(tmp_path / "run" / "ckpt.pt")
     assert checkpoint.step == 9
     assert round(checkpoint.config.posterior.prior_from * 9) == round(0.6 * 2)  # it begins once
-    fewer = _run(tmp_path, *TRAIN, "--resume")
+    fewer = run_here(*TRAIN, "--resume", cwd=tmp_path)
     assert fewer.returncode == 2
-    assert "training.updates: 9, now 2" in fewer.stderr.decode()
-    assert _run(tmp_path, *again, "--resume").returncode == 0
+    assert "training.updates: 9, now 2" in fewer.stderr
+    assert run_here(*again, "--resume", cwd=tmp_path).returncode == 0

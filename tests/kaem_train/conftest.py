@@ -36,9 +36,8 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_network_and_no_caches_at_home(tmp_path_factory):
+def _no_caches_at_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hugging-face")))
         yield
 

@@ -1,6 +1,9 @@
 """Hugging Face data sets, written by the library itself and read without the network."""
 
+import contextlib
+import socket
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -87,6 +90,34 @@ def test_what_cannot_be_loaded_is_named_with_what_to_do(datasets, tmp_path):
             _load(path)
         assert path in caught.value.message, path
         assert caught.value.hint, path
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(datasets, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+
+        def hang_up():
+            with contextlib.suppress(OSError):  # the socket is closed at the end
+                while True:
+                    connection, _ = hub.accept()
+                    asked.append(connection.recv(1))
+                    connection.close()
+
+        listener = threading.Thread(target=hang_up)
+        listener.start()
+        address = f"http://127.0.0.1:{hub.getsockname()[1]}"
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        with pytest.raises(DataError, match="hf:kaem-tests/absent") as caught:
+            _load("hf:kaem-tests/absent")
+        hub.shutdown(socket.SHUT_RDWR)
+        listener.join()
+    assert asked == [b"H"]
+    assert "network" in caught.value.hint
+    assert datasets.config.HF_HUB_OFFLINE is False
 
 
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
