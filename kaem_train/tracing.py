@@ -55,7 +55,8 @@ def traced(
     except Exception as error:  # operations that ONNX lacks; torch raises its own classes and any other
         raise ArtifactError(
             f"torch cannot export {what} to ONNX: {reason_of(error.__cause__ or error)}",
-            hint="build it from operations that ONNX has, without torch.jit.script and parametrizations",
+            hint="build it from operations that ONNX has: torch.where in place of branches on numbers, no "
+            "torch.jit.script, no parametrizations",
         ) from error
     if program is None:
         raise AssertionError("torch.onnx.export returned no program")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
 from kaem_train.acceleration import accelerate, networks, plain
 from kaem_train.averaging import WeightAverage
+from kaem_train.baselines.diffusion import Diffusion
 from kaem_train.build import Model, build_model, build_objective
 from kaem_train.checkpoint import Checkpoint, FinishedModel, read_checkpoint, require_same_class, write_checkpoint
 from kaem_train.data import Dataset, training_batch
@@ -30,6 +31,7 @@ from kaem_train.inputs import CHECKPOINT_NAME
 from kaem_train.interrupt import stop_request
 from kaem_train.model.abstract_prior import AbstractPrior
 from kaem_train.model.kaem import Kaem
+from kaem_train.model.module_images import decode_probes, images_of_module
 from kaem_train.model.prior import weight_penalty
 from kaem_train.optimisation import FiniteGuard, build_optimiser, first_not_finite, set_rates
 from kaem_train.posterior import Posterior
@@ -44,6 +46,8 @@ _VARIANCE_MEMORY = 0.98
 _LEAST_VARIANCE = 1e-3
 _GRID_IMAGES = 64
 _MOST_ENCODED = 8192
+_KEPT, _KEPT_BY_GPU = 1e-4, 2e-2
+"""How far images of a module may be from those of a new instance on the CPU: on it, or with a GPU's rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +275,7 @@ class Trainer:
         broken = first_not_finite(self._parameters.items())
         if broken:
             self._refuse(broken, path)
+        self._require_kept_module()
         write_checkpoint(
             path,
             Checkpoint(
@@ -286,6 +291,28 @@ class Trainer:
         )
         self._has_checkpoint = True
         self._tell(Saved(step=self.step, path=path))
+
+    def _require_kept_module(self) -> None:
+        """Refuse to save a module of the user's that a checkpoint would not keep, as its images tell.
+
+        Raises:
+            KaemError: It holds numbers that are not in its state, which have changed since it was tried.
+        """
+        name, device = self.config.generator.module, self.device
+        if not name or isinstance(self.model, Diffusion):
+            return
+        num_latents, image_shape = self.config.prior.num_latents, self.config.data.image_shape
+        with self.in_use():
+            state = self.model.state_dict()
+            kept = images_of_module(name, num_latents, image_shape, state)
+            trained = decode_probes(self.model.generator, num_latents, device).cpu()
+        slack = _KEPT if device.type == "cpu" else _KEPT_BY_GPU
+        if kept is not None and float((trained - kept).abs().max()) > slack:
+            raise KaemError(
+                f"generator.module = {name!r} makes other images than a new instance with its weights, at update "
+                f"{self.step}: it holds numbers that are not in its state_dict, so no checkpoint can keep it",
+                hint="register what changes as it computes, or leave it out of its forward",
+            )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`.

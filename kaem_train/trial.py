@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,6 +101,14 @@ def _require_same_elsewhere(module: nn.Module, name: str, num_latents: int, imag
     )
 
 
+def _opened(content: bytes, name: str) -> Any:
+    """Open what torch exports of a module; the file is ours, so its hint is another than a user's file gets."""
+    try:
+        return open_session(content, "cpu", source="what torch exports of it")
+    except KaemError as error:
+        raise ConfigError(error.message, hint=f"let {name!r} compute in float32 by operations that ONNX has") from None
+
+
 def _require_exportable(module: nn.Module, name: str, num_latents: int) -> None:
     """Refuse a module that torch cannot export, or exports as something else."""
     from kaem_train.tracing import traced_generator
@@ -107,7 +116,7 @@ def _require_exportable(module: nn.Module, name: str, num_latents: int) -> None:
     what = f"generator.module = {name!r}"
     try:
         content = traced_generator(module, num_latents).SerializeToString()
-        session = open_session(content, "cpu", source="what torch exports of it")
+        session = _opened(content, name)
         for size in _BATCHES:
             rng = torch.Generator().manual_seed(size)
             latents = torch.cat([scale * torch.randn(size, num_latents, generator=rng) for scale in (1.0, 3.0)])[:size]

@@ -9,13 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kaem.errors import ArtifactError
 from kaem_train.model.user_module import imported_class, probe_latents
 
 _SAME = 1e-4
 _PREFIX = "generator."
+
+
+@torch.no_grad()
+def decode_probes(module: nn.Module, num_latents: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return what a module makes of the latents that it was tried on, shape (7, C, H, W); its mode stays."""
+    was_training = module.training
+    images: Tensor = module.eval()(probe_latents(num_latents).to(device))
+    module.train(was_training)
+    return images
 
 
 def images_of_module(
@@ -37,9 +46,7 @@ def images_of_module(
         with torch.random.fork_rng(devices=[]):
             module = imported_class(name)(num_latents, image_shape)
             module.load_state_dict(weights)
-            with torch.no_grad():
-                images: Tensor = module.eval()(probe_latents(num_latents))
-                return images
+            return decode_probes(module, num_latents)
     except Exception:  # the user's code may raise anything
         return None
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem.errors import ConfigError
+from kaem_train.model.module_conduct import require_good_conduct
 
 _PROBE_ROWS = 7
 _SLACK = 1e-4
@@ -39,8 +40,8 @@ def build_user_module(name: str, num_latents: int, image_shape: tuple[int, ...])
 
     Raises:
         ConfigError: It cannot be imported or constructed, is no `torch.nn.Module`, is not of float32, gives images of
-            another shape or range, or rows that depend on their batch, on chance or on what was computed before, or
-            holds numbers that are not in its `state_dict`.
+            another shape or range, or rows that depend on their batch, on chance or on what was computed before,
+            holds numbers that are not in its `state_dict`, or does more than compute (`module_conduct.py`).
     """
     kind = imported_class(name)
     module = _constructed(kind, name, num_latents, image_shape)
@@ -50,6 +51,7 @@ def build_user_module(name: str, num_latents: int, image_shape: tuple[int, ...])
     with torch.no_grad(), _other_chance():
         evaluated = _images(module.eval(), latents, name, image_shape)
         state = {key: value.clone() for key, value in _tensors(module, name).items()}
+        require_good_conduct(module, latents, name)
         for mode in (False, True):
             _require_rows_alone(module.train(mode), latents, evaluated, name)
         module.train()(3.0 * latents)
@@ -107,7 +109,7 @@ def require_same_images(
 def _constructed(kind: type[nn.Module], name: str, num_latents: int, image_shape: tuple[int, ...]) -> nn.Module:
     try:
         module: nn.Module = kind(num_latents, image_shape)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(
             f"generator.module = {name!r} cannot be constructed: {_reason(error)}",
             hint=f"it is called as {kind.__name__}(num_latents, image_shape), here ({num_latents}, {image_shape})",
@@ -133,7 +135,7 @@ def _other_chance() -> Iterator[None]:
 
 def _require_float32(module: nn.Module, name: str) -> None:
     for key, value in _tensors(module, name).items():
-        if value.is_floating_point() and value.dtype != torch.float32:
+        if value.is_complex() or (value.is_floating_point() and value.dtype != torch.float32):
             raise ConfigError(
                 f"generator.module = {name!r} holds {key} in {str(value.dtype).removeprefix('torch.')}; models train "
                 "and are exported in float32",
@@ -182,7 +184,7 @@ def imported_class(name: str) -> type[nn.Module]:
     sys.path.append(here)  # last, so that nothing installed is hidden by what lies in the folder
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code
+    except (Exception, SystemExit) as error:  # importing runs the user's code
         raise ConfigError(
             f"generator.module = {name!r} cannot be imported: {_reason(error)}",
             hint="install its package, set PYTHONPATH, or start kaem in the folder that holds it",
@@ -199,7 +201,7 @@ def imported_class(name: str) -> type[nn.Module]:
 def _images(module: nn.Module, latents: Tensor, name: str, image_shape: tuple[int, ...]) -> Tensor:
     try:
         images = module(latents)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(
             f"generator.module = {name!r} fails on latents of shape {list(latents.shape)}: {_reason(error)}",
             hint="its forward maps (N, Q) to images (N, C, H, W)",
@@ -242,5 +244,5 @@ def _require_rows_alone(module: nn.Module, latents: Tensor, evaluated: Tensor, n
         )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from kaem.errors import ArtifactError, ConfigError
-from kaem_train.checkpoint import load_model, read_checkpoint
+from kaem.errors import ArtifactError, ConfigError, KaemError
+from kaem_train.checkpoint import load_model, read_checkpoint, write_checkpoint
 from kaem_train.data import load_dataset
 from kaem_train.model.user_module import build_user_module, probe_latents
 from kaem_train.requirements import check_trainable
@@ -138,6 +138,55 @@ class Straight(Own):
 
     def forward(self, latent):
         return self.last(self.first(latent)).unflatten(1, self.image_shape)
+
+class Faint(Own):
+    # Noise below any tolerance.
+    def forward(self, latent):
+        return super().forward(latent + 1e-9 * torch.randn_like(latent))
+
+class Rare(Own):
+    # Noise that no comparison of a few images meets.
+    def forward(self, latent):
+        return super().forward(latent if random.random() < 0.999 else -latent)
+
+class Writing(Own):
+    def forward(self, latent):
+        return super().forward(latent.mul_(0.5))
+
+class Spectral(Own):
+    def __init__(self, num_latents, image_shape):
+        super().__init__(num_latents, image_shape)
+        self.first = nn.utils.parametrizations.spectral_norm(self.first)
+
+class Detached(Own):
+    def forward(self, latent):
+        return super().forward(latent).detach()
+
+class Complex(Own):
+    def __init__(self, num_latents, image_shape):
+        super().__init__(num_latents, image_shape)
+        self.phase = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+
+class Leaving(Own):
+    def __init__(self, num_latents, image_shape):
+        raise SystemExit(0)
+
+class Masked(Own):
+    # A mask of attention, infinite on purpose.
+    def __init__(self, num_latents, image_shape):
+        super().__init__(num_latents, image_shape)
+        self.register_buffer("mask", torch.full((num_latents, num_latents), -torch.inf).triu(1))
+
+    def forward(self, latent):
+        return super().forward(latent @ torch.softmax(self.mask, 1).T)
+
+class Late(Own):
+    # What it computes changes once it has been trained for a while, by a number that no state holds.
+    calls = 0
+
+    def forward(self, latent):
+        self.calls += self.training
+        return super().forward(latent if self.calls < 20 else -latent)
 """
 
 
@@ -174,43 +223,68 @@ def test_it_trains_and_its_checkpoint_loads_only_where_its_name_is_allowed(own, 
 
 
 def test_a_class_that_was_edited_after_its_run_is_refused_where_its_weights_still_fit(own, tiny, tmp_path):
-    config = tiny(*_settings(own), "training.updates=2")
+    config, path = tiny(*_settings(own)), tmp_path / "ckpt.pt"
     dataset = load_dataset(config.data)
-    path = train(config, dataset, tmp_path).checkpoint
-    (tmp_path / "own_decoders.py").write_text(CODE.replace("torch.relu(self", "torch.tanh(self"))
-    importlib.invalidate_caches()
-    sys.modules.pop("own_decoders")
+    Trainer(config, dataset).save(path)
+    Trainer(config, dataset).restore(read_checkpoint(path))
+
+    def edit(old, new):
+        (tmp_path / "own_decoders.py").write_text(CODE.replace(old, new))
+        importlib.invalidate_caches()
+        sys.modules.pop("own_decoders")
+
+    edit("torch.relu(self", "torch.tanh(self")
     with pytest.raises(ArtifactError, match=r"makes other images of the checkpoint.s weights .* by up to 0") as caught:
         load_model(path, allow_modules=[own])
     assert "code" in caught.value.hint
-    longer = tiny(*_settings(own), "training.updates=3")
     with pytest.raises(ArtifactError, match="makes other images"):
-        train(longer, dataset, tmp_path, resume=True)
-    (tmp_path / "own_decoders.py").write_text(CODE.replace("16", "24"))
-    importlib.invalidate_caches()
-    sys.modules.pop("own_decoders")
+        Trainer(config, dataset).restore(read_checkpoint(path))
+    edit("16", "24")
     with pytest.raises(ArtifactError, match="do not fit its configuration") as caught:
         load_model(path, allow_modules=[own])
     assert "may have been edited" in caught.value.hint
 
 
 def test_a_class_is_compared_by_the_averaged_weights_that_are_exported(own, tiny, tmp_path):
-    config = tiny(*_settings(own), "training.ema_decay=0.9", "training.updates=5")
-    outcome = train(config, load_dataset(config.data), tmp_path)
-    _, model = load_model(outcome.checkpoint, allow_modules=[own])
-    kept = read_checkpoint(outcome.checkpoint)
+    config = tiny(*_settings(own), "training.ema_decay=0.9")
+    trainer = Trainer(config, load_dataset(config.data))
+    for _ in range(5):
+        trainer.update(None)
+    trainer.save(tmp_path / "ckpt.pt")
+    _, model = load_model(tmp_path / "ckpt.pt", allow_modules=[own])
+    kept = read_checkpoint(tmp_path / "ckpt.pt")
     assert torch.allclose(model.generator(probe_latents(3)), kept.module_images, atol=1e-6)
     assert not torch.equal(kept.used_state["generator.first.weight"], kept.model_state["generator.first.weight"])
 
 
 def test_a_class_that_cannot_be_built_at_a_save_costs_no_checkpoint(own, tiny, tmp_path, monkeypatch):
-    config = tiny(*_settings(own), "training.updates=2")
-    dataset = load_dataset(config.data)
-    check_trainable(config, dataset)
-    trainer = Trainer(config, dataset)
+    config = tiny(*_settings(own))
+    trainer = Trainer(config, load_dataset(config.data))
     monkeypatch.setattr(sys.modules["own_decoders"], "Own", None)
     trainer.save(tmp_path / "ckpt.pt")
     assert read_checkpoint(tmp_path / "ckpt.pt").module_images is None
+
+
+def test_masks_of_infinite_numbers_are_kept(own, tiny, tmp_path):
+    config, path = tiny(*_settings("own_decoders:Masked")), tmp_path / "ckpt.pt"
+    Trainer(config, load_dataset(config.data)).save(path)
+    _, model = load_model(path, allow_modules=["own_decoders:Masked"])
+    assert bool(model.generator.mask.isneginf().any())
+    broken = read_checkpoint(path)
+    broken.model_state["generator.last.bias"].fill_(torch.nan)
+    with pytest.raises(KaemError, match=r"generator.last.bias of the model is not finite"):
+        write_checkpoint(tmp_path / "broken.pt", broken)
+
+
+def test_a_class_that_becomes_another_one_while_it_trains_is_not_saved(own, tiny, tmp_path):
+    config = tiny(*_settings("own_decoders:Late"))
+    trainer = Trainer(config, load_dataset(config.data))
+    trainer.save(tmp_path / "early.pt")
+    for _ in range(25):
+        trainer.update(None)
+    with pytest.raises(KaemError, match="other images than a new instance with its weights, at update 25"):
+        trainer.save(tmp_path / "ckpt.pt")
+    assert not (tmp_path / "ckpt.pt").exists()
 
 
 def test_building_it_leaves_the_random_numbers_of_training_as_they_were(own):
@@ -245,7 +319,14 @@ def test_building_it_leaves_the_random_numbers_of_training_as_they_were(own):
         ("own_decoders:Counted", "could not be exported once trained: .* called with 2 rows"),
         ("own_decoders:Orthogonal", "could not be exported once trained: torch cannot export the generator"),
         ("own_decoders:Branching", "could not be exported once trained"),
-        ("own_decoders:Batched", "depends on its batch, on chance or on the mode, in training mode"),
+        ("own_decoders:Batched", "changes its state as it computes images, in training mode: norm.running_mean"),
+        ("own_decoders:Spectral", "changes its state as it computes images, in training mode: first.parametrizations"),
+        ("own_decoders:Faint", "draws random numbers as it computes images, in evaluation mode"),
+        ("own_decoders:Rare", "draws random numbers as it computes images, in evaluation mode"),
+        ("own_decoders:Writing", "changes the latents that it is given"),
+        ("own_decoders:Detached", "gives images without a gradient"),
+        ("own_decoders:Complex", "holds phase in complex64"),
+        ("own_decoders:Leaving", "cannot be constructed: SystemExit: 0"),
         ("own_decoders:Dropping", "depends on its batch, on chance or on the mode, in training mode"),
     ],
 )
