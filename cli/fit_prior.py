@@ -130,9 +130,10 @@ def fit_prior(
         highlight=False,
     )
     if rows.num_outliers:
+        one = rows.num_outliers == 1
         console.print(
-            f"{rows.num_outliers} outliers are left out, more than 20 robust deviations from the median of a latent; "
-            "--keep-outliers fits them too",
+            f"{rows.num_outliers} {'outlier is' if one else 'outliers are'} left out, more than 20 robust deviations "
+            f"from the median of a latent; --keep-outliers fits {'it' if one else 'them'} too",
             soft_wrap=True,
             highlight=False,
         )

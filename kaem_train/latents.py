@@ -32,7 +32,13 @@ _MOST_LATENTS = 2048
 _SAVE = "save them with numpy.save('z.npy', latents)"
 _RESCALE = "multiply the latents by a constant, and divide by it inside the decoder"
 _SUBTRACT = "subtract the mean from the latents, and add it inside the decoder"
-_NPY, _ZIP, _PICKLE = b"\x93NUMPY", b"PK\x03\x04", b"\x80"
+_NPY, _ZIP, _PICKLE = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06"), b"\x80"
+_KINDS = (
+    (b"\x89HDF", "of HDF5", "h5py.File({})['NAME'][:]"),
+    (b"MATLAB", "of MATLAB", "scipy.io.loadmat({})['NAME']"),
+    (b"PAR1", "a Parquet table", "pandas.read_parquet({}).to_numpy('float32')"),
+)
+_PACKED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"\x28\xb5": "unzstd"}
 _ROWS_AT_ONCE = 1 << 14
 _LEAST_ROWS = 100
 _LEAST_STD, _MOST_STD = 1e-30, 1e30
@@ -143,12 +149,16 @@ def _open(path: Path) -> NDArray[np.floating]:
     _require_array(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
+    except Exception as error:  # of a damaged header NumPy raises what its parsers do
         reason = " ".join(str(error).split())[:200]
         if "Python objects" in reason:
             raise DataError(
                 f"{path} holds Python objects, which are not read: that would run their code",
                 hint="save one array of numbers: numpy.stack(latents).astype(numpy.float32)",
+            ) from None
+        if "mmap length" in reason:
+            raise DataError(
+                f"{path} is cut short: it holds fewer numbers than its header says", hint=f"copy it again, or {_SAVE}"
             ) from None
         raise DataError(f"cannot read {path} as a .npy array of numbers: {reason}", hint=_SAVE) from None
     if array.dtype.kind != "f":
@@ -189,20 +199,38 @@ def _require_array(path: Path) -> None:
         if any(name.endswith("data.pkl") for name in names):
             what, hint = "was saved by torch", "save them with numpy.save('z.npy', latents.numpy())"
         elif arrays:
-            what = f"is an .npz archive of {len(arrays)}, not one array"
+            what = f"is an .npz archive of {_count(len(arrays), 'array')}, not one array"
             hint = f"save the one that holds the latents: numpy.save('z.npy', numpy.load({path.name!r})[{arrays[0]!r}])"
         else:
             what, hint = "is a zip archive, not an array", _SAVE
-    elif not start:
-        what, hint = "is empty", _SAVE
-    elif start.startswith(_PICKLE):
-        what, hint = "is a pickle, which is not read: that would run its code", _SAVE
-    elif _is_text(start):
-        what = "is text"
-        hint = f"convert it: numpy.save('z.npy', numpy.loadtxt({path.name!r}, delimiter=',', dtype='float32'))"
     else:
-        what, hint = "does not begin as a .npy array does", _SAVE
+        what, hint = _kind_of(start, path.name)
     raise DataError(f"cannot read {path} as a .npy array: it {what}", hint=hint)
+
+
+def _kind_of(start: bytes, name: str) -> tuple[str, str]:
+    """Return what a file that begins so is, and how its numbers become a `.npy` array."""
+    for mark, what, reader in _KINDS:
+        if start.startswith(mark):
+            return f"is {what}", f"convert it: numpy.save('z.npy', {reader.format(repr(name))})"
+    if not start:
+        return "is empty", _SAVE
+    if start[:2] in _PACKED:
+        return "is packed", f"unpack it: {_PACKED[start[:2]]} {name}"
+    if start.startswith(_PICKLE):
+        return "is a pickle, which is not read: that would run its code", _SAVE
+    if start[8:10] == b'{"':
+        return "is of safetensors", f"convert it: safetensors.numpy.load_file({name!r}), then numpy.save one of them"
+    if _is_text(start):
+        if start.lstrip()[:1] in (b"[", b"{"):
+            return "is JSON", f"convert it: numpy.save('z.npy', numpy.asarray(json.load(open({name!r})), 'float32'))"
+        return "is text", (f"convert it: numpy.save('z.npy', numpy.loadtxt({name!r}, delimiter=',', dtype='float32'))")
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "is text", (
+            f"convert it: numpy.save('z.npy', numpy.loadtxt({name!r}, delimiter=',', dtype='float32', "
+            "encoding='utf-16'))"
+        )
+    return "does not begin as a .npy array does", _SAVE
 
 
 def _is_text(start: bytes) -> bool:

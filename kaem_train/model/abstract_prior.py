@@ -243,10 +243,11 @@ class AbstractPrior(nn.Module):
         log_inside = torch.logsumexp(values + rule.log_weights.to(nodes), dim=-1)
         return torch.logaddexp(log_inside, self._log_tails().logsumexp(-1)) if self.has_tails else log_inside
 
-    def _log_tails(self) -> Tensor:
-        """Return log of bounds of the integrals of exp(f) pi0 below and above the domain: shape (Q, P, 2)."""
-        heights, slopes = self.bank.bound_beyond(self._ends())
-        return heights + self.reference.log_tails(self._ends(), slopes)
+    def _log_tails(self, ends: Tensor | None = None) -> Tensor:
+        """Return log bounds of the integrals of exp(f) pi0 below and above the domain, or `ends`: shape (Q, P, 2)."""
+        ends = self._ends() if ends is None else ends
+        heights, slopes = self.bank.bound_beyond(ends)
+        return heights + self.reference.log_tails(ends, slopes)
 
     def _ends(self) -> Tensor:
         """Return the domain, shape (2,)."""
@@ -269,7 +270,8 @@ class AbstractPrior(nn.Module):
             Whether it grew; never where there are no tails.
 
         Raises:
-            KaemError: To hold the density it would have to be 33 times as long as it was configured.
+            KaemError: To hold the density it would have to be 33 times as long as it was configured, or an energy is
+                too large for its normaliser.
         """
         if not self.has_tails:
             return False
@@ -281,11 +283,35 @@ class AbstractPrior(nn.Module):
         allowed = MOST_OUTSIDE
         while True:
             shares = (self._log_tails() - self.log_normalizer().unsqueeze(-1)).exp().flatten(0, 1).amax(0)
+            if bool(shares.isnan().any()):
+                raise KaemError(
+                    "an energy of the prior is too large for float32",
+                    hint="lower training.prior_learning_rate, or look for odd rows in the data",
+                )
             if float(shares.sum()) <= allowed:
                 return self._domain != before
+            if allowed == MOST_OUTSIDE:  # once, before step after step leads nowhere
+                self._require_within_reach(allowed)
             allowed = _ROOM * MOST_OUTSIDE
             lower, upper = (float(share) > 0.5 * allowed for share in shares)
             self._grow(0.0 if lower else -1.0, 0.0 if upper else -1.0)
+
+    def _require_within_reach(self, allowed: float) -> None:
+        """Refuse densities of which too much lies beyond the longest domain."""
+        reach = (self._first_domain[1] - self._first_domain[0]) / _STEPS_OF_GROWTH * _MOST_STEPS
+        ends = self._ends()
+        ends[0], ends[1] = self._first_domain[0] - reach, self._first_domain[1] + reach
+        outside = (self._log_tails(ends) - self.log_normalizer().unsqueeze(-1)).exp().sum(-1).amax()
+        if float(outside) > allowed:
+            raise self._too_far(*ends.tolist())
+
+    def _too_far(self, low: float, high: float) -> KaemError:
+        first = self._first_domain
+        return KaemError(
+            f"the prior reaches below {low:.3g} or above {high:.3g}, far beyond the domain [{first[0]:g}, "
+            f"{first[1]:g}] on which it is configured",
+            hint="lower training.learning_rate and training.prior_learning_rate, or widen prior.low and prior.high",
+        )
 
     def _room(self) -> tuple[float, float]:
         """Return how far both ends may still move, just below a whole number of steps; negative for not at all."""
@@ -307,11 +333,7 @@ class AbstractPrior(nn.Module):
             return
         reach = step * _MOST_STEPS
         if not (low >= first[0] - reach and high <= first[1] + reach):
-            raise KaemError(
-                f"the prior reaches from {low:.3g} to {high:.3g}, far beyond the domain [{first[0]:g}, {first[1]:g}] "
-                "on which it is configured",
-                hint="lower training.learning_rate, or widen prior.low and prior.high",
-            )
+            raise self._too_far(first[0] - reach, first[1] + reach)
         self.register_buffer("domain", torch.tensor((low, high), device=self.bank.coefficients.device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:

@@ -149,10 +149,11 @@ class ExpertsPrior(AbstractPrior):
             return log_inside
         return torch.logaddexp(log_inside, self._log_tails().logsumexp(-1) + self._peak())
 
-    def _log_tails(self) -> Tensor:
-        heights, _ = self.bank.bound_beyond(self._ends())
+    def _log_tails(self, ends: Tensor | None = None) -> Tensor:
+        ends = self._ends() if ends is None else ends
+        heights, _ = self.bank.bound_beyond(ends)
         stds = self.stds
-        tails = log_gaussian_tails(self._ends(), self.means, stds, None)
+        tails = log_gaussian_tails(ends, self.means, stds, None)
         return heights + tails + (stds.log() + _LOG_ROOT_TWO_PI).unsqueeze(-1)
 
     def _sample(self, num: int, rng: torch.Generator) -> Tensor:

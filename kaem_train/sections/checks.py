@@ -10,6 +10,8 @@ from kaem.errors import ConfigError
 MOST_WIDTH = 65_536
 """Of one layer of a network."""
 
+_LARGEST = 1e12
+
 MOST_STEPS = 1_000_000
 """Of a chain or a fit inside one update or run."""
 
@@ -27,9 +29,10 @@ def require_at_most(name: str, value: float, most: float) -> None:
 
 
 def require_positive(name: str, value: float) -> None:
-    """Raise `ConfigError` unless `value` is a positive finite number."""
+    """Raise `ConfigError` unless `value` is a positive number whose square float32 can hold."""
     if not (value > 0.0 and math.isfinite(value)):
         raise ConfigError(f"{name} = {value} is not a positive number")
+    require_at_most(name, value, _LARGEST)
 
 
 def require_range(low_name: str, low: float, high_name: str, high: float) -> None:

@@ -86,6 +86,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if not (value >= 0.0 and math.isfinite(value)):
                 raise ConfigError(f"{name} = {value} is not a number of at least 0")
+            require_at_most(name, value, 1e12)
         require_at_least("grid_samples", self.grid_samples, 0)
         require_at_most("grid_samples", self.grid_samples, 1_000_000)
         if not 0.0 <= self.decay_from <= 1.0:

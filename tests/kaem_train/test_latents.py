@@ -1,5 +1,6 @@
 """Latents are read without running code, checked, and split by the seed; a wrong file is one clear line."""
 
+import gzip
 import io
 import pickle
 import zipfile
@@ -81,16 +82,26 @@ def _bytes(array):
     return buffer.getvalue()
 
 
+_SAFE = b'{"z":{"dtype":"F32","shape":[5,5],"data_offsets":[0,100]}}'
+
 WRONG = {
     "a table": (b"0.5,1.25\n-3,4e-2\n", "cannot read .*: it is text"),
     "empty file": (b"", "it is empty"),
     "a pickle": (pickle.dumps(_Trap()), "it is a pickle, which is not read"),
     "of torch": (_of_torch(), "it was saved by torch"),
     "a zip": (_zip(), "it is a zip archive, not an array"),
-    "another binary": (b"\x89HDF\r\n\x1a\n" + bytes(99), "does not begin as a .npy array does"),
+    "of HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "it is of HDF5"),
+    "another binary": (b"\x89ABC\r\n\x1a\n" + bytes(99), "does not begin as a .npy array does"),
     "pickled objects": (_bytes(np.array([_Trap()], dtype=object)), "holds Python objects, which are not read"),
-    "cut short": (_bytes(_latents())[:-100], "cannot read"),
-    "an archive": (_archive(), "is an .npz archive of 1, not one array"),
+    "cut short": (_bytes(_latents())[:-100], "is cut short: it holds fewer numbers than its header says"),
+    "a header cut short": (_bytes(_latents()).replace(b"(200, 3), }", b"(200, 3.   "), "cannot read"),
+    "an empty archive": (b"PK\x05\x06" + bytes(18), "it is a zip archive, not an array"),
+    "of MATLAB": (b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + b" " * 200, "it is of MATLAB"),
+    "packed": (gzip.compress(_bytes(_latents())), "it is packed"),
+    "of safetensors": (len(_SAFE).to_bytes(8, "little") + _SAFE + bytes(99), "it is of safetensors"),
+    "JSON": (b"[[0.5, 1.0], [2.0, 3.0]]\n", "it is JSON"),
+    "text of 16 bits": ("0.5,1.25\n".encode("utf-16"), "it is text"),
+    "an archive": (_archive(), "is an .npz archive of 1 array, not one array"),
     "whole numbers": (_bytes(np.zeros((200, 3), np.int64)), "holds int64, not floating point numbers"),
     "one axis": (_bytes(np.zeros(200)), r"has shape \(200,\), not \(images, latents\)"),
     "no numbers": (_bytes(np.zeros((200, 0))), r"has shape \(200, 0\)"),

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kaem.errors import ConfigError
+from kaem.errors import ConfigError, KaemError
 from kaem_train.evaluation.likelihood import held_out_bound
 from kaem_train.model.prior import build_prior
 from kaem_train.model.reference import log_gaussian_tails
@@ -212,3 +212,14 @@ def test_the_held_out_bound_is_below_the_likelihood_wherever_the_encoder_puts_it
     exact = float(law.logpdf(images.numpy()).sum()) / len(images)
     assert found <= exact + 1e-6
     assert found == pytest.approx(exact, abs=1e-6) if stray == 0.0 else found < exact - 10.0
+
+
+@pytest.mark.parametrize(("place", "message"), [(1e4, "far beyond the domain"), (1e300, "too large for float32")])
+def test_a_prior_that_has_run_away_ends_the_run_instead_of_growing_its_domain_for_ever(place, message):
+    prior = build_prior(PriorConfig(variant="experts", num_latents=2, num_components=3))
+    with torch.no_grad():
+        prior.means[0, 1] = place
+    with pytest.raises(KaemError, match=message) as caught:
+        prior.widen()
+    assert "training.prior_learning_rate" in caught.value.hint
+    assert (prior.low, prior.high) == (-6.0, 6.0)
