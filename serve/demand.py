@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from kaem.protocol.messages import MAX_MESSAGE_BYTES
 from serve.rotation import Ticket
 
 _CHUNKS_AHEAD = 2  # that a reader may always have: one on its way out, one being computed
 _POOL_SHARES = 512  # a stream's chunk is at most this part of the bytes that are free when it comes
 _LEAST_CHUNK_BYTES = 32 << 10
+_INTERACTIVE_SHARE = 10  # interactive requests have as much for themselves as a tenth of what all may always hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """What may wait and be held.
+
+    Half of the bytes are for what each request may hold in any case. Interactive requests find a tenth of that beside
+    it, at least one message, which bulk cannot take: bulk readers that do not read shut out no call of one row. The
+    rest is lent to those who read fast.
 
     Attributes:
         max_queue_samples: Samples that may wait for a batch, of each request at most a full one; further requests are
@@ -28,6 +34,21 @@ class Bounds:
     max_held_bytes: int = 1 << 30
     max_delay_s: float = 0.0
     interactive_turn: int = 64
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes for what requests of either class may always hold."""
+        return self.max_held_bytes // 2
+
+    @property
+    def interactive_bytes(self) -> int:
+        """Bytes beside these, for interactive requests alone."""
+        return min(max(self.base_bytes // _INTERACTIVE_SHARE, MAX_MESSAGE_BYTES), self.base_bytes // 2)
+
+    @property
+    def spare_bytes(self) -> int:
+        """Bytes that are lent."""
+        return self.max_held_bytes - self.base_bytes - self.interactive_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,12 +36,11 @@ class Ledger:
     def __init__(self, costs: CostTable, bounds: Bounds) -> None:
         self._costs = costs
         self._bounds = bounds
-        self._base_bytes = bounds.max_held_bytes // 2  # for what each job may always hold; the rest is spare
         self._rotation = Rotation(
             quantum=max(1, bounds.interactive_turn),
             bulk_quantum=max(1, costs.largest // _TURNS_PER_BATCH),
             most_counted=costs.largest,
-            spare_bytes=bounds.max_held_bytes - self._base_bytes,
+            spare_bytes=bounds.spare_bytes,
         )
         self._backlogs = (Backlog(), Backlog(), Backlog())  # interactive, bulk, and the line of whole bulk jobs
         self._jobs: dict[Ticket, Job] = {}
@@ -70,8 +69,8 @@ class Ledger:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes that newcomers may still set aside."""
-        return self._base_bytes - self.reserved
+        """Bytes that newcomers of either class may still set aside; none where interactive ones hold more."""
+        return max(0, self._bounds.base_bytes - self.reserved)
 
     def estimate(self, *, lanes: int, busy_s: float, next_s: float, factors: tuple[float, float]) -> Estimate:
         """Return when a newcomer would be done; for the arguments see `Estimate`."""
@@ -105,7 +104,7 @@ class Ledger:
             estimate,
             reserved=self.reserved,
             newcomer=ticket.base * ticket.row_bytes,
-            most=self._base_bytes,
+            most=self._bounds.base_bytes + (0 if demand.is_bulk else self._bounds.interactive_bytes),
             waiting=self.waiting,
         )
 

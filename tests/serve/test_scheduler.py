@@ -270,12 +270,12 @@ def test_bulk_samples_that_wait_refuse_no_interactive_ones():
 def test_bytes_beyond_the_bound_are_refused_until_somebody_leaves():
     async def main():
         stepped = Stepped(max_held_bytes=200)
-        first = stepped.submit(1, 6, row_bytes=10)
-        refused = refusal(lambda: stepped.submit(2, 6, row_bytes=10))
+        first = stepped.submit(1, 6, row_bytes=10, is_bulk=True)
+        refused = refusal(lambda: stepped.submit(2, 6, row_bytes=10, is_bulk=True))
         assert (refused.quota, refused.retry_after_s > 0) == ("bytes", True)
         async with first:
             pass
-        stepped.submit(2, 6, row_bytes=10)
+        stepped.submit(2, 6, row_bytes=10, is_bulk=True)
 
     asyncio.run(main())
 

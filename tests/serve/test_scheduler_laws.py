@@ -7,7 +7,7 @@ import math
 
 import grpc
 import numpy as np
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from stepped_scheduler import Stepped, next_chunk, rows_of
@@ -168,3 +168,30 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+@given(st.integers(1000, 1 << 24), st.integers(1, 50), st.integers(1, 300), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_bulk_readers_that_never_read_do_not_shut_out_a_call_of_one_row(max_held_bytes, chunk_rows, share, may_shrink):
+    row_bytes = max(1, max_held_bytes // (4 * share * chunk_rows))
+    stepped = Stepped(max_held_bytes=max_held_bytes)
+    refused = None
+    for number in range(4000):
+        try:
+            stepped.submit(
+                number,
+                2 * chunk_rows,
+                chunk_rows=chunk_rows,
+                window=50,
+                row_bytes=row_bytes,
+                is_bulk=True,
+                may_shrink=may_shrink,
+            )
+        except RefusedError as error:
+            refused = error
+            break
+        stepped.step()
+    assert refused is not None
+    assert refused.quota == "bytes"
+    assert stepped.submit(0, 1, chunk_rows=1, window=1, row_bytes=max_held_bytes // 20) is not None
+    assert stepped.scheduler.queue_bytes <= max_held_bytes
