@@ -11,7 +11,7 @@ from serve.buckets import CostTable
 from serve.job import Job
 from serve.latents import DecodeBoth, joined
 from serve.rotation import Span
-from serve.sources import draw
+from serve.sources import Seeded, Source, draw
 
 Decode = Callable[[Uniforms], Images]
 """Uniforms (N, D) -> images (N, C, H, W), for N in the cost table."""
@@ -21,7 +21,7 @@ _QUICK = 1 / 8  # of a full batch: the most that interactive rows may take from 
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Rows to be computed together."""
+    """Rows to be computed together; without parts it is a probe, see `serve.probes`."""
 
     parts: Sequence[tuple[Job, Span]]
     size: int
@@ -43,8 +43,8 @@ class Batch:
         Raises:
             BackendError: The engine gave another number of images; whatever else it raises is passed on.
         """
-        parts = [(job.source, span.first, span.rows) for job, span in self.parts]
-        uniform = draw(parts, self.size, noise_dim)
+        parts: list[tuple[Source, int, int]] = [(job.source, span.first, span.rows) for job, span in self.parts]
+        uniform = draw(parts or [(Seeded(0, 0), 0, self.size)], self.size, noise_dim)
         decoding = clock()
         latents = None
         if both is not None and any(job.with_latents for job in self.jobs):

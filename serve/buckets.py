@@ -26,7 +26,8 @@ class CostTable:
     """Seconds of a batch by its size: those measured at the start, moved by the batches that run.
 
     A price that keeps batches of its size from running would never be corrected by one. So prices fall back to those of
-    the start with time, and an idle server is priced by those alone.
+    the start with time, and an idle server is priced by those alone. Where even those are too high, because the machine
+    was busy at the start, batches that are run for nothing else correct them, see `serve.probes`.
 
     Args:
         seconds: Measured time of one batch for each size, at least one size.
@@ -67,6 +68,11 @@ class CostTable:
         whole, rest = divmod(rows, self.largest)
         return whole * table[self.largest] + (table[self.fitting(rest)] if rest else 0.0)
 
+    def sizes_of(self, rows: int) -> set[int]:
+        """Return the sizes that the time of `rows` rows consists of."""
+        whole, rest = divmod(rows, self.largest)
+        return ({self.largest} if whole else set()) | ({self.fitting(rest)} if rest else set())
+
     def settle(self, now: float) -> None:
         """Let the prices fall back to those of the start, for the time that has passed; `now` in seconds."""
         if now <= self._settled_at:
@@ -94,6 +100,14 @@ class CostTable:
         """Let a batch that has just run correct the table."""
         known = self._seconds[size]
         self._seconds[size] += _WEIGHT * (min(seconds, max(_MOST_TIMES * known, _HAND_OVER_S)) - known)
+
+    def probe(self, size: int, seconds: float) -> bool:
+        """Let a batch that was run to be measured, beside no other, lower the price of the start; whether it did."""
+        self.observe(size, seconds)
+        is_lower = seconds < self._first[size]
+        if is_lower:
+            self._first[size] = seconds
+        return is_lower
 
     def up_to_the_knee(self, least: int) -> CostTable:
         """Return the table without the sizes that hardly improve the rows per second of a smaller one.

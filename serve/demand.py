@@ -77,6 +77,11 @@ class Demand:
     due_rows: int | None = None
     with_latents: bool = False
 
+    @property
+    def rows_in_time(self) -> int:
+        """Rows that must be ready by the deadline."""
+        return self.rows if self.due_rows is None else min(self.due_rows, self.rows)
+
     def fitting_chunk_rows(self, free_bytes: int) -> int:
         """Return the rows of the job's chunks: fewer when many readers have to share the memory that is free."""
         if not self.may_shrink:

@@ -90,9 +90,12 @@ class Ledger:
     def refusal(self, ticket: Ticket, demand: Demand, estimate: Estimate) -> Refusal | None:
         """Return why a newcomer is not to be let in, or None if it is."""
         if demand.timeout_s is not None:
-            due = demand.rows if demand.due_rows is None else min(demand.due_rows, demand.rows)
             refusal = refuse_for_deadline(
-                estimate, due, is_bulk=demand.is_bulk, is_whole=ticket.is_whole, timeout_s=demand.timeout_s
+                estimate,
+                demand.rows_in_time,
+                is_bulk=demand.is_bulk,
+                is_whole=ticket.is_whole,
+                timeout_s=demand.timeout_s,
             )
             if refusal is not None:
                 return refusal

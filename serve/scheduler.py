@@ -25,8 +25,9 @@ from serve.demand import Bounds, Demand
 from serve.endings import failed, refused, stopping, too_late
 from serve.job import Convert, Job
 from serve.latents import DecodeBoth
-from serve.ledger import Ledger
+from serve.ledger import Ledger, Part
 from serve.observer import Observer
+from serve.probes import Probes
 from serve.punctuality import Punctuality
 from serve.sources import Source
 from serve.statuses import RefusedError
@@ -70,6 +71,7 @@ class Scheduler:
         self._ledger = Ledger(costs, bounds)
         self._sizing = Sizing(costs)
         self._punctuality = (Punctuality(), Punctuality())  # interactive, bulk
+        self._probes = Probes()
         self._running: set[Batch] = set()
         self._waiting_since = -math.inf
         self._is_closed = False
@@ -128,6 +130,9 @@ class Scheduler:
                     ready_s = estimate.ready_s(demand.rows, is_bulk=demand.is_bulk, is_whole=ticket.is_whole)
                     job.estimated_s = ready_s / self._punctuality[demand.is_bulk].factor(now)
                 self._admit(job, now)
+            elif refusal.retry_after_s is None:  # however idle the server is: are its prices true?
+                self._probes.want(self.costs.sizes_of(math.ceil(demand.rows_in_time / self._lanes)))
+                self._changed.notify()
         if refusal is not None:
             self._observer.on_rejected(refusal.reason)
             raise refused(refusal)
@@ -192,7 +197,7 @@ class Scheduler:
             began = self._clock()
             seconds = batch.compute(decode, both, self._noise_dim, self._clock)
             with self._changed:
-                self.costs.observe(batch.size, self._clock() - began)
+                self._note_cost(batch, self._clock() - began)
             self._observer.on_batch(size=batch.size, rows=batch.rows, seconds=seconds)
         except RefusedError as error:  # nothing is wrong with the batch; there was nothing to compute it
             self._observer.on_batch_failed(size=batch.size, rows=batch.rows)
@@ -257,6 +262,11 @@ class Scheduler:
                         self._changed.notify()  # what is left may be for another lane
                         return batch
                     delay_s = math.inf
+                if not self._ledger.waiting and not self._running:
+                    probe_s = self._probes.delay_s(now)
+                    if probe_s <= 0:
+                        return self._running_batch([], self._probes.next(now), now)
+                    delay_s = min(delay_s, probe_s)
                 if not wait:
                     break
                 self._changed.wait(None if math.isinf(delay_s) else delay_s)
@@ -285,10 +295,19 @@ class Scheduler:
         for job, span in parts:
             if not span.first:
                 job.context.run(self._observer.on_queued, now - job.submitted_at)
-        size = self.costs.fitting(sum(span.rows for _, span in parts))
+        return self._running_batch(parts, self.costs.fitting(sum(span.rows for _, span in parts)), now)
+
+    def _running_batch(self, parts: list[Part], size: int, now: float) -> Batch:
         batch = Batch(parts, size, now + self.costs.batch_seconds(size))
         self._running.add(batch)
         return batch
+
+    def _note_cost(self, batch: Batch, seconds: float) -> None:
+        """Let a batch that has just run correct the prices."""
+        if batch.parts:
+            self.costs.observe(batch.size, seconds)
+        elif self.costs.probe(batch.size, seconds):
+            _log.info("a batch of %d rows takes %.3g s, less than when the model was loaded", batch.size, seconds)
 
     def _note_left(self, job: Job) -> None:
         if job.ticket.deadline <= self._clock():
