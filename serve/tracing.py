@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
+import urllib.parse
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import kaem
+from kaem.client.addresses import Target
 from serve.current import Call, current
 from serve.observer import Observer
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider as SdkProvider
 
 _SHUT_DOWN_S = 1.0  # a collector that does not answer would be waited for half a minute
+_ENDPOINT = "http://localhost:4317"  # where OpenTelemetry sends unless it is told otherwise
 _UNTRACED = ("grpc.health.", "grpc.reflection.")
 _OURS = ("UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNIMPLEMENTED", "DEADLINE_EXCEEDED")  # errors of servers
 
@@ -135,10 +139,22 @@ def open_provider() -> SdkProvider:
     from opentelemetry.sdk.trace import TracerProvider as SdkProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    where = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    options: Any = (("grpc.enable_http_proxy", 0),) if goes_straight(where or _ENDPOINT) else None
     named = Resource({SERVICE_NAME: "kaem"}).merge(OTELResourceDetector().detect())  # OTEL_SERVICE_NAME wins
     provider = SdkProvider(resource=named, shutdown_on_exit=False)  # it is shut down once, and not waited for again
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(channel_options=options)))
     return provider
+
+
+def goes_straight(endpoint: str) -> bool:
+    """Return whether a collector is reached without a proxy: one on this machine always, whatever the environment says.
+
+    Args:
+        endpoint: `http://host:port`, with or without its scheme.
+    """
+    host = urllib.parse.urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").hostname or ""
+    return Target(f"{host}:0").proxy_variable is None
 
 
 async def shut_down(provider: SdkProvider) -> None:

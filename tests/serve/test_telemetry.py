@@ -28,10 +28,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from scraping import Scrape, get
 
 from kaem.errors import ConfigError
-from kaem.protocol import kaem_pb2
+from kaem.protocol import kaem_pb2, kaem_pb2_grpc
 from serve.logs import JsonLines, TextLines
 from serve.settings import ServeSettings
-from serve.tracing import Tracing
+from serve.tracing import Tracing, goes_straight
 
 ROOT = Path(__file__).parents[2]
 SECTION_4 = """
@@ -440,14 +440,21 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
 
-def test_traces_reach_a_collector_and_a_server_that_stops_sends_its_last_ones(monkeypatch):
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_traces_reach_a_collector_and_a_server_that_stops_sends_its_last_ones(monkeypatch, host):
+    for variable in ("grpc_proxy", "https_proxy", "http_proxy"):  # nothing on this machine is reached through one
+        monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    for variable in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(variable, raising=False)
     collector = Collector()
     server = grpc.server(futures.ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-    with LiveServer(Backend(), traces=True) as live, stub_of(live.address) as stub:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{host}:{port}")
+    straight = [("grpc.enable_http_proxy", 0)]
+    with LiveServer(Backend(), traces=True) as live, grpc.insecure_channel(live.address, straight) as channel:
+        stub = kaem_pb2_grpc.SamplerStub(channel)
         stub.Sample(kaem_pb2.SampleRequest(count=4), timeout=10, metadata=TRACEPARENT)
     resources = [resource for request in collector.requests for resource in request.resource_spans]
     server.stop(0).wait()
@@ -456,6 +463,25 @@ def test_traces_reach_a_collector_and_a_server_that_stops_sends_its_last_ones(mo
     assert {span.name for span in spans} == {"kaem.v1.Sampler/Sample", "queue", "compute", "send"}
     names = {entry.key: entry.value.string_value for entry in resources[0].resource.attributes}
     assert names["service.name"] == "kaem"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_straight"),
+    [
+        ("http://localhost:4317", True),
+        ("localhost:4317", True),
+        ("http://[::1]:4317", True),
+        ("https://127.8.0.1", True),
+        ("http://collector.example:4317", False),
+        ("collector.example:4317", False),
+        ("http://inside.example:4317", True),  # which no_proxy names
+    ],
+)
+def test_a_proxy_of_the_environment_is_for_collectors_elsewhere(monkeypatch, endpoint, is_straight):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "inside.example")
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+    assert goes_straight(endpoint) == is_straight
 
 
 def test_json_logs_are_objects_with_the_request_the_client_was_told(artifact_path, tmp_path):
