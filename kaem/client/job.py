@@ -99,7 +99,7 @@ class Job:
         self._rules = rules
         self._deadline = now + rules.timeout_s
         self._reputation = rules.reputation or Reputation(len(rules.targets))
-        self._standings = [Standing(not_before=moment) for moment in self._reputation.first_moments(now)]
+        self._standings = [Standing(not_before=now) for _ in rules.targets]
         self._attempts: dict[int, Attempt] = {}
         self._numbers = itertools.count()
         self._stepped_at = now
@@ -137,6 +137,8 @@ class Job:
         self._stepped_at = now
         actions: list[Start | Stop] = list(self._stop_silent(now))
         if not self._blocks.is_done and now >= self._deadline:
+            for attempt in self._attempts.values():
+                self._note_silence(attempt, now)
             raise self._too_late()
         self._blocks.cut()
         for block in self._waiting_blocks():
@@ -153,10 +155,13 @@ class Job:
     def wake_at(self) -> float:
         """Return the time at which `step` has something to do even if nothing is reported; it may have passed."""
         limits = [self._deadline]
-        limits += [
-            attempt.silent_since + self._longest_silence_s(attempt.target) for attempt in self._attempts.values()
+        limits += [self._silent_until(attempt) for attempt in self._attempts.values()]
+        has_others = self._has_others(self._stepped_at)
+        usable = [
+            max(standing.not_before, self._reputation.avoided_until(target) if has_others else standing.not_before)
+            for target, standing in enumerate(self._standings)
+            if standing.error is None
         ]
-        usable = [standing.not_before for standing in self._standings if standing.error is None]
         if self._waiting_blocks():
             limits += usable
         hedged = self._hedge_at()
@@ -188,6 +193,8 @@ class Job:
         for loser in losers:
             if not loser.has_progressed:
                 self._rules.on_latency(now - loser.started_at)
+                if now - loser.started_at >= (self._rules.hedge_after_s() or 0.0):  # as late as one that is hedged
+                    self._note_silence(loser, now)
             del self._attempts[loser.number]
         return [Stop(loser.number) for loser in losers]
 
@@ -213,8 +220,8 @@ class Job:
         attempt = self._attempts.pop(number, None)
         if attempt is None:
             return
-        if failure.is_deadline and now - attempt.silent_since >= 0.99 * self._longest_silence_s(attempt.target):
-            self._reputation.note_silence(attempt.target, now)
+        if failure.is_deadline:
+            self._note_silence(attempt, now)
         if failure.is_everywhere or (failure.is_wrong and attempt.block.is_complete):
             raise failure.error
         if attempt.block.is_complete:
@@ -229,15 +236,37 @@ class Job:
         )
 
     def _stop_silent(self, now: float) -> list[Stop]:
-        silent = [
-            one for one in self._attempts.values() if now - one.silent_since >= self._longest_silence_s(one.target)
-        ]
+        # Compared as `wake_at` has it, to the last bit: nobody wakes at the same moment twice.
+        silent = [one for one in self._attempts.values() if now >= self._silent_until(one)]
         for attempt in silent:
             self.on_failure(attempt.number, silence(self._rules.targets[attempt.target]), now)
         return [Stop(attempt.number) for attempt in silent]
 
+    def _note_silence(self, attempt: Attempt, now: float) -> None:
+        """Remember a server that let the longest silence pass, or gave nothing in the time that it had."""
+        silent_s = now - attempt.silent_since
+        if silent_s >= 0.99 * self._longest_silence_s(attempt.target):
+            self._reputation.note_silence(attempt.target, now)
+        elif not (attempt.has_progressed or attempt.was_paused):
+            self._reputation.note_silence(attempt.target, now, silent_s)
+
+    def _silent_until(self, attempt: Attempt) -> float:
+        return attempt.silent_since + self._longest_silence_s(attempt.target)
+
     def _longest_silence_s(self, target: int) -> float:
-        return self._reputation.longest_silence_s(target, self._rules.patience.call_timeout_s)
+        patience_s = self._rules.patience.call_timeout_s
+        has_trusted = any(
+            standing.error is None and not self._reputation.is_in_doubt(number)
+            for number, standing in enumerate(self._standings)
+        )
+        return self._reputation.longest_silence_s(target, patience_s) if has_trusted else patience_s
+
+    def _has_others(self, now: float) -> bool:
+        """Whether some server is neither avoided nor failing: while there is one, those that are avoided stay so."""
+        return any(
+            standing.error is None and not standing.failures and self._reputation.avoided_until(target) <= now
+            for target, standing in enumerate(self._standings)
+        )
 
     def _waiting_blocks(self) -> list[Block]:
         """Return the open blocks that nobody is asked for, in order."""
@@ -254,9 +283,11 @@ class Job:
         def rank(target: int) -> tuple[int, int, int]:
             return self._standings[target].stalls, busy[target], (target - self._rules.first_target) % count
 
+        has_others = self._has_others(now)
         for target in sorted(range(count), key=rank):
             standing = self._standings[target]
-            if standing.error is None and standing.not_before <= now and busy[target] < most_calls:
+            is_avoided = has_others and self._reputation.avoided_until(target) > now
+            if standing.error is None and standing.not_before <= now and busy[target] < most_calls and not is_avoided:
                 return target
         return None
 
@@ -266,6 +297,7 @@ class Job:
         timeout_s = self._deadline - now
         if not self._rules.is_stream:
             timeout_s = min(timeout_s, self._longest_silence_s(target))
+        self._reputation.note_call(target, now)
         return Start(attempt.number, target, block.next, block.end - block.next, timeout_s)
 
     def _hedge_at(self) -> float | None:

@@ -20,6 +20,7 @@ from kaem.client.failure import Failure, failure_from_status
 from kaem.client.job import Job, Rules
 from kaem.client.patience import Patience
 from kaem.client.questions import Samples
+from kaem.client.reputation import Reputation
 from kaem.errors import KaemError, RemoteError, RequestError
 from kaem.protocol import kaem_pb2
 from kaem.protocol.messages import Limits, Model, chunk_from_images
@@ -105,9 +106,24 @@ class World:
     (seconds between messages, rows of a message, rows after which it ends, how: None | Failure | "silence")
     """
 
-    def __init__(self, act, *, num, start=0, targets=1, block_rows, window=1, calls=1, timeout_s=1e6, hedge=None):
+    def __init__(
+        self,
+        act,
+        *,
+        num,
+        start=0,
+        targets=1,
+        block_rows,
+        window=1,
+        calls=1,
+        timeout_s=1e6,
+        hedge=None,
+        reputation=None,
+        now=100.0,
+        first=0,
+    ):
         self.act = act
-        self.now = 100.0
+        self.now = now
         self.seen = []
         self.starts = []
         self.calls = [0] * targets
@@ -127,6 +143,8 @@ class World:
             hedge_after_s=lambda: hedge,
             on_latency=self.latencies.append,
             share=random_.random,
+            reputation=reputation,
+            first_target=first,
         )
         self.job = Job(self.blocks, rules, now=self.now)
         self.exchange = Exchange(self.job, Samples(7, True), [MODEL] * targets, Credentials(), is_partial=True)
@@ -381,6 +399,113 @@ def test_a_server_in_disgrace_is_not_hedged_to():
 
     world = World(act, num=40, targets=2, block_rows=40, hedge=0.5).run()
     assert [now - 100 for now, start in world.starts if start.target == 1] == [0.5, 4.5]  # then it is given up
+
+
+MUTE = (1e9, 1, 1 << 62, None)
+
+
+@given(deadline=st.floats(0.01, 4.9), earlier=st.integers(0, 12))
+def test_silence_for_the_whole_of_a_short_deadline_is_remembered_in_proportion(deadline, earlier):
+    reputation = Reputation(2)
+    for _ in range(earlier):
+        reputation.note_silence(0, 0.0, 0.01)
+    world = World(lambda *_: MUTE, num=1, targets=2, block_rows=1, timeout_s=deadline, reputation=reputation)
+    with pytest.raises(RemoteError, match="were not there after"):
+        world.run()
+    asked = world.starts[0][1].target
+    assert [start.target for _, start in world.starts] == [asked]
+    expected = min(120.0, deadline * 2.0 ** (earlier if asked == 0 else 0))
+    assert reputation.avoided_until(asked) - world.now == pytest.approx(expected)
+
+
+@given(slow=st.floats(0.5, 4.0))
+def test_of_two_calls_for_the_same_rows_the_one_that_kept_silent_is_remembered(slow):
+    # The first answers after `slow`; it is hedged after 0.4 by a server that is mute for ever, or the other way round.
+    answers = {0: (slow, 5, 1 << 62, None), 1: MUTE}
+    reputation = Reputation(2)
+    World(lambda target, _: answers[target], num=1, targets=2, block_rows=1, hedge=0.4, reputation=reputation).run()
+    assert not reputation.is_in_doubt(0)
+    assert reputation.is_in_doubt(1) == (slow - 0.4 >= 0.4)
+    reputation = Reputation(2)
+    World(lambda target, _: answers[1 - target], num=1, targets=2, block_rows=1, hedge=0.4, reputation=reputation).run()
+    assert reputation.is_in_doubt(0)
+    answered_at = 100.0 + 0.4 + slow
+    assert reputation.avoided_until(0) == pytest.approx(answered_at + 0.4 + slow)
+
+
+@given(dies_after=st.integers(0, 20), avoided_s=st.floats(5.0, 120.0), how=st.sampled_from(["UNAVAILABLE", "INTERNAL"]))
+def test_a_job_that_loses_its_good_server_asks_those_in_disgrace_at_once(dies_after, avoided_s, how):
+    reputation = Reputation(3)
+    for target in (1, 2):
+        while reputation.avoided_until(target) < 100.0 + avoided_s:
+            reputation.note_silence(target, 100.0)
+
+    def act(target, _):
+        return (0.01, 1, dies_after, status(how)) if target == 0 else (0.01, 1, 1 << 62, None)
+
+    world = World(act, num=21, targets=3, block_rows=21, reputation=reputation).run()
+    assert world.bytes == images_of(0, 21).tobytes()
+    assert world.now - 100.0 < 1.0
+    assert world.starts[0][1].target == 0
+    assert not all(reputation.is_in_doubt(target) for target in (1, 2))
+
+
+def test_a_server_in_doubt_is_tried_by_one_call_at_a_time():
+    reputation = Reputation(2)
+    reputation.note_silence(1, 90.0)  # it may be asked again from 95 on
+    good = (0.01, 1, 1 << 62, None)
+    trial = World(
+        lambda target, _: MUTE if target else good,
+        num=8,
+        targets=2,
+        block_rows=1,
+        window=8,
+        calls=2,
+        reputation=reputation,
+        first=1,
+    )
+    others = World(
+        lambda *_: good, num=40, targets=2, block_rows=1, window=8, calls=2, reputation=reputation, now=100.5, first=1
+    )
+    trial.exchange.turn(trial, trial.now)
+    others.run()
+    assert {start.target for _, start in others.starts} == {0}  # while the first job tries it, nobody else does
+    trial = World(
+        lambda target, _: MUTE if target else good,
+        num=8,
+        targets=2,
+        block_rows=1,
+        window=8,
+        calls=2,
+        reputation=reputation,
+        now=106.0,
+        first=1,
+    ).run()
+    assert [start.target for _, start in trial.starts].count(1) == 1
+    assert trial.now - 106.0 == pytest.approx(5.0, abs=0.1)  # its one block went on elsewhere after the trial
+
+
+@given(num_jobs=st.integers(1, 300), gap=st.floats(0.0, 3.0), hung=st.integers(0, 2))
+@settings(max_examples=30, deadline=None)
+def test_a_server_that_hangs_costs_a_client_less_and_less(num_jobs, gap, hung):
+    reputation, now, waited = Reputation(3), 100.0, []
+    for number in range(num_jobs):
+        world = World(
+            lambda target, _: MUTE if target == hung else (0.01, 1, 1 << 62, None),
+            num=1,
+            targets=3,
+            block_rows=1,
+            reputation=reputation,
+            now=now,
+            first=number % 3,
+        ).run()
+        waited.append(world.now - now)
+        now = world.now + gap
+    slow = [seconds for seconds in waited if seconds > 1.0]
+    assert sum(slow) <= 5.1 * len(slow)
+    passed = now - 100.0
+    # 5, 10, 20, 40 and 80 seconds apart at least, then 120.
+    assert len(slow) <= (2 + np.log2(1 + passed / 5) if passed < 155 else 7 + (passed - 155) / 120)
 
 
 @pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "OUT_OF_RANGE"])
