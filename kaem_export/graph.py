@@ -18,7 +18,7 @@ from kaem_export.lookup import Constants, wrap
 from kaem_export.ordered_sum import fix_sum_orders
 from kaem_export.prior_tables import PriorTables
 from kaem_train.boundary import one_line
-from kaem_train.decoder_graph import IR_VERSION, OPSET, finished_decoder
+from kaem_train.decoder_graph import IR_VERSION, OPSET, finished_decoder, prefixed
 from kaem_train.model.onnx_generator import OnnxGenerator
 from kaem_train.tracing import traced_generator
 
@@ -107,7 +107,7 @@ def _generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
         model = finished_decoder(generator.file(), latent_dim)
     else:
         model = clipped(traced_generator(generator, latent_dim))
-    model = compose.add_prefix(fix_sum_orders(model), "generator_")
+    model = prefixed(fix_sum_orders(model), "generator_")
     for graph_node in model.graph.node:
         graph_node.output[:] = ["image" if name == "generator_image" else name for name in graph_node.output]
     model.graph.output[0].name = "image"

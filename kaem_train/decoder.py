@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kaem.backend import open_session
 from kaem.errors import ArtifactError
+from kaem_train.boundary import one_line
 from kaem_train.decoder_graph import EXPORT_AGAIN, OPSET, normal_form, opset_of, read_graph, require_one_each
 from kaem_train.decoder_layout import declare, is_channels_last, latent_sides
 from kaem_train.decoder_opset import first_difference, in_one_opset
@@ -94,7 +95,8 @@ def read_decoder(
     images = decode(probes)
     image_shape, last = _layout(images[:-num_far], path, pixel_range)
     _require_rows_alone(decode, probes, images, path, pixel_range)
-    content = normal_form(converted, sides, image_shape, is_channels_last=last, pixel_range=pixel_range)
+    with one_line(f"the decoder {path} cannot be brought to the form of a checkpoint", EXPORT_AGAIN):
+        content = normal_form(converted, sides, image_shape, is_channels_last=last, pixel_range=pixel_range)
     kept = _runner(content, "latent", (math.prod(sides),), path, f" in opset {OPSET}")
     low, high = pixel_range
     expected = np.clip((images.transpose(0, 3, 1, 2) if last else images) - low, 0.0, high - low) / (high - low)

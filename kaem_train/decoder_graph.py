@@ -132,12 +132,18 @@ def require_one_each(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
             f"the decoder {path} has inputs ({names[0]}) and outputs ({names[1]}); it needs one of each",
             hint="export the map from latents to images alone, in evaluation mode",
         )
-    output = model.graph.output[0].type.tensor_type.elem_type
-    if inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT or output != TensorProto.FLOAT:
-        raise ArtifactError(
-            f"the input {inputs[0].name} or the output of the decoder {path} is not float32",
-            hint="export the decoder in float32 (model.float())",
-        )
+    for what, value in (("input", inputs[0]), ("output", model.graph.output[0])):
+        kind = value.type.tensor_type.elem_type
+        if kind != TensorProto.FLOAT:
+            is_known = kind in TensorProto.DataType.values() and kind != TensorProto.UNDEFINED
+            name = TensorProto.DataType.Name(kind).lower() if is_known else "of no known type"
+            is_whole = what == "output" and "int8" in name
+            raise ArtifactError(
+                f"the {what} {value.name} of the decoder {path} is {name}, not float32",
+                hint="end the decoder before its images are rounded to whole numbers"
+                if is_whole
+                else "export the decoder in float32 (model.float())",
+            )
     return inputs[0]
 
 
@@ -168,7 +174,7 @@ def normal_form(
         is_channels_last: Whether its images are (N, H, W, C).
         pixel_range: What becomes 0 and 1; the result is clipped to them.
     """
-    inner = compose.add_prefix(model, "decoder_").graph
+    inner = prefixed(model, "decoder_").graph
     weights = {tensor.name for tensor in inner.initializer}
     source = next(value.name for value in inner.input if value.name not in weights)
     constants: dict[str, Any] = {"zero": np.float32(0), "one": np.float32(1)}
@@ -204,6 +210,19 @@ def normal_form(
     whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(whole, full_check=True)
     return whole.SerializeToString(deterministic=True)
+
+
+def prefixed(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
+    """Return a model whose names begin with a prefix, those that branches and loops take from outside included.
+
+    onnx's own function looks at branches before it knows the names of weights, and leaves those in them as they are.
+    """
+    whole = compose.add_prefix(model, prefix)
+    if not model.functions:
+        held = [*model.graph.initializer, *(sparse.values for sparse in model.graph.sparse_initializer)]
+        names = {tensor.name: prefix + tensor.name for tensor in held}
+        whole.graph.CopyFrom(compose.add_prefix_graph(model.graph, prefix, name_map=names))
+    return whole
 
 
 def _parse(path: Path) -> onnx.ModelProto:

@@ -71,7 +71,7 @@ def open_archive(path: Path) -> ImageArchive:
         members = _zip_members if _is_zip(path) else _tar_members
         files = [name for name, _ in members(path, is_read=False)]
     names, left_out = list(filter(is_image_name, files)), count_left_out(files)
-    name, count = next(iter(Counter(names).most_common(1)), ("", 0))
+    name, count = next(iter(Counter(str(PurePosixPath(name)) for name in names).most_common(1)), ("", 0))
     if count > 1:
         raise DataError(f"{path} holds {name} {count} times", hint="pack the archive again, each image once")
     require_images(names, str(path), left_out)

@@ -12,7 +12,7 @@ import torch
 from kaem.errors import DataError
 from kaem_train.data.arrays import checked_images
 from kaem_train.data.cache import DecodedImages, Progress, decoded_images
-from kaem_train.data.encoded import EncodedImages, Split, say_counts, split_by_folder
+from kaem_train.data.encoded import EncodedImages, Split, count_like_held_out, say_counts, split_by_folder
 from kaem_train.data.files import RawImages
 from kaem_train.data.hub import HubImages
 from kaem_train.data.pixels import Images, pixel_digest
@@ -85,6 +85,9 @@ def load_dataset(config: DataConfig, *, progress: Progress = lambda _done, _tota
 
 def _say_files(source: EncodedImages, split: Split) -> tuple[str, ...]:
     words = []
+    num_alike = count_like_held_out(split.train)
+    if num_alike:
+        words.append(f"{num_alike:,} of these lie in folders named like a test set, which is no split beside `train`")
     if split.left_out:
         words.append(f"left out, for they lie beside the split: {say_counts(split.left_out)}")
     if source.left_out:
@@ -120,8 +123,8 @@ def _require_enough(num: int, origin: str, config: DataConfig, *, has_split: boo
     """Refuse a set of `num` images, beside those held out where it `has_split`, that is smaller than what is asked."""
     if not has_split and config.num_holdout >= num:
         raise DataError(
-            f"{origin} holds {num} images, too few to hold out {config.num_holdout}",
-            hint="lower data.num_holdout",
+            f"{origin} holds {num} image{'s' * (num != 1)}, too few to hold out {config.num_holdout}",
+            hint="lower data.num_holdout" if num > 1 else "give one to train on and one to hold out at least",
         )
     num_train = num if has_split else num - config.num_holdout
     if config.num_train > num_train:
@@ -147,6 +150,9 @@ def _checked(raw: RawImages, config: DataConfig) -> DecodedImages:
     train = checked_images(raw.train, config, raw.origin)
     holdout = None if raw.holdout is None else checked_images(raw.holdout, config, raw.origin)
     parts = [part for part in (train, holdout) if part is not None]
+    for name, part in zip(("", "the test split of "), parts, strict=False):
+        scale = 1 if part.dtype == np.uint8 else 255
+        _require_light((scale * float(part.min()), scale * float(part.max())), f"{name}{raw.origin}")
     white = 1 if train.dtype == np.uint8 else 255
     return DecodedImages(
         train=train,

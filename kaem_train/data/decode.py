@@ -37,7 +37,8 @@ def decode_image(content: bytes, config: DataConfig, label: str) -> NDArray[np.u
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 if image.width * image.height > _MOST_PIXELS:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-                if getattr(image, "n_frames", 1) > 1:
+                # The further pictures of a camera's file are previews of its first.
+                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                     raise DataError(
                         f"{label} holds {getattr(image, 'n_frames', 1)} pictures, as an animation or pages do",
                         hint="store each as a file of its own, or remove it",
@@ -80,6 +81,8 @@ def _plain(image: Image.Image, label: str) -> Image.Image:
     """Return what can be said without loss in 8-bit grey or RGB: palettes, bits and unused transparency."""
     if image.mode == "1":
         return image.convert("L")
+    if image.mode in _CHANNELS and "transparency" in image.info:  # one grey or colour that is not to be seen
+        image = image.convert({"L": "LA", "RGB": "RGBA"}[image.mode])
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode in ("LA", "RGBA"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,12 @@ from kaem_train.data.decode import IMAGE_SUFFIXES
 
 _TRAIN = ("train", "training")
 _HOLDOUT = ("test", "testing", "validation", "valid", "val")
-_OF_SYSTEMS = {"@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
+_OF_SYSTEMS = {
+    *("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler"),
+    *("system volume information", "lost+found", "thumbs.db", "desktop.ini"),
+}
+_LIKE_HELD_OUT = re.compile(r"(?:.*[^a-z])?(?:test|testing|valid|val|validation|dev|eval|holdout)(?:[^a-z].*|[ab])?")
+"""Lower-case names of folders that look like a test set, in a layout that is not read as a split."""
 
 
 class EncodedImages(Protocol):
@@ -109,3 +115,10 @@ def split_by_folder(names: Sequence[str]) -> Split:
         holdout=[name for name, top in zip(names, tops, strict=True) if top == held_out],
         left_out=dict(sorted(others.items())),
     )
+
+
+def count_like_held_out(names: Sequence[str]) -> int:
+    """Return how many images to train on lie in folders that are called like a test set."""
+    folders = {str(PurePosixPath(name).parent) for name in names}
+    alike = {folder for folder in folders if any(map(_LIKE_HELD_OUT.fullmatch, PurePosixPath(folder.lower()).parts))}
+    return sum(str(PurePosixPath(name).parent) in alike for name in names)

@@ -19,6 +19,8 @@ _TRAIN_KEYS = ("images_train", "x_train", "images")
 _HOLDOUT_KEYS = ("images_test", "x_test")
 _IDX_UINT8 = 0x08
 _MOST_BYTES = 2**38
+_MOST_AXES = 8
+_READ_TOGETHER = 1 << 24
 _DOWNLOAD = "the file is damaged: get it again"
 
 
@@ -62,8 +64,10 @@ def read_npz(path: Path) -> RawImages:
             left = [key for key in archive.files if key not in taken]
             words = [f"arrays {' and '.join(taken)}", *([f"left out: {', '.join(left)}"] if left else [])]
             return RawImages(origin=str(path), train=archive[train_key], holdout=holdout, words=tuple(words))
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError) as error:
-        raise DataError(f"cannot read {path} as .npz: {error}", hint=_DOWNLOAD) from None
+    except DataError:
+        raise
+    except Exception as error:  # of a damaged header NumPy raises what its parsers do
+        raise _unreadable(path, error) from None
 
 
 def read_npy(path: Path) -> RawImages:
@@ -73,10 +77,24 @@ def read_npy(path: Path) -> RawImages:
         DataError: The file is damaged, or no array of numbers.
     """
     try:
-        with path.open("rb") as file:
-            return RawImages(origin=str(path), train=np.load(file, allow_pickle=False), holdout=None)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"cannot read {path} as .npy: {error}", hint=_DOWNLOAD) from None
+        # Mapped first: a header that lies about the size is then an error, and no demand for memory.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return RawImages(origin=str(path), train=np.array(array), holdout=None)
+    except Exception as error:  # of a damaged header NumPy raises what its parsers do
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    """Return the error of an array file that NumPy cannot read."""
+    reason = " ".join(str(error).split())[:200]
+    if "Object arrays" in reason or "Python objects" in reason:
+        return DataError(
+            f"{path} holds Python objects, which are not read: that would run their code",
+            hint="save one array of numbers: numpy.stack(images).astype(numpy.uint8)",
+        )
+    if isinstance(error, MemoryError) or "mmap length" in reason:
+        reason = "its header speaks of more numbers than the file or the memory holds"
+    return DataError(f"cannot read {path} as {path.suffix}: {reason or type(error).__name__}", hint=_DOWNLOAD)
 
 
 def idx_folder(folder: Path) -> Path:
@@ -138,13 +156,26 @@ def _read_idx_stream(file: BinaryIO | gzip.GzipFile, path: Path, num_bytes: int 
         raise DataError(
             f"{path} holds IDX elements of type 0x{element:02x}", hint="images must be unsigned bytes (0x08)"
         )
+    if ndim > _MOST_AXES:
+        raise DataError(f"{path} holds an array of {ndim} axes", hint="images in IDX format have 3, or 4 with channels")
     header = file.read(4 * ndim)
     sizes = [int.from_bytes(header[start : start + 4], "big") for start in range(0, len(header), 4)]
     expected, wanted = 4 + 4 * ndim + math.prod(sizes), math.prod(sizes)
     if num_bytes not in (None, expected) or wanted > _MOST_BYTES:
         raise DataError(f"{path} has {num_bytes} bytes where its header needs {expected}", hint=_DOWNLOAD)
-    content = file.read(wanted + 1)
+    content = _read_at_most(file, wanted + 1)
     if len(content) != wanted or len(header) != 4 * ndim:
         has = f"more than {expected}" if len(content) > wanted else str(4 + len(header) + len(content))
         raise DataError(f"{path} has {has} bytes where its header needs {expected}", hint=_DOWNLOAD)
     return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
+
+
+def _read_at_most(file: BinaryIO | gzip.GzipFile, size: int) -> bytes:
+    """Read so many bytes, or fewer where there are no more, without asking for the memory of what is not there."""
+    content = bytearray()
+    while len(content) < size:
+        part = file.read(min(size - len(content), _READ_TOGETHER))
+        if not part:
+            break
+        content += part
+    return bytes(content)

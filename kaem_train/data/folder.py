@@ -36,7 +36,8 @@ class ImageFolder:
         """Return the SHA-256 of all names and contents."""
         digest = hashlib.sha256()
         for name, content in self.read():
-            digest.update(f"{name}\0{len(content)}\0".encode())
+            # Names that are no UTF-8 come from the system as they are.
+            digest.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape"))
             digest.update(content)
         return digest.hexdigest()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kaem.errors import DataError
+from kaem.files import read_regular
 from kaem_train.data.encoded import require_images
 from kaem_train.inputs import HUB_PREFIX
 
@@ -53,7 +54,7 @@ class HubImages:
                         raise DataError(
                             f"{_name(split, number)} in {self.origin} holds no image", hint="remove the row"
                         )
-                    yield _name(split, number), image["bytes"] or Path(image["path"]).read_bytes()
+                    yield _name(split, number), image["bytes"] or read_regular(Path(image["path"]))
 
 
 @contextmanager
@@ -64,10 +65,12 @@ def _named_errors(reference: str) -> Iterator[None]:
         raise
     # The library promises no error types: it hands on those of the network, of Arrow and of its builders.
     except Exception as error:
-        raise DataError(
-            f"cannot load the data set {reference}: {type(error).__name__}: {error}",
-            hint="check the name, the network (HF_HUB_OFFLINE) and, for a gated data set, HF_TOKEN",
-        ) from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        if reference.startswith(HUB_PREFIX):
+            hint = "check the name, the network (HF_HUB_OFFLINE) and, for a gated data set, HF_TOKEN"
+        else:
+            hint = "the files are damaged, or their columns differ: save the data set again"
+        raise DataError(f"cannot load the data set {reference}: {reason}", hint=hint) from None
 
 
 def is_hub_folder(path: Path) -> bool:
@@ -145,6 +148,7 @@ def _usual_column(columns: list[str]) -> str | None:
 def _images(datasets: Any, splits: dict[str, Any], reference: str, wanted: str) -> HubImages:
     features = next(iter(splits.values())).features
     columns = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    columns = columns or [name for name, kind in features.items() if _may_be_image(datasets, kind)]
     column = wanted if wanted in columns else _usual_column(columns)
     if wanted and wanted not in columns:
         raise DataError(
@@ -168,6 +172,12 @@ def _images(datasets: Any, splits: dict[str, Any], reference: str, wanted: str) 
     names = tuple(sorted(_name(split, number) for split, rows in plain.items() for number in range(len(rows))))
     require_images(names, reference)
     return HubImages(reference, plain, column, names)
+
+
+def _may_be_image(datasets: Any, kind: Any) -> bool:
+    """Whether a column is stored as images are, in a file that does not say so: bytes, or bytes and a path."""
+    content = kind.get("bytes") if isinstance(kind, dict) and set(kind) <= {"bytes", "path"} else kind
+    return isinstance(content, datasets.Value) and content.dtype in ("binary", "large_binary")
 
 
 def _name(split: str, number: int) -> str:

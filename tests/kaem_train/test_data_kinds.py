@@ -1,12 +1,16 @@
 """Kinds of files that people have: CIFAR's batches, torchvision's folders, single arrays, and files of no kind."""
 
+import gzip
+import io
 import os
 import pickle
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
-from pictures import files, pixels, write_tar, write_zip
+from pictures import encode, files, pixels, write_folder, write_tar, write_zip
+from PIL import Image
 
 from kaem.errors import DataError
 from kaem_train.data import load_dataset
@@ -73,6 +77,98 @@ def test_a_damaged_batch_is_named(tmp_path, content, message):
         _load(tmp_path)
     assert caught.value.hint
     assert "\n" not in caught.value.message
+
+
+def _npy(header):
+    return b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header + bytes(64)
+
+
+def _npz(header):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("images.npy", _npy(header))
+    return buffer.getvalue()
+
+
+def _objects(save):
+    buffer = io.BytesIO()
+    save(buffer, np.array([Harm()], object))
+    return buffer.getvalue()
+
+
+_HUGE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000, 32, 32), }\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.npy", _npy(b"{'descr': '<f4', 'shape': (1, 8, 8\n"), r"cannot read .*x\.npy as \.npy"),
+        ("x.npy", _npy(b"(" * 5000), "cannot read"),
+        ("x.npy", _npy(_HUGE), "its header speaks of more numbers than the file"),
+        ("x.npy", _objects(np.save), "holds Python objects, which are not read"),
+        ("x.npz", _npz(b"{'descr': '<f4', 'shape': (1, 8, 8\n"), r"cannot read .*x\.npz as \.npz"),
+        ("x.npz", _npz(_HUGE), "more numbers than"),
+        ("x.npz", _objects(lambda file, array: np.savez(file, images=array)), "holds Python objects"),
+        ("x.idx", bytes([0, 0, 8, 255]) + 255 * bytes([0, 0, 0, 1]) + b"1", "holds an array of 255 axes"),
+        (
+            "x.gz",
+            gzip.compress(bytes([0, 0, 8, 3, 63, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 8]) + bytes(99)),
+            "115 bytes where",
+        ),
+    ],
+)
+def test_array_files_that_lie_of_what_they_hold_are_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        _load(tmp_path / name)
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+
+
+def test_a_test_split_that_would_be_black_is_refused_as_the_training_images_are(tmp_path):
+    images = pixels(6, (32, 32, 3))
+    np.savez(tmp_path / "x.npz", images_train=images, images_test=images[:2] // 128)
+    with pytest.raises(DataError, match=r"the test split of .* run from 0 to 1 where white is 255"):
+        _load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("folders", [("trainA", "testA"), ("a/train", "a/test"), ("train", "dev"), ("rest", "my-val")])
+def test_images_in_folders_named_like_a_test_set_are_not_trained_on_without_a_word(tmp_path, folders):
+    both = {**files(pixels(4), f"{folders[0]}/"), **files(pixels(3, seed=1), f"{folders[1]}/")}
+    dataset = _load(write_folder(tmp_path / "images", {**both, **files(pixels(2, seed=2), "b/more/")}), (3, 8, 6))
+    assert "3 of these lie in folders named like a test set" in dataset.summary
+    for names in (("train", "test"), ("latest", "contest"), ("value", "developer")):
+        place = tmp_path / names[0]
+        write_folder(place, {**files(pixels(4), f"{names[0]}/"), **files(pixels(3, seed=1), f"{names[1]}/")})
+        assert "like a test set" not in _load(place, (3, 8, 6)).summary
+
+
+def test_names_that_are_no_unicode_and_folders_of_systems_are_no_trouble(tmp_path):
+    folder = write_folder(tmp_path / "images", files(pixels(6)))
+    write_folder(folder / "#recycle", files(pixels(3)))
+    write_folder(folder / "@Recycle", files(pixels(3)))
+    (folder / os.fsdecode(b"\xff\xfe.png")).write_bytes(next(iter(files(pixels(1, seed=5)).values())))
+    assert len(_load(folder, (3, 8, 6)).train) == 5
+
+
+def test_a_colour_that_is_not_to_be_seen_is_transparency(tmp_path):
+    image = pixels(1)[0]
+    seen, unseen = (tmp_path / name for name in ("seen", "unseen"))
+    for folder, colour in ((seen, (1, 2, 3)), (unseen, tuple(map(int, image[0, 0])))):
+        write_folder(folder, {f"{number}.png": encode(image, transparency=colour) for number in range(4)})
+    assert len(_load(seen, (3, 8, 6)).train) == 2
+    with pytest.raises(DataError, match="is partly transparent"):
+        _load(unseen, (3, 8, 6))
+
+
+def test_of_a_cameras_file_the_first_picture_is_taken_and_the_previews_are_not(tmp_path):
+    first, preview = (Image.fromarray(array) for array in pixels(2))
+    for number in range(4):
+        first.save(tmp_path / f"{number}.jpg", format="MPO", save_all=True, append_images=[preview], quality=95)
+    images = _load(tmp_path, (3, 8, 6)).train[:].numpy()
+    with Image.open(tmp_path / "0.jpg") as image:
+        decoded = np.asarray(image).transpose(2, 0, 1) / 255.0
+    assert np.allclose(images, decoded, atol=1e-6)
 
 
 def _write_idx(path, images):

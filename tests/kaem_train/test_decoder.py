@@ -11,7 +11,7 @@ from torch import nn
 
 from kaem.errors import ArtifactError, ConfigError
 from kaem_train.decoder import read_decoder
-from kaem_train.decoder_graph import OPSET, finished_decoder
+from kaem_train.decoder_graph import OPSET, finished_decoder, prefixed
 from kaem_train.decoder_layout import is_channels_last
 from kaem_train.model.onnx_generator import OnnxGenerator
 
@@ -104,6 +104,29 @@ def _model(**changes):
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
+def _branching():
+    """The sigmoid in a branch that takes its factor, a weight, from outside."""
+    product = helper.make_node("Mul", ["product", "factor"], ["scaled"])
+    flat = helper.make_node("Sigmoid", ["scaled"], ["inside"])
+    branch = helper.make_graph([product, flat], "then", [], [_info("inside", TensorProto.FLOAT, None)])
+    other = helper.make_graph([helper.make_node("Neg", ["product"], ["negated"])], "else", [], [])
+    other.output.append(_info("negated", TensorProto.FLOAT, None))
+    model = _model(middle=helper.make_node("If", ["is_so"], ["flat"], then_branch=branch, else_branch=other))
+    values = {"is_so": np.array(True), "factor": np.float32(0.5)}
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in values.items())
+    return model
+
+
+def test_branches_that_take_weights_from_outside_keep_them(tmp_path):
+    (tmp_path / "d.onnx").write_bytes(_branching().SerializeToString())
+    decoder = read_decoder(tmp_path / "d.onnx", LATENTS)
+    weight = numpy_helper.to_array(_model().graph.initializer[0])
+    expected = 1.0 / (1.0 + np.exp(-0.5 * LATENTS @ weight)).reshape(-1, 1, 2, 3)
+    assert np.allclose(_run(decoder.content, LATENTS), expected, atol=1e-6)
+    again = prefixed(finished_decoder(decoder.content, 5), "generator_")
+    onnx.checker.check_model(again, full_check=True)
+
+
 def _external():
     model = _model()
     tensor = model.graph.initializer[0]
@@ -145,8 +168,12 @@ WRONG = {
     ),
     "newer opset": (lambda: _model(opset=22), "has opset 22, this kaem reads up to 21"),
     "two inputs": (lambda: _model(more=[_info("label", TensorProto.FLOAT, ["N", 5])]), "needs one of each"),
-    "integers": (lambda: _model(input=_info("z", TensorProto.INT64, ["N", 5])), "cannot be read|is not float32"),
-    "half precision": (_half, "is not float32"),
+    "integers": (
+        lambda: _model(input=_info("z", TensorProto.INT64, ["N", 5])),
+        "the input z of .* is int64, not float32",
+    ),
+    "half precision": (_half, "the input z of .* is float16, not float32"),
+    "bytes": (lambda: _model(output=_info("x", TensorProto.UINT8, ["N", 1, 2, 3])), "the output x of .* is uint8, not"),
     "fixed batch": (lambda: _model(input=_info("z", TensorProto.FLOAT, [1, 5])), "fixed batch size 1"),
     "other latents": (_wide, r"takes \(N, 7\), the latents need \(N, 5\)"),
     "flat images": (_flat, r"turns 2 latents into shape \(2, 6\)"),
