@@ -115,12 +115,20 @@ def _end(number: int, _: FrameType | None) -> NoReturn:
 def _fail(message: str, hint: str, exit_code: int) -> NoReturn:
     # One line whatever the message holds, so that logs and scripts can rely on it.
     with contextlib.suppress(OSError):  # nobody may be listening any more
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+        print(f"error: {_one_line(message)}", file=sys.stderr)  # noqa: T201
         if hint:
-            print(f"hint: {hint}", file=sys.stderr)  # noqa: T201
+            print(f"hint: {_one_line(hint)}", file=sys.stderr)  # noqa: T201
     with contextlib.suppress(OSError):
         sys.stdout.close()  # here, where a full disk is reported, rather than in the interpreter's own clean-up
     sys.exit(exit_code)
+
+
+def _one_line(text: str) -> str:
+    """Return the text without line breaks, and with escapes for characters that would tell a terminal what to do."""
+    return "".join(
+        character if character.isprintable() or "\udc80" <= character <= "\udcff" else ascii(character)[1:-1]
+        for character in " ".join(text.split())
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 import pytest
 from command import run_here
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from live_server import free_port, server_process
 from models import write_random_checkpoint
 from PIL import Image
@@ -219,6 +221,8 @@ def test_what_is_not_there_is_answered_before_torch_is_loaded(folder, tmp_path):
     code = f"""
 import sys
 from command import run_here
+from hypothesis import given, settings
+from hypothesis import strategies as st
 for words in {commands!r}:
     done = run_here(*words)
     assert done.returncode == (1 if words[:2] == ["verify", "rubbish.onnx"] else 2), (words, done)
@@ -312,3 +316,13 @@ def _write_foreign(path):
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", value[:1], value[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     path.write_bytes(model.SerializeToString())
+
+
+@given(name=st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=20))
+@settings(max_examples=30, deadline=None)
+def test_no_name_tells_the_terminal_what_to_do(name):
+    done = run_here("info", f"nowhere-{name}.onnx")
+    assert done.returncode == 2
+    for line in done.stderr.removesuffix("\n").split("\n"):
+        assert line.startswith(("error: ", "hint: "))
+        assert line.isprintable()
