@@ -38,13 +38,13 @@ class Load:
         address: `host:port`, without TLS.
         method: `/package.Service/Method`.
         request: The message of every call, as hexadecimal digits.
-        rate: Calls a second, at random moments (Poisson); 0 for a closed loop.
-        callers: Calls that are open at any time, of a closed loop.
-        seconds: How long calls are sent.
-        settle_s: As much of this at the beginning does not count.
-        timeout_s: Of each call.
-        connections: Over which calls are spread in turn.
-        seed: Of the moments.
+        rate: Number of calls a second, at random moments (Poisson); 0 for a closed loop.
+        callers: Number of calls of a closed loop that are open at any time.
+        seconds: Time during which calls are sent, in seconds.
+        settle_s: Part of this time at its beginning that does not count, in seconds.
+        timeout_s: Time limit of each call, in seconds.
+        connections: Number of connections over which calls are spread in turn.
+        seed: Seed of the moments at which calls are sent.
     """
 
     address: str
@@ -64,14 +64,14 @@ class Outcome:
     """What became of the calls.
 
     Attributes:
-        seconds: During which the calls were sent that are counted here.
-        sent: Calls.
-        in_time: Calls answered OK before their deadline.
-        late: Calls without an answer at their deadline, or answered DEADLINE_EXCEEDED.
-        refused: Calls answered with another status, by its code; `reset` for those without one.
-        ok_ms: Latencies of the first kind, from the moment when they ought to have been sent.
-        refused_ms: Latencies of the last kind.
-        slip_ms: The 99th percentile of how late the calls were sent.
+        seconds: Time during which the calls were sent that are counted here, in seconds.
+        sent: Number of calls that were sent.
+        in_time: Number of calls answered OK before their deadline.
+        late: Number of calls without an answer at their deadline, or answered DEADLINE_EXCEEDED.
+        refused: Number of calls answered with another status, by its code; `reset` for those without one.
+        ok_ms: Latencies of the calls in time, from the moment when they ought to have been sent, in milliseconds.
+        refused_ms: Latencies of the refused calls, in milliseconds.
+        slip_ms: 99th percentile of how late the calls were sent, in milliseconds.
     """
 
     seconds: float = 0.0

@@ -14,7 +14,7 @@ class Sampler:
     """One artifact of a trained model.
 
     Attributes:
-        name: Of its files, and in every table.
+        name: Name of its files and of its row in every table.
         export: Options of `kaem export`.
         evaluation: Options of `kaem eval`: fewer images where an image takes long.
     """
@@ -29,7 +29,7 @@ class Peer:
     """One trained model.
 
     Attributes:
-        name: Of its folder.
+        name: Name of its folder.
         family: As `kaem train --family` takes it.
         settings: `section.key=value` words over the preset.
         samplers: What is exported of it.
@@ -46,10 +46,10 @@ class Plan:
     """A comparison.
 
     Attributes:
-        name: Of the plan.
-        preset: Of `kaem train`.
+        name: Name of the plan.
+        preset: Preset of `kaem train`.
         file: The data set, in the folder of data; empty for the preset's own.
-        seed: Of training and evaluation.
+        seed: Seed of training and evaluation.
         settings: `section.key=value` words over the preset, for all of them.
         peers: In the order in which they are made; the first sampler of the first is what the others are compared to.
     """

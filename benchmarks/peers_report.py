@@ -28,7 +28,7 @@ class Training:
     """How a model came about.
 
     Attributes:
-        name: Of the model.
+        name: Name of the model.
         config: Its whole configuration.
         record: What `cached_steps` wrote down.
         is_older_code: Whether other code than the present one trained it.
@@ -81,8 +81,8 @@ def write(
     """Write `peers.html` and the picture, and rewrite the block of a page.
 
     Args:
-        reports: Of every run.
-        trainings: Of every model.
+        reports: Reports of every run.
+        trainings: Records of the training of every model.
         sheets: Sample sheets to show, by sampler.
         commands: That trained, exported and evaluated, and the one that did it all.
         out: Folder of the HTML page and of the picture.

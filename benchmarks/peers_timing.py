@@ -17,10 +17,10 @@ class Run:
     """One `kaem bench`: what it compares is interleaved; ratios are only taken within one.
 
     Attributes:
-        name: Of its report.
+        name: Name of its report.
         title: What it shows.
         models: Names of samplers; empty for all.
-        options: Of `kaem bench`.
+        options: Options of `kaem bench`.
     """
 
     name: str
@@ -100,7 +100,7 @@ def measure(run: Run, names: Iterable[str], models: Path, out: Path) -> None:
 
     Args:
         run: Which.
-        names: Of all samplers, in the plan's order.
+        names: Names of all samplers, in the plan's order.
         models: The folder of links.
         out: Where its report goes.
 

@@ -11,7 +11,7 @@ class Row:
     """One model.
 
     Attributes:
-        name: Of its folder; other rows' commands name that folder {name_with_underscores}.
+        name: Name of its folder; other rows' commands name that folder {name_with_underscores}.
         label: In the table.
         command: After `kaem`, with placeholders.
     """
@@ -26,9 +26,9 @@ class Chain:
     """Rows that share a data set and a seed, run in this order.
 
     Attributes:
-        name: Of the data set's folder and table.
+        name: Name of the data set's folder and table.
         file: The data set, in the folder given with --data.
-        seed: Of training, fitting and evaluation.
+        seed: Seed of training, fitting and evaluation.
         rows: Later ones may start from earlier ones.
         eval: Options of `kaem eval`.
         words: More placeholders.

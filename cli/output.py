@@ -48,7 +48,7 @@ def sample_files(
 
     Args:
         paths: `.png` (contact sheet) and `.npy` (array, memory-mapped while it fills) files.
-        manifest: Of the model that is sampled.
+        manifest: Manifest of the model that is sampled.
         num: Samples that will be added in all.
         tiles: Largest number of images on a sheet, the first ones.
         columns: Images per row of a sheet.

@@ -66,7 +66,7 @@ def connect(
         credentials: Certificates and token (`kaem.client.Credentials`); by default what KAEM_CA_FILE,
             KAEM_TOKEN_FILE, ... say.
         model: Name of the model, for servers that have several; "" for the only one.
-        version: Of the model; 0 for the newest one. Either way the sampler stays with the version it meets now.
+        version: Version of the model; 0 for the newest one. Either way the sampler stays with the version it meets now.
 
     Raises:
         ConfigError: A target is not an address, credentials cannot be used, or numerics ids differ.

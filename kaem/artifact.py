@@ -131,9 +131,9 @@ def sampling_words(family: str, steps: int | None = None, eta: float | None = No
 
     Args:
         family: As in a manifest: diffusion models are named by their sampler.
-        steps: Of a family that samples in steps.
-        eta: Of a diffusion sampler.
-        precision: Of the generator's arithmetic.
+        steps: Number of steps of a family that samples in steps.
+        eta: Noise eta of a diffusion sampler.
+        precision: Precision of the generator's arithmetic.
     """
     words = [family, *([] if steps is None else [f"{steps} steps"]), *([] if eta is None else [f"eta {eta:g}"])]
     if precision != "float32":

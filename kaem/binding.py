@@ -29,7 +29,7 @@ class BoundSession:
 
     Args:
         session: An `onnxruntime.InferenceSession`.
-        manifest: Of its model.
+        manifest: Manifest of its model.
         device: Where the buffers are, "cuda" or "cpu": where the session computes.
         device_id: Number of the device.
         captures: Whether the session was opened with `enable_cuda_graph`; each number of rows then has its own graph.

@@ -28,7 +28,7 @@ def read_regular(path: Path, *, most_bytes: int | None = None) -> bytes:
 
     Args:
         path: The file.
-        most_bytes: What it can have; None for any number.
+        most_bytes: Largest size of the file, in bytes; None for any size.
 
     Raises:
         OSError: It is missing, cannot be read, is no regular file, or is larger; `strerror` says which.
@@ -48,7 +48,7 @@ def require_place(path: Path, *, source: Path | None = None) -> None:
     """Refuse a path where no file can go.
 
     Args:
-        path: Of a file to be written.
+        path: Path of a file to be written.
         source: What it is made from, which it must not replace.
 
     Raises:

@@ -147,7 +147,7 @@ def _rounds(multiplied: NDArray[np.uint64], first: Words, second: Words, keys: K
         multiplied: Words 0 of all counters, then words 2, shape (2 n,); overwritten.
         first: Words 1, shape (n,).
         second: Words 3, shape (n,).
-        keys: Of every round.
+        keys: Keys of every round.
 
     Returns:
         The four words, each of shape (n,).

@@ -189,9 +189,9 @@ class _Bucket:
     Args:
         scratch: The memory of intermediate results, which makes the context.
         stream: The stream on which it computes.
-        manifest: Of the model.
+        manifest: Manifest of the model.
         profile: Number of the profile that takes so many rows.
-        rows: Of every batch.
+        rows: Number of rows of every batch.
     """
 
     def __init__(self, scratch: _Scratch, stream: Stream, manifest: Manifest, profile: int, rows: int) -> None:

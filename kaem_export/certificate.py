@@ -137,7 +137,7 @@ def measure(
 
     Args:
         sampler: The artifact, opened where it is to be measured.
-        config: Of the checkpoint.
+        config: Configuration of the checkpoint.
         model: It was compiled from.
         artifact: Its file.
         tolerance: Error in u that its quantile tables are judged by.

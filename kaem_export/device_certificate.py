@@ -109,8 +109,8 @@ def device_figures(
 
     Args:
         there: The artifact on the device.
-        here: The same on the CPU.
-        generator: Maps latents to images in torch; None where images are not a function of latents alone.
+        here: The same artifact on the CPU.
+        generator: Module that maps latents to images; None where images are not a function of latents alone.
         device: Name of the device.
     """
     manifest = here.manifest

@@ -17,9 +17,9 @@ class Row:
     """One rewrite at one batch size.
 
     Attributes:
-        name: Of the rewrite.
+        name: Name of the rewrite.
         batch: Rows computed, in calls of as many as kaem makes.
-        cost: Of the graph it left, per row.
+        cost: Cost of the graph it left, per row.
         microseconds: Processor time per row on one thread.
         gain: How many times faster than the graph before it; None for the first.
         total_gain: How many times faster than the first; None for that.

@@ -26,7 +26,7 @@ def normal_nodes(source: str, target: str, prefix: str) -> tuple[list[onnx.NodeP
     Args:
         source: Uniforms, float32 (N, M): signed ones in [-1/2, 1/2], or plain ones in [0, 1).
         target: Gets the draws, float32 (N, M).
-        prefix: Of the names of all nodes' outputs and constants.
+        prefix: Prefix of the names of all nodes' outputs and constants.
 
     Returns:
         Nodes and constants; 2 KB, however large M is.

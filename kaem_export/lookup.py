@@ -75,7 +75,7 @@ def quantile_nodes(
             there is a choice.
         signed: Signed uniforms, shape (N, C), or one that broadcasts with (N, *columns).
         target: Gets the quantiles, shape (N, *columns).
-        prefix: Of all names.
+        prefix: Prefix of all names.
         chosen: int32 indices, by default none: of shape (N,) where row n follows the functions `columns[chosen[n]]`,
             or (N, C) where every quantile follows a function `columns[chosen[n, c]]` of its own.
         chosen_axes: Which of both.

@@ -49,7 +49,7 @@ def framed_cdfs(prior: Prior, laws: Laws, weights: Float64 | None, num_edges: in
 
     Args:
         prior: With a frame, common or of every expert.
-        laws: Of its functions: row q P + p, or row q of a mixture's marginals.
+        laws: Laws of its functions: row q P + p, or row q of a mixture's marginals.
         weights: pi, shape (K,), of experts; alpha, shape (Q, P), of components; None where nothing is chosen.
         num_edges: Edges span five deviations around every expert that is of any weight.
     """

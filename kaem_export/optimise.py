@@ -65,7 +65,7 @@ class Step:
     """A graph after one rewrite.
 
     Attributes:
-        name: Of the rewrite.
+        name: Name of the rewrite.
         model: What it left.
         rows_per_call: Rows of one call beyond which it gets slower per row on a processor; 0 where that is not so.
     """
@@ -80,7 +80,7 @@ class LeftOut:
     """A rewrite that would have broken the graph.
 
     Attributes:
-        name: Of the rewrite.
+        name: Name of the rewrite.
         reason: What it did, or what a library said, on one line.
     """
 

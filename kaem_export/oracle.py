@@ -219,7 +219,7 @@ def _tilted(masses: Float64, x: Float64, place: float, most: float) -> tuple[flo
     """Tilt laws so that their sum has a given mean.
 
     Args:
-        masses: Of P components at x, shape (P, M).
+        masses: Masses of P components at x, shape (P, M).
         x: Shape (M,).
         place: The mean.
         most: Largest |theta|.

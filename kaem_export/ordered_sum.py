@@ -35,7 +35,7 @@ def sum_nodes(source: str, target: str, num_terms: int, prefix: str = "") -> tup
         source: Float32 (..., P).
         target: Gets the sums, (...).
         num_terms: P.
-        prefix: Of all names.
+        prefix: Prefix of all names.
 
     Returns:
         Nodes and constants.

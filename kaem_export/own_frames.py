@@ -29,7 +29,7 @@ def own_frame_nodes(
     """Return nodes and constants from `uniform` (N, Q + 1) to `latent` (N, Q).
 
     Args:
-        tables: Of the experts, with nothing between table and frame.
+        tables: Tables of the experts, with nothing between table and frame.
         offset: b, shape (K, Q).
         matrix: W, shape (K, Q, Q).
     """

@@ -83,7 +83,7 @@ class TabulatedPrior:
     """A prior's tables, the distributions that they hold, and what was measured of them.
 
     Attributes:
-        laws: Of all tabulated functions: row q of collapsed ones, otherwise row q P + p.
+        laws: Laws of all tabulated functions: row q of collapsed ones, otherwise row q P + p.
         weights: pi, shape (K,), of experts; alpha, shape (Q, P), of components; None where nothing is chosen.
     """
 
@@ -97,7 +97,7 @@ def tabulate(prior: Prior, *, tolerance: float = TOLERANCE, keep_components: boo
     """Tabulate a prior.
 
     Args:
-        prior: Of any variant.
+        prior: Prior of any variant.
         tolerance: Error in u that is aimed at.
         keep_components: Tabulate every component of a mixture, or every summand, instead of the latents.
 

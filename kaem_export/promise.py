@@ -89,7 +89,7 @@ def u_error_bound(prior: Prior, laws: Laws, tolerance: float) -> float:
 
     Args:
         prior: In its trained form.
-        laws: Of its functions, as `prior_laws` gives them.
+        laws: Laws of its functions, as `prior_laws` gives them.
         tolerance: That the tables aim at.
     """
     reachable = max(tolerance, TOLERANCE) + _UNSEEN * laws.largest_rounding() + _affine_rounding(laws)
@@ -119,8 +119,8 @@ def densities(prior: Prior, laws: Laws, weights: Float64 | None, *, keeps_summan
 
     Args:
         prior: In its trained form.
-        laws: Of its functions, as `prior_laws` gives them.
-        weights: Of experts, shape (K,), or of kept components, shape (Q, P); None where nothing is chosen.
+        laws: Laws of its functions, as `prior_laws` gives them.
+        weights: Weights of experts, shape (K,), or of kept components, shape (Q, P); None where nothing is chosen.
         keeps_summands: Whether the laws are those of summands.
     """
     if isinstance(prior, OwnFramesPrior) or prior.frame is not None:

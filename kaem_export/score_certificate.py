@@ -62,7 +62,7 @@ def score_figures(quantiles: list[Quantiles], tolerance: float, *, tails: bool =
     """Return the largest score, the one that 99.9 % stay below, and the errors in both tails.
 
     Args:
-        quantiles: Of every function.
+        quantiles: Quantiles of every function.
         tolerance: What the tables were made for.
         tails: Whether the truth is relatively precise in the tails.
     """

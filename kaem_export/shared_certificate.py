@@ -40,7 +40,7 @@ def summand_quantiles(
     Args:
         artifact: The ONNX file.
         noise_dim: P where uniforms are shared over q, Q P where every summand has one of its own.
-        oracle: Of the components alone.
+        oracle: The oracle of the components alone.
         prior: The prior's section.
     """
     uniform = probe_uniforms(noise_dim, _COMPONENT_PROBES)
@@ -80,7 +80,7 @@ def component_quantiles(
     Args:
         sampler: The loaded graph.
         artifact: Its file.
-        tensor: Of the graph's quantiles before the frame; None to undo the frame.
+        tensor: Name of the graph's quantiles before the frame; None to undo the frame.
         state: The checkpoint's model tensors, by name.
         prior: The prior's section.
     """

@@ -122,8 +122,8 @@ def build_plan(
         content: An ONNX file with one input.
         profiles: As for `build_engine`.
         tf32: As for `build_engine`.
-        timing_cache: Of an earlier build with the same version and GPU; empty for a first one; None to keep none, as
-            `tensorrt_rtx` does not.
+        timing_cache: Timing cache of an earlier build with the same version and GPU; empty for a first one; None to
+            keep none, as `tensorrt_rtx` does not.
         source: Name of the model, for messages.
 
     Raises:

@@ -29,7 +29,7 @@ class Trained:
 
     Attributes:
         checkpoint: The file it was read from.
-        family: Of the checkpoint's configuration.
+        family: Family of the checkpoint's configuration.
         model: In evaluation mode.
         updates: Optimiser steps that it has had.
     """

@@ -30,7 +30,7 @@ def model_config(manifest: Manifest, name: str, *, batch: int | None, engine: En
     """Return the text of config.pbtxt.
 
     Args:
-        manifest: Of the artifact.
+        manifest: Manifest of the artifact.
         name: The model's name in the repository.
         batch: The fixed batch size of the graph, or None where it is free.
         engine: The engine that Triton shall run; ONNX Runtime runs the graph where it is None.

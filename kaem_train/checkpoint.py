@@ -57,7 +57,7 @@ class FinishedModel:
     Attributes:
         prior: The prior's section of its configuration; the other sections are those of the run.
         model_state: `state_dict` of `Kaem` for that configuration.
-        posterior_state: Of the network that goes with it; None where it is the checkpoint's.
+        posterior_state: Tensors of the network that goes with it; None where it is the checkpoint's.
     """
 
     prior: PriorConfig
@@ -75,7 +75,7 @@ class Checkpoint:
         posterior_state: `state_dict` of the posterior's network: an encoder, adapted step sizes, or empty.
         optimiser_state: `state_dict` of Adam.
         step: Updates done.
-        data_fingerprint: Of the data set trained on.
+        data_fingerprint: Fingerprint of the data set trained on.
         average_state: `state_dict` of `WeightAverage`; None where no average is kept.
         finished: The model to use where it is not `model_state`: averaged weights, a refitted prior.
         module_images: What a generator of the user's own made of a few latents when this was written; see

@@ -75,7 +75,7 @@ def read_decoder(
         path: An ONNX file with one float32 input, latents (N, Q) or of any shape of Q numbers, and one float32 output,
             images (N, C, H, W) or (N, H, W, C).
         latents: Some latents of images that it decodes, shape (S, Q).
-        latent_shape: Of one latent as its encoder gives it, of Q numbers; by default (Q,).
+        latent_shape: Shape of one latent as its encoder gives it, of Q numbers; by default (Q,).
         pixel_range: What its black and white are; mapped to 0 and 1 inside the graph.
 
     Raises:

@@ -22,7 +22,7 @@ def latent_sides(source: onnx.ValueInfoProto, latent_shape: tuple[int, ...], pat
 
     Args:
         source: The decoder's input as declared; free sizes fit anything.
-        latent_shape: Of one latent as it came.
+        latent_shape: Shape of one latent as it came.
         path: The decoder, for messages.
 
     Raises:

@@ -27,7 +27,7 @@ class DensityFit:
 
     Attributes:
         before: Held-out mean log p(z) of the start, in nats.
-        after: Of the parameters that were left in place; never below `before`.
+        after: Held-out mean log p(z) of the parameters that were left in place, in nats; never below `before`.
         step: After how many steps those were met; 0 is the start.
     """
 
@@ -55,10 +55,10 @@ def fit_density(
         prior: Changed in place.
         train: Shape (S, *latent_shape).
         held_out: Shape (S', *latent_shape); scored before the first step and ten times on the way.
-        steps: Of Adam.
+        steps: Number of steps of Adam.
         rng: Chooses the batches.
-        learning_rate: Of the first step; it falls geometrically.
-        last_learning_rate: Of the last step.
+        learning_rate: Learning rate of the first step; it falls geometrically.
+        last_learning_rate: Learning rate of the last step.
         batch_size: Latents per step; no more than there are.
         parameters: What to fit; all of the prior's where None. Others stay as they are.
         progress: Told (steps done, held-out mean log p(z) in nats) at every evaluation.

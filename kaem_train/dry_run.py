@@ -30,8 +30,8 @@ class Plan:
         update_seconds: Time of one update in each part of the run: it ends where the prior replaces the reference, and
             where a weighted bound begins to take its k draws. A part that the run never comes to is left out.
         start_seconds: Time of the prior's start at encoded images; 0 where there is none.
-        total_seconds: Of all updates; reports, sample grids, checkpoints, the final refit and the held-out bound come
-            on top.
+        total_seconds: Seconds of all updates; reports, sample grids, checkpoints, the final refit and the held-out
+            bound come on top.
     """
 
     num_parameters: dict[str, int]
@@ -45,7 +45,7 @@ def plan_run(config: Config, dataset: Dataset) -> Plan:
     """Measure what a run would take; writes nothing.
 
     Args:
-        config: Of the run.
+        config: Configuration of the run.
         dataset: Images enough for it (`check_trainable`).
 
     Raises:

@@ -49,7 +49,7 @@ class Refitted:
     Attributes:
         step: Updates done.
         is_kept: Whether the new prior replaces the trained one in the finished model.
-        num_experts: Of the best one tried; None if none was.
+        num_experts: Number of experts of the best one tried; None if none was.
         score: Its mean log p(z) on latents of images kept aside, in nats.
         trained_score: The same of the trained prior.
         scores: By number of experts, before their univariate functions were fitted.

@@ -33,9 +33,9 @@ class FittedSource:
     """What a prior is fitted to.
 
     Attributes:
-        checkpoint: Of the model.
+        checkpoint: Checkpoint of the model.
         model: Its finished model.
-        latents: Of its training images.
+        latents: Latents of its training images.
     """
 
     checkpoint: Checkpoint
@@ -55,10 +55,10 @@ def read_source(
     """Encode the training images of a checkpoint, at most 25,000 of them.
 
     Args:
-        path: Of the checkpoint.
+        path: Path of the checkpoint.
         data: Where its images lie; None where it trained on them.
         holdout: Share of the latents that are held out, in (0, 1); half of them choose, half are scored.
-        seed: Of the choice of images, their split and the draws.
+        seed: Seed of the choice of images, their split and the draws.
         allow_modules: Generator classes that may be imported, see `load_model`.
         keep_outliers: As for `read_latents`.
 

@@ -62,10 +62,10 @@ class Scores:
     """Mean log p(z) in nats of latents that no fit has seen.
 
     Attributes:
-        standard_normal: Of N(0, I), the prior that a variational autoencoder was trained with.
-        full_gaussian: Of one Gaussian with the latents' mean and covariance.
-        start: Of the fitted prior before its energies were: clusters or Gaussian mixtures.
-        prior: Of the fitted prior.
+        standard_normal: Score of N(0, I), the prior that a variational autoencoder was trained with.
+        full_gaussian: Score of one Gaussian with the latents' mean and covariance.
+        start: Score of the fitted prior before its energies were: clusters or Gaussian mixtures.
+        prior: Score of the fitted prior.
     """
 
     standard_normal: float
@@ -97,7 +97,7 @@ def prior_configs(name: PriorName, num_latents: int, num_rows: int, assignments:
     """Return the configurations to try, smallest first: one, or one per number of experts.
 
     Args:
-        name: Of the kind of prior.
+        name: Name of the kind of prior.
         num_latents: Q.
         num_rows: Latents to fit that differ from each other.
         assignments: `prior.key=value` words of the user.
@@ -148,10 +148,10 @@ def fit_prior(
     twice; then the energies of the best start are fitted.
 
     Args:
-        latents: Of any autoencoder.
+        latents: Latents of any autoencoder.
         configs: Priors to try.
-        seed: Of everything random.
-        steps: Of Adam.
+        seed: Seed of everything random.
+        steps: Number of steps of Adam.
         progress: Told as work goes on.
 
     Raises:
@@ -222,9 +222,9 @@ def decoder_config(prior: PriorConfig, image_shape: tuple[int, ...], *, name: st
     Args:
         prior: Its section.
         image_shape: (C, H, W) of the decoder.
-        name: Of the model.
-        seed: Of the fit.
-        steps: Of the fit.
+        name: Name of the model.
+        seed: Seed of the fit.
+        steps: Number of steps of the fit.
 
     Raises:
         ConfigError: The sections do not go together.
@@ -245,11 +245,11 @@ def write_fitted(path: Path, fit: FittedPrior, decoder: Decoder, config: Config,
     """Write prior and decoder as a checkpoint that is exported like any other.
 
     Args:
-        path: Of the checkpoint.
+        path: Path of the checkpoint.
         fit: The prior.
-        decoder: Of the same latents.
-        config: Of `decoder_config`, for this prior.
-        fingerprint: Of the latents.
+        decoder: Decoder of the same latents.
+        config: Configuration by `decoder_config`, for this prior.
+        fingerprint: Fingerprint of the latents.
 
     Raises:
         RequestError: The file cannot be written.

@@ -50,7 +50,7 @@ def fit_full_mixture(
         num_components: K.
         seed: Decides where k-means starts, in [0, 2^32).
         draws: Latents of the same image among them: they are not as many images as they are points.
-        iterations: Of expectation maximisation, at most.
+        iterations: Number of iterations of expectation maximisation, at most.
     """
     from sklearn.exceptions import ConvergenceWarning  # a second to load, which no other use of this module needs
     from sklearn.mixture import GaussianMixture

@@ -54,7 +54,7 @@ def split_rows(keys: NDArray[np.uint64], num_held_out: int, *, seed: int) -> tup
         keys: As of `row_keys`, shape (S,).
         num_held_out: Rows of the second and of the third part. Where rows repeat they are as many as whole groups of
             equal rows make, at least one group.
-        seed: Of the division.
+        seed: Seed of the division.
 
     Returns:
         Indices of rows: three parts, in an order of chance.

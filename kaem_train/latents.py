@@ -57,7 +57,7 @@ class Latents:
         num_rows: In the file.
         fingerprint: `sha256:` digest of the file.
         num_outliers: Rows that would be in one of the three parts and are left out, far from all others.
-        shape: Of one latent as the file has it, of Q numbers; empty where it is (Q,).
+        shape: Shape of one latent as the file has it, of Q numbers; empty where it is (Q,).
     """
 
     fitted: Tensor
@@ -81,7 +81,7 @@ def read_latents(path: Path, *, holdout: float, seed: int, keep_outliers: bool =
         path: A `.npy` file of floats, shape (S, Q), or (S, ...) with latents of any shape: Q is the number of their
             numbers, which lie in C order.
         holdout: Share of the rows that are held out, in (0, 1); half of them choose, half are scored.
-        seed: Of the split.
+        seed: Seed of the split.
         keep_outliers: Fit the few rows that lie far from all others, too.
 
     Raises:

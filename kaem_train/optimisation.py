@@ -19,8 +19,8 @@ def build_optimiser(model: Model, network: nn.Module, config: Config) -> torch.o
     """Return Adam over two groups: the networks, and the prior; a model without a prior has the first alone.
 
     Args:
-        model: Of any family.
-        network: Of the posterior.
+        model: Model of any family.
+        network: Network of the posterior.
         config: The rates of both groups, and Adam's decay.
     """
     groups = [{"params": group} for group in model.parameter_groups(network)]

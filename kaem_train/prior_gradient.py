@@ -22,7 +22,7 @@ def log_prior_term(prior: Prior, z: Tensor, gradient: PriorGradient, rng: torch.
     with as many z- as z+: equal in expectation (eq. 41), and noisy.
 
     Args:
-        prior: Of the independent variant where `gradient` is contrastive; the configuration sees to it.
+        prior: The prior, of the independent variant where `gradient` is contrastive; the configuration sees to it.
         z: z+, held constant, inside the domain: shape (S, *latent_shape).
         gradient: Which form.
         rng: Source of z-.

@@ -40,9 +40,9 @@ class Refit:
 
     Attributes:
         finished: The model with the new prior; None where the trained one is better, or nothing was tried.
-        trained_score: Of the trained prior.
-        scores: Of the Gaussian experts, by their number.
-        score: Of the best of them after its univariate functions were fitted.
+        trained_score: Score of the trained prior.
+        scores: Scores of the Gaussian experts, by their number.
+        score: Score of the best of them after its univariate functions were fitted.
         num_experts: How many that one has.
         skipped: Why some or all were not tried; empty if they were.
     """

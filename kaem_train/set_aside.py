@@ -51,7 +51,7 @@ def divide(config: Config, dataset: Dataset) -> Division:
     """Set images aside for a run that ends with a refit: which ones follows from its seed alone.
 
     Args:
-        config: Of the run: `refit.num_set_aside` and the seed.
+        config: Configuration of the run: `refit.num_set_aside` and the seed.
         dataset: All images; both parts keep their order.
     """
     images = dataset.train

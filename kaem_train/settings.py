@@ -34,7 +34,7 @@ class Config:
     """Everything that decides a training run; saved whole in every checkpoint.
 
     Attributes:
-        name: Of the preset or run; names the default output folder and the exported model.
+        name: Name of the preset or run; names the default output folder and the exported model.
         family: `kaem`, or a baseline on the same data with the same trainer: `vae`, `latent_ebm`
             or `ddpm`; see `kaem_train.baselines`.
     """

@@ -30,7 +30,7 @@ def noise_stream(seed: int, step: int, purpose: Purpose) -> torch.Generator:
     """Return the generator of one purpose at one update, at its beginning.
 
     Args:
-        seed: Of the run, in [0, 2^63).
+        seed: Seed of the run, in [0, 2^63).
         step: Update, from 0.
         purpose: What the noise is for.
 

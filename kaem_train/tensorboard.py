@@ -18,7 +18,7 @@ class TensorBoardLog:
     """A listener that writes event files into a folder; use it as a context manager.
 
     Args:
-        folder: Of this run's event files.
+        folder: Folder of this run's event files.
         step: Updates already done; what an earlier run logged after it is hidden.
     """
 

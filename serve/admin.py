@@ -31,7 +31,7 @@ class AdminService:
         loader: Loads and unloads.
         shelf: What there is.
         models: What is offered.
-        gate: Of the clients' calls: nothing is changed while it is closed.
+        gate: Gate of the clients' calls: nothing is changed while it is closed.
         on_drain: Called when the server is to shut down.
     """
 

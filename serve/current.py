@@ -31,7 +31,7 @@ class Call:
         rows_admitted: Samples let in.
         rows_sent: Samples handed to the transport.
         queued_s: From being let in until the first sample went into a batch; None before.
-        trace_id: Of its trace, in hexadecimal; "" without one.
+        trace_id: Identity of its trace, in hexadecimal; "" without one.
     """
 
     method: str

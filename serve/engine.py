@@ -69,7 +69,7 @@ class Warmth:
 
     Attributes:
         costs: Seconds of a batch, noise included, for each size that may be run.
-        numerics_id: Of everything these sizes compute.
+        numerics_id: Identity of the numerics of everything these sizes compute.
     """
 
     costs: CostTable
@@ -86,7 +86,7 @@ class _Probed:
     """What batches of one size have made of the probes.
 
     Attributes:
-        images: Of the probes, shape (7, C, H, W).
+        images: Images of the probes, shape (7, C, H, W).
         difference: The largest one between images of the same probe, 1 being the range of a pixel; 0 for equal bits.
     """
 

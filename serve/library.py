@@ -29,13 +29,13 @@ class Library:
     Attributes:
         shelf: What is served.
         loader: Changes that.
-        admin_address: Of the admin service, once it has been started, and if there is one.
+        admin_address: Address of the admin service, once it has been started, and if there is one.
 
     Args:
         repository: Which artifacts there are.
         open_engines: Opens an artifact.
         models: Where models are offered.
-        health: Of their names.
+        health: The health service's word on their names.
         settings: What the operator decided.
         observer: Told what happens.
         statistics: Counts what each version does.
@@ -74,7 +74,7 @@ class Library:
 
         Args:
             reception: Surrounds its calls.
-            gate: Of the clients' calls.
+            gate: Gate of the clients' calls.
             on_drain: Called when it is asked to shut the server down.
 
         Raises:

@@ -23,7 +23,7 @@ class Allowance:
     """Of one caller; thread-safe.
 
     Args:
-        name: Of the caller.
+        name: Name of the caller.
         clock: Seconds on a clock that never goes back.
     """
 

@@ -45,7 +45,7 @@ class Slot:
 
     Args:
         file: Descriptor of an anonymous file; it stays the caller's.
-        manifest: Of the model.
+        manifest: Manifest of the model.
 
     Attributes:
         capacity: Rows that are mapped.

@@ -93,8 +93,8 @@ class Loader:
         """Load a version of a model, again if it is served already.
 
         Args:
-            name: Of the model.
-            version: Of it; 0 for the newest.
+            name: Name of the model.
+            version: Version of the model; 0 for the newest.
 
         Raises:
             RefusedError: NOT_FOUND, there is no such file; FAILED_PRECONDITION, it cannot be loaded.
@@ -113,8 +113,8 @@ class Loader:
         """Offer a model no more, until its file changes or somebody asks for it.
 
         Args:
-            name: Of the model.
-            version: Of it; 0 for all versions.
+            name: Name of the model.
+            version: Version of the model; 0 for all versions.
 
         Raises:
             RefusedError: NOT_FOUND, no such version is served.

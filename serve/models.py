@@ -48,7 +48,7 @@ class ServedModel:
         scheduler: Takes jobs for it.
         lanes: Compute them.
         makes_latents: Whether jobs may ask for latent vectors.
-        fleet: Of the engines, if they are processes.
+        fleet: Processes of the engines, if they are processes.
     """
 
     info: Model
@@ -121,8 +121,8 @@ class Models:
         """Return a model that computes.
 
         Args:
-            name: Of the model; "" for the only one.
-            version: Of the model; 0 for the newest one.
+            name: Name of the model; "" for the only one.
+            version: Version of the model; 0 for the newest one.
 
         Raises:
             RefusedError: NOT_FOUND; PERMISSION_DENIED, for the caller whose token does not allow it; UNAVAILABLE, all

@@ -70,7 +70,7 @@ class Sheet:
 
     Attributes:
         model: Makes them.
-        seed: Of the noise.
+        seed: Seed of the noise.
         start: Index of the first sample.
         num: How many.
         scale: Magnification; None for what makes small images visible.

@@ -45,7 +45,7 @@ class Found:
     Attributes:
         key: Under what.
         path: Where it lies.
-        signature: Of the file as it was when it was found.
+        signature: Signature of the file as it was when it was found.
     """
 
     key: Key

@@ -96,7 +96,7 @@ class Rotation:
     """The waiting tickets in the order in which they are served.
 
     Attributes:
-        quanta: Of the interactive and of the bulk class.
+        quanta: Quanta of the interactive and of the bulk class.
 
     Args:
         quantum: Rows an interactive ticket may give before the next one of its class has its turn.

@@ -183,7 +183,7 @@ class Scheduler:
         """Compute one batch and hand its rows over.
 
         Args:
-            decode: Of the engine whose turn it is.
+            decode: Decoding function of the engine whose turn it is.
             both: The same with latent vectors; only needed where jobs ask for them.
             wait: Whether to wait until something may be computed.
 

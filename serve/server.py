@@ -61,7 +61,7 @@ class Server:
         models: What is offered.
         library: Loads and unloads it.
         gate: Lets calls in.
-        http_address: Of HTTP, once it has been started, and if it has any.
+        http_address: Address of the HTTP server, once it has been started, and if there is one.
 
     Args:
         repository: Which artifacts there are.

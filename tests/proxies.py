@@ -33,8 +33,8 @@ def proxy_process(
     """Run a proxy in front of two servers of this machine; yields its address.
 
     Args:
-        kind: Of `FILES`.
-        ports: Of the servers.
+        kind: Kind of proxy, a key of `FILES`.
+        ports: Ports of the servers.
         folder: Where the proxy may write.
         changes: Texts of the configuration, and what they are replaced by.
     """

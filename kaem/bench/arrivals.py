@@ -85,7 +85,7 @@ def poisson_arrivals(rate: float, duration_s: float, mix: Sequence[Kind], seed: 
         rate: Mean requests a second.
         duration_s: Seconds.
         mix: Kinds whose shares sum to 1.
-        seed: Of all draws.
+        seed: Seed of all draws.
 
     Raises:
         RequestError: The rate or the duration is not positive, or there would be too many arrivals.

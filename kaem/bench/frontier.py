@@ -16,7 +16,7 @@ class Point:
     Attributes:
         entrant: Which.
         row: Its fastest row.
-        images_per_s: Of that row, for each thread.
+        images_per_s: Images a second of that row, for each thread.
         is_best: Whether no other is both at least as good and faster.
     """
 

@@ -45,7 +45,7 @@ class Effort:
         seconds: Timed seconds of every row, at least, over all launches.
         launches: Starts of every contestant from nothing, at least; an interval needs 6.
         precision: Half-width of the interval of p50, relative to it, at which measuring may stop.
-        seed: Of the noise and of the order of the turns.
+        seed: Seed of the noise and of the order of the turns.
         longest_s: Batch sizes whose call would take longer are left out; never the smallest of a contestant.
 
     Raises:

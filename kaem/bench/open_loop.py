@@ -66,7 +66,7 @@ class Watch:
     Attributes:
         total: Requests of the run.
         sent: Requests sent.
-        in_flight: Of these, still without an end.
+        in_flight: Number of these that have not ended yet.
         most_in_flight: Largest such number so far.
         statuses: Ended requests by status.
     """

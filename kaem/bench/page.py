@@ -66,7 +66,7 @@ def page_of_all(
 
     Args:
         reports: By heading; not empty.
-        title: Of the page.
+        title: Title of the page.
         found: Sentences to begin with.
         tables: Tables to begin with.
     """

@@ -26,7 +26,7 @@ class Subject:
 
     Attributes:
         source: As it was named.
-        family: Of the model; "" where it is not known.
+        family: Family of the model; "" where it is not known.
         updates: Optimiser steps that its weights have had; None where that is not known.
         keys: Digests by which an evaluation of it may name it.
     """
@@ -42,7 +42,7 @@ class Evaluation:
     """An evaluation, as it was written by `kaem eval --json`.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         model: What it was measured on.
         keys: Digests by which it names that.
         quality: The figure.

@@ -32,7 +32,7 @@ class Quality:
     Attributes:
         figure: Its name there: the Frechet distance extrapolated to infinitely many samples; smaller is better.
         value: The number.
-        standard_error: Of the extrapolation.
+        standard_error: Standard error of the extrapolation.
         network: Whose features were compared.
         num_generated: Images drawn.
         num_real: Real images they were compared with.
@@ -63,9 +63,9 @@ class Entrant:
         peak_bytes: Largest resident memory of its process; of the client's, for a server.
         difference: Largest difference of a pixel from the first engine on the same model, where both make the
             same samples; in [0, 1].
-        family: Of the model, where it is known.
+        family: Family of the model, where it is known.
         updates: Optimiser steps that its weights have had; 0 for untrained ones, None where it is not known.
-        quality: Of its images, where an evaluation of this very model was given.
+        quality: Quality of its images, where an evaluation of this very model was given.
     """
 
     source: str
@@ -99,10 +99,10 @@ class LocalRow:
         warm_calls: Calls of a launch before timing began, median over launches.
         is_warm: Whether times had settled by then, in every launch.
         p50_ms: Median wall time of a call of a launch, median over launches.
-        p90_ms: Of all calls, where they are enough for it; p99_ms likewise.
+        p90_ms: 90th percentile of the wall time of all calls, where they are enough for it; p99_ms likewise.
         cpu_ms: Median processor time of a call, all threads of the process, median over launches.
         images_per_s: Images over the time of the calls of a launch, median over launches.
-        joules_per_image: Of the whole machine during its turns, where that is counted.
+        joules_per_image: Energy that the whole machine used during its turns, for each image, where that is counted.
         launch_p50_ms: Median wall time of each launch, in order; launch i of one row ran beside launch i of another.
         launch_cpu_ms: The same of processor time.
         quantiles_ms: Wall time at `QUANTILES`, for plotting.

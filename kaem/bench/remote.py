@@ -67,7 +67,7 @@ class Load:
         mix: Kinds of requests.
         duration_s: Seconds of arrivals at each rate.
         deadline_s: Seconds after it was due at which a request has failed.
-        seed: Of the arrivals and of the samples asked for.
+        seed: Seed of the arrivals and of the samples asked for.
         objective: What a rate must meet, or None.
 
     Raises:
@@ -100,7 +100,7 @@ class Target:
 
     Args:
         address: `grpc://host:port`.
-        seed: Of the samples asked for.
+        seed: Seed of the samples asked for.
         timeout_s: How long to wait for the server to be ready.
 
     Raises:
@@ -208,12 +208,12 @@ def row_of(
     """Return the figures of the requests of one kind, or of all.
 
     Args:
-        outcomes: Of the counted part of one run.
+        outcomes: Outcomes of the counted part of one run.
         kind: Which, or None for all.
         target: The server.
-        rate: Of all arrivals.
+        rate: Rate of all arrivals.
         load: How the server was loaded.
-        most_in_flight: Of the run.
+        most_in_flight: Largest number of calls in flight during the run.
         cpu: Share of one core that the generator used.
     """
     chosen = [one for one in outcomes if kind is None or one.arrival.kind == kind]

@@ -88,7 +88,7 @@ def quantile_estimates(blocks: Sequence[Floats], quantiles: Sequence[float], *, 
     Args:
         blocks: Times by block; a time may be infinite.
         quantiles: Each in [0, 1].
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         One estimate for each quantile: the smallest time that at least this share of the times does not exceed.

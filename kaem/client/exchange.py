@@ -71,7 +71,7 @@ class Exchange:
     Args:
         job: Decides.
         question: What the job's rows are.
-        models: Of each server.
+        models: Models of each server.
         credentials: What we show to servers.
         is_partial: Whether a stream that its deadline cuts off was of use: we then go on where it ended.
     """

@@ -44,7 +44,7 @@ def model_question(model: str, version: int) -> kaem_pb2.GetModelRequest:
 
     Args:
         model: Its name; "" for the only one.
-        version: Of it; 0 for the newest one.
+        version: Version of the model; 0 for the newest one.
 
     Raises:
         RequestError: `version` is no whole number below 2^64.

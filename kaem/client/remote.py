@@ -58,7 +58,7 @@ def connect(
         hedging: When to ask a second server for what a first one is late with; never by default.
         credentials: Certificates and token; by default what the environment says (`KAEM_CA_FILE`, ...).
         model: Name of the model, for servers that have several; "" for the only one.
-        version: Of the model; 0 for the newest one. Either way the sampler stays with the version it meets now.
+        version: Version of the model; 0 for the newest one. Either way the sampler stays with the version it meets now.
 
     Raises:
         ConfigError: A target is not an address, credentials cannot be used, or servers do not compute the same bits.

@@ -41,7 +41,7 @@ class Standing:
         Args:
             failure: What went wrong.
             now: Time of the caller's clock, in seconds.
-            patience: Of the client.
+            patience: Patience of the client.
             share: Uniform in [0, 1), for the jitter.
             has_progressed: Whether rows came before the failure; running out of time is then none.
         """

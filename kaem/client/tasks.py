@@ -24,7 +24,7 @@ class TaskReading:
 
     Args:
         call: A stream to iterate over, or what to await.
-        number: Of the attempt.
+        number: Number of the attempt.
         target: Which server was asked, and who that is.
         is_stream: Whether `call` is a stream.
         events: Where to report to.

@@ -30,7 +30,7 @@ class ThreadReading:
 
     Args:
         call: A stream to iterate over, or a future.
-        number: Of the attempt.
+        number: Number of the attempt.
         target: Which server was asked, and who that is.
         is_stream: Whether `call` is a stream.
         events: Where to report to.

@@ -48,11 +48,11 @@ class Model:
 
     Attributes:
         name: Under which it is offered.
-        manifest: Of the artifact.
+        manifest: Manifest of the artifact.
         numerics_id: Digest of all that fixes the bits of an image.
         provider: Where images are computed, as `kaem.load` has it.
         limits: What fits in one message.
-        version: Of the model, at least 1; 0 from a server that has no versions.
+        version: Version of the model, at least 1; 0 from a server that has no versions.
     """
 
     name: str
@@ -88,7 +88,7 @@ def rows_per_chunk(manifest: Manifest, encoding: kaem_pb2.Encoding, max_bytes: i
     """Return how many images surely fit in `max_bytes` of a chunk, at least 1.
 
     Args:
-        manifest: Of the model.
+        manifest: Manifest of the model.
         encoding: Resolved, see `resolve_encoding`.
         max_bytes: Bytes of images in the chunk.
     """
@@ -106,7 +106,7 @@ def chunk_from_images(images: Images, *, start: int, encoding: kaem_pb2.Encoding
         images: Shape (N, C, H, W), float32 or uint8, N at least 1.
         start: Index of the first.
         encoding: Resolved; PNG takes long enough to be worth a thread.
-        numerics_id: Of the sampler that made them.
+        numerics_id: Identity of the numerics of the sampler that made them.
     """
     chunk = kaem_pb2.Chunk(
         start_index=start,
@@ -131,7 +131,7 @@ def images_from_chunk(
 
     Args:
         chunk: The message.
-        manifest: Of the model that was asked.
+        manifest: Manifest of the model that was asked.
         numerics_id: The one the client relies on.
         start: Index the first image must have.
         max_rows: Most images still wanted.

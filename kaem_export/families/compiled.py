@@ -20,8 +20,8 @@ class Sampling:
     """How a model of a family that samples in steps is to do it; None means as its checkpoint says.
 
     Attributes:
-        sampler: Of a diffusion model: `ddim` or `ddpm`.
-        steps: Of a diffusion model: network passes per image; of a latent EBM: Langevin steps.
+        sampler: Sampler of a diffusion model: `ddim` or `ddpm`.
+        steps: Number of steps of a diffusion model: network passes per image; of a latent EBM: Langevin steps.
     """
 
     sampler: Literal["ddim", "ddpm"] | None = None
@@ -56,7 +56,7 @@ class Compiled:
         noise_dim: D.
         latent_dim: Q.
         prior: Description of where latents come from.
-        densities: Of the latents, where they are known, for plotting.
+        densities: Densities of the latents, where they are known, for plotting.
     """
 
     graph: onnx.ModelProto

@@ -171,7 +171,7 @@ def diffusion_graph(unet: onnx.GraphProto, image_shape: tuple[int, ...], schedul
     Args:
         unet: As of `unet_graph`; it moves into the loop's body.
         image_shape: (C, H, W).
-        schedule: Of the sampler.
+        schedule: Schedule of the sampler.
     """
     pixels = math.prod(image_shape)
     node = helper.make_node

@@ -40,7 +40,7 @@ def sampler_parity(sampler: LocalSampler, artifact: Path, model: Diffusion, sett
         sampler: The loaded graph.
         artifact: Its file.
         model: What it was compiled from.
-        settings: Of the sampler that its manifest states.
+        settings: Settings of the sampler that its manifest states.
     """
     uniform = uniforms(_SEED, 0, probe_rows(settings), sampler.manifest.noise_dim)
     first = torch.from_numpy(inner_tensor(artifact, "latent", uniform))
@@ -63,7 +63,7 @@ def library_images(model: Diffusion, settings: DiffusionConfig, first: Tensor, s
 
     Args:
         model: Its network.
-        settings: Of the sampler.
+        settings: Settings of the sampler.
         first: The first noise, shape (N, C H W).
         seeds: Signed uniforms of the streams of step noise, shape (N, 6 C H W); no column where there is none.
     """

@@ -23,7 +23,7 @@ def normal_figures(artifact: Path, noise_dim: int, name: str) -> tuple[Figure, .
     Args:
         artifact: The ONNX file.
         noise_dim: D.
-        name: Of a tensor (N, M), M at most D: the draws of the first M uniforms.
+        name: Name of a tensor (N, M), M at most D: the draws of the first M uniforms.
     """
     uniform = probe_uniforms(noise_dim, max(50, _PROBES // noise_dim))
     draws = inner_tensor(artifact, name, uniform)

@@ -26,8 +26,8 @@ def ranges(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, Range]:
     """Return for values of a graph the ends of 8-bit numbers that round them with the least mean square error.
 
     Args:
-        model: Of one input, `uniform`, or another whose values are like it.
-        names: Of values with rows of channels: (N, C) or (N, C, H, W).
+        model: Model of one input, `uniform`, or another whose values are like it.
+        names: Names of values with rows of channels: (N, C) or (N, C, H, W).
 
     The samples are 256 random ones, and as many with one uniform in a tail, so that what is rare there still fits.
     """

@@ -110,7 +110,7 @@ class ShortRunInference:
     """Posterior samples by short Langevin runs from N(0, I), and the loss at them.
 
     Args:
-        config: Of the run; `latent_ebm` for the steps, `posterior` for how the step size adapts.
+        config: Configuration of the run; `latent_ebm` for the steps, `posterior` for how the step size adapts.
     """
 
     def __init__(self, config: Config) -> None:
@@ -185,7 +185,7 @@ def short_run(
     On N(0, I) the variance they settle at is 1 / (1 - s^2/4).
 
     Args:
-        log_density: Of the target, up to a constant.
+        log_density: Log density of the target, up to a constant.
         start: Shape (S, Q).
         rng: Source of xi.
         num_steps: How often.

@@ -63,7 +63,7 @@ def prescription_note(family: str, posterior: str) -> str:
     """Return in one line what `family` overrides; empty for a KAEM.
 
     Args:
-        family: Of the run.
+        family: Family of the run.
         posterior: `posterior.kind`: with the weighted bound a VAE is an IWAE, which is not what its name says.
     """
     if family not in _NOTES:

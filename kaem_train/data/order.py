@@ -21,7 +21,7 @@ class PixelsAhead:
     Args:
         images: The set to train on.
         batch_size: At most the number of images.
-        seed: Of the order.
+        seed: Seed of the order.
     """
 
     def __init__(self, images: Images, batch_size: int, *, seed: int) -> None:
@@ -50,7 +50,7 @@ def training_batch(
     Args:
         images: The set to train on.
         batch_size: At most the number of images.
-        seed: Of the order and of the flips.
+        seed: Seed of the order and of the flips.
         step: Updates done before this one.
         augment_flip: Mirror each image left to right with probability one half.
         ahead: Reads the pixels of the same images, batch size and seed.

@@ -108,7 +108,7 @@ def load_classifier(dataset: Dataset, labels: Labels, progress: Progress) -> Cla
 
     Args:
         dataset: It is trained on the training images and judged on the held-out ones.
-        labels: Of both.
+        labels: Labels of both.
         progress: Told about the training.
 
     Raises:

@@ -75,7 +75,7 @@ def kernel_distance(real: Features, generated: Features, *, num_subsets: int, se
         real: Shape (M, F), M at least 2.
         generated: Shape (N, F), N at least 2.
         num_subsets: Random subsets to average over.
-        seed: Of their choice.
+        seed: Seed of their choice.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 

@@ -26,7 +26,7 @@ class Extrapolation:
         sizes: n of every point, ascending.
         distances: d(n).
         intercept: d_inf.
-        standard_error: Of d_inf, from the scatter about the line.
+        standard_error: Standard error of d_inf, from the scatter about the line.
         r_squared: Share of the variance of d(n) that the line explains; near 0, and without meaning, for the
             kernel distance, which has no bias.
     """

@@ -23,7 +23,7 @@ class EvaluationOptions:
         num_real: At most so many of them, chosen once and for all; None takes all.
         num: Images to generate; None is 10,000, or 2,000 where the Inception network looks at them.
         sizes: Numbers of images from which figures are extrapolated; None is num/10, 2 num/10, ..., num.
-        seed: Of samples, subsets and posterior draws.
+        seed: Seed of samples, subsets and posterior draws.
         with_floors: Also measure real training images and reconstructions, which triples the images that the
             feature network sees.
         device: Device of the model and of the Inception network; see `kaem_train.devices.choose_device`.

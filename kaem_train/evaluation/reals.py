@@ -35,7 +35,7 @@ class Reals:
         dataset: Training and held-out images.
         network: The feature network.
         options: What was asked for.
-        features: Of the chosen real images, shape (M, F).
+        features: Features of the chosen real images, shape (M, F).
         frechet: Distance to them.
     """
 

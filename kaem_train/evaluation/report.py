@@ -39,7 +39,7 @@ class NetworkIdentity:
         description: Layer, input and, for the classifier, its accuracy.
         fingerprint: `sha256:` digest.
         num_features: F.
-        accuracy: Of the classifier on held-out images; None for the others.
+        accuracy: Accuracy of the classifier on held-out images; None for the others.
     """
 
     name: str
@@ -61,17 +61,17 @@ class EvaluationReport:
         updates: Optimiser steps they have had; None where that is not known.
         network: Where features come from.
         data: Path or name of the data set.
-        data_fingerprint: Of the data set.
+        data_fingerprint: Fingerprint of the data set.
         real: Split of the real images: `train`, `test` or `all`.
         num_real: How many of them.
         num_generated: Samples drawn; unselected, rounded to 8 bits.
-        seed: Of everything random.
+        seed: Seed of everything random.
         figures: In the order to show them.
         frechet_curve: The points and the fit behind `frechet_infinity`.
         kernel_curve: The same for `kernel_infinity`.
         missing: Figure's name -> why this model has none.
         notes: What a reader must know before comparing.
-        versions: Of the programs that decide the figures.
+        versions: Versions of the programs that decide the figures.
         duration_s: Wall time in seconds.
     """
 

@@ -179,8 +179,8 @@ class AbstractPrior(nn.Module):
         is -inf: q is nowhere 0.
 
         Args:
-            mean: Of q, shape (S, *latent_shape).
-            std: Of q, the same shape.
+            mean: Mean of q, shape (S, *latent_shape).
+            std: Standard deviation of q, the same shape.
 
         Returns:
             Shape (S,).

@@ -166,7 +166,7 @@ def draw_experts(log_weights: Tensor, cumulative: Cumulative, num: int, rng: tor
 
     Args:
         log_weights: log pi, shape (K,).
-        cumulative: Of Q x K functions.
+        cumulative: Cumulative integrals of Q x K functions.
         num: Samples.
         rng: Source of the uniforms.
 

@@ -38,7 +38,7 @@ class Kaem(nn.Module):
 
         Args:
             z: Latents.
-            noise: Of `draw_noise`; none is the mean.
+            noise: Draws of `draw_noise`; none is the mean.
         """
         inputs = self.prior.generator_input(z)
         images: Tensor = self.generator(inputs) if noise is None else self.generator(inputs, noise)

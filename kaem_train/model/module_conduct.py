@@ -24,7 +24,7 @@ def require_good_conduct(module: nn.Module, latents: Tensor, name: str) -> None:
     Args:
         module: In any mode; it comes back in training mode, perhaps with a state that has changed.
         latents: Shape (N, Q).
-        name: Of the class.
+        name: Name of the class.
 
     Raises:
         ConfigError: It writes into its latents, draws random numbers where it is evaluated, changes its state, or

@@ -57,7 +57,7 @@ def require_same_images(found: Tensor | None, images: Tensor | None, name: str) 
     Args:
         found: What the class makes now, as of `images_of_module`.
         images: What the checkpoint keeps; None of one that keeps none.
-        name: Of the class.
+        name: Name of the class.
 
     Raises:
         ArtifactError: The images differ.

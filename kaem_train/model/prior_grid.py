@@ -68,7 +68,7 @@ def fit_weights(density: Tensor, num_quantiles: int) -> Tensor:
     where there is mass. A small share goes to all of the domain, lest mass should arise where there was none.
 
     Args:
-        density: Of the prior at the points, up to a factor, shape (M,).
+        density: Density of the prior at the points, up to a factor, shape (M,).
         num_quantiles: How many of the points are quantiles.
 
     Returns:

@@ -82,7 +82,7 @@ def require_same_images(
         state: `state_dict` of the first.
         images: What the first makes of `latents`, shape (N, C, H, W).
         latents: Shape (N, Q).
-        name: Of the class.
+        name: Name of the class.
         where: The twin was built, for the message.
 
     Raises:

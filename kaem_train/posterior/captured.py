@@ -23,7 +23,7 @@ class CapturedStep:
 
     Args:
         step: Advances chains; of tensors on a GPU.
-        state: Of the shapes of the states to come.
+        state: A state of the shapes of those to come.
         noise: Likewise.
     """
 

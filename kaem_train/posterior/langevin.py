@@ -28,7 +28,7 @@ class StepNoise:
 
     Attributes:
         normal: xi, shape (S, *latent_shape).
-        uniform: Of the acceptance test, shape (S,).
+        uniform: Uniforms of the acceptance test, shape (S,).
     """
 
     normal: Tensor

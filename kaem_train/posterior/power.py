@@ -72,8 +72,8 @@ class PowerPosterior:
     """The target of S chains.
 
     Attributes:
-        log_prior: Of latents inside the domain.
-        log_likelihood: Of the observation that belongs to each chain.
+        log_prior: log p(z) of latents inside the domain.
+        log_likelihood: log p(x|z) of the observation that belongs to each chain.
         temperatures: t, shape (S,).
         low: Lower end of the domain of every latent; -inf for none.
         high: Upper end.

@@ -25,7 +25,7 @@ def start_experts(prior: ExpertsPrior, mean: Tensor, std: Tensor, rng: torch.Gen
 
     Args:
         prior: Changed in place.
-        mean: Of the posteriors of S >= K images, in the coordinates of the univariate densities, shape (S, Q).
+        mean: Mean of the posteriors of S >= K images, in the coordinates of the univariate densities, shape (S, Q).
         std: The same shape.
         rng: Decides where k-means starts.
     """

@@ -38,7 +38,7 @@ def swap_adjacent(state: ChainState, temperatures: Tensor, pair: int, uniform: T
         state: K B chains, temperature-major.
         temperatures: Shape (K,).
         pair: k, from 0.
-        uniform: Of the tests, shape (B,).
+        uniform: Uniforms of the tests, shape (B,).
 
     Returns:
         The same chains, some exchanged, and the probability of the exchange, shape (B,).
@@ -63,7 +63,7 @@ class Population:
         prior_z: Exact prior samples, one per image: shape (B, *latent_shape).
         last: Final states, temperature-major, without t = 0: N_t B chains.
         levels: log p(x|z) at t_0, ..., t_{N_t}: of prior samples, and of the second half of the steps.
-        acceptance: Of the Langevin steps, per temperature: shape (N_t,).
+        acceptance: Share of accepted proposals of the Langevin steps, per temperature: shape (N_t,).
         reflected: Share of latents folded back, scalar.
         swap_acceptance: Mean probability per pair, nan where it was never tried: shape (N_t,).
     """

@@ -16,7 +16,7 @@ class DiffusionConfig:
     """A denoising diffusion model (DDPM, Ho et al. 2020) and its samplers.
 
     Attributes:
-        channels: Of the UNet, one width per resolution, halved from each to the next; multiples of 8.
+        channels: Widths of the UNet, one per resolution, halved from each to the next; multiples of 8.
         layers_per_block: Residual layers per resolution.
         attention: Sides in pixels of the feature maps that get self-attention; the innermost always has it.
         noise_steps: T, levels of noise.

@@ -56,7 +56,7 @@ class PriorConfig:
             (eq. 13), which the density (eq. 15) knows nothing of.
         refit_interval: Updates between the first two refits of the grid; 0 never refits.
         refit_decay: The interval f grows to floor(f (2 - decay)^i) after the refit at update i.
-        grid_update_ratio: Of new knots: 1 spaces them equally, 0 puts them on quantiles of the latents (0.05 in the
+        grid_update_ratio: Spacing of new knots: 1 is equal, 0 puts them on quantiles of the latents (0.05 in the
             paper). Functions of one width lose their shape on uneven knots.
     """
 

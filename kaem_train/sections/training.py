@@ -23,7 +23,7 @@ class TrainingConfig:
         warmup: Updates over which both rates rise linearly from zero; 0 starts with the whole rates.
         schedule: How both rates go on: `linear` or `cosine` fall to zero from `decay_from` on, `constant` does not.
         decay_from: Fraction of the updates after which both rates fall.
-        prior_gradient: Of the prior: `quadrature` (log Z differentiated, no sampling noise) or `contrastive`
+        prior_gradient: Gradient of the prior, `quadrature` (log Z differentiated, no sampling noise) or `contrastive`
             (eq. 16: a batch of prior samples in place of log Z; independent variant only).
         weight_penalty: lambda of the term lambda sum |a| on the logits a of the mixture weights (of components or
             experts); it draws the weights together.
@@ -44,7 +44,7 @@ class TrainingConfig:
             second GPU. Noise is drawn on the CPU, so it is the same everywhere, and a run may be resumed on another
             device.
         compile: Compile generator and encoder (torch.compile); needs a C++ compiler.
-        seed: Of everything random in the run.
+        seed: Seed of everything random in the run.
         log_every: Updates between reports.
         checkpoint_every: Updates between checkpoints; one is always written at the end.
         samples_every: Updates between sample grids.

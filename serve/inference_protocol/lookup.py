@@ -16,9 +16,9 @@ def find_model(models: Models, name: str, version: str, *, fields: tuple[str, st
 
     Args:
         models: All there are.
-        name: Of the model; "" for the only one.
+        name: Name of the model; "" for the only one.
         version: A whole number; "" for the one that is served by default.
-        fields: Of the request: where the name and the version stood.
+        fields: Names of the request's fields where the name and the version stood.
 
     Raises:
         RefusedError: NOT_FOUND; INVALID_ARGUMENT, the version is no whole number; PERMISSION_DENIED;

@@ -32,7 +32,7 @@ class Inference:
     """What a request asks for.
 
     Attributes:
-        id: Of the request, in its client's words.
+        id: Name of the request, in its client's words.
         model: Answers it.
         source: Where the uniforms come from.
         rows: How many images, at least 1.
@@ -70,7 +70,7 @@ def read_inference(request: _Request, models: Models, manners: Manners) -> Infer
     Args:
         request: As it came.
         models: All there are.
-        manners: Of its call.
+        manners: Manners of its call.
 
     Raises:
         RefusedError: NOT_FOUND, there is no such model; INVALID_ARGUMENT, with the field to blame; OUT_OF_RANGE,

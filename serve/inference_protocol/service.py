@@ -38,7 +38,7 @@ class InferenceService:
         models: What it samples from.
         settings: Which requests are bulk.
         observer: Told of every message sent.
-        statistics: Of the models.
+        statistics: Statistics of the models.
         is_ready: Whether calls are let in.
     """
 

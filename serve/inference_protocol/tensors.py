@@ -29,7 +29,7 @@ class Tensor:
     """One tensor of a model.
 
     Attributes:
-        name: Of the tensor.
+        name: Name of the tensor.
         datatype: Type of its elements, as the protocol writes it.
         dims: Its shape without the number of rows.
     """

@@ -24,7 +24,7 @@ def build_basis(name: BasisName, grid_size: int, *, grid: tuple[float, float], d
     """Return a family of functions of one size.
 
     Args:
-        name: Of the family.
+        name: Name of the family.
         grid_size: G; what it counts depends on the family, see `PriorConfig.grid_size`.
         grid: First and last knot; where wavelets start.
         domain: Where the functions are used; the period of the slowest wave.

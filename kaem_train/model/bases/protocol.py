@@ -70,7 +70,7 @@ class Basis(Protocol):
 
         Args:
             ends: low and high, shape (2,).
-            tensors: Of the basis.
+            tensors: Tensors of the basis.
 
         Returns:
             The least and the greatest values, or bounds of them, each of shape (size, 2), or (*F, size, 2) where the
