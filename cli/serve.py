@@ -96,7 +96,9 @@ def serve(
     max_memory: Annotated[
         int | None,
         typer.Option(
-            help="MiB of images held for all readers together.", show_default="1024", rich_help_panel=_SCHEDULING
+            help="MiB that all calls together may hold, most of it images.",
+            show_default="1024",
+            rich_help_panel=_SCHEDULING,
         ),
     ] = None,
     queue_delay: Annotated[

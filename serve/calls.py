@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from kaem.errors import RemoteError
 from serve.current import Call, current
 from serve.guard import Guard
 from serve.observer import Observer
+from serve.places import Places
 from serve.statuses import RefusedError, refusal_of, status_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -141,10 +142,12 @@ class Reception:
         gate: Lets calls in while the server is ready.
         observer: Told of every call.
         guard: Lets calls in by their tokens.
+        places: For calls that last.
     """
 
-    def __init__(self, gate: Gate, observer: Observer, guard: Guard) -> None:
+    def __init__(self, gate: Gate, observer: Observer, guard: Guard, places: Places) -> None:
         self.gate = gate
+        self._places = places
         self._guard = guard
         self._observer = observer
 
@@ -170,6 +173,17 @@ class Reception:
 
         return self.answered(method, call)
 
+    def lasting(
+        self, handler: Callable[[Question, Context], Awaitable[Answer]]
+    ) -> Callable[[Question, Context], Awaitable[Answer]]:
+        """Return a handler for calls that may last for ever, each of which needs a place, see `serve.places`."""
+
+        async def call(question: Question, context: Context) -> Answer:
+            with self._place(context.peer()):
+                return await handler(question, context)
+
+        return call
+
     def answered(
         self, method: str, handler: Callable[[Question, Context], Awaitable[Answer]]
     ) -> Callable[[Question, Context], Awaitable[Answer | None]]:
@@ -192,18 +206,21 @@ class Reception:
     ) -> Callable[[AsyncIterator[Request | Malformed], Context], Awaitable[None]]:
         """Return a handler for streams whose requests are calls of their own, for each of which it uses `serve`.
 
-        The stream as a whole needs a token and an open gate, and is not counted unless it is turned away for that.
+        The stream as a whole needs a token, an open gate and a place, and is not counted unless it is turned away for
+        want of these.
         """
 
         async def call(requests: AsyncIterator[Request | Malformed], context: Context) -> None:
             told = call_of(method, context)
-            try:
-                self.gate.check_open()
-                self._guard.identify(told)
-            except RefusedError as refused:
-                await self.answered(method, partial(_raise, refused))(requests, context)
-            else:
-                await _or_abort(handler(requests, context), told, context)
+            with ExitStack() as held:
+                try:
+                    self.gate.check_open()
+                    self._guard.identify(told)
+                    held.enter_context(self._place(told.peer))
+                except RefusedError as refused:
+                    await self.answered(method, partial(_raise, refused))(requests, context)
+                else:
+                    await _or_abort(handler(requests, context), told, context)
 
         return call
 
@@ -226,6 +243,16 @@ class Reception:
                 return await work()
 
         return await self._attend(call, let_in, why)
+
+    @contextmanager
+    def _place(self, peer: str) -> Iterator[None]:
+        with ExitStack() as held:
+            try:
+                held.enter_context(self._places.take(peer))
+            except RefusedError as refused:
+                self._observer.on_rejected(refused.quota)
+                raise
+            yield
 
     @contextmanager
     def _inside(self, call: Call) -> Iterator[None]:

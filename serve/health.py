@@ -70,7 +70,7 @@ class Health:
                 reception.answered(f"/{SERVICE}/Check", self.check), read, write
             ),
             "Watch": grpc.unary_stream_rpc_method_handler(
-                reception.answered(f"/{SERVICE}/Watch", self.watch), read, write
+                reception.answered(f"/{SERVICE}/Watch", reception.lasting(self.watch)), read, write
             ),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)

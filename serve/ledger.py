@@ -106,7 +106,7 @@ class Ledger:
         return refusal or refuse_for_bytes(
             estimate,
             reserved=self.reserved,
-            newcomer=ticket.base * ticket.row_bytes,
+            newcomer=ticket.base_bytes,
             most=self._bounds.base_bytes + (0 if demand.is_bulk else self._bounds.interactive_bytes),
             waiting=self.waiting,
         )
@@ -115,7 +115,7 @@ class Ledger:
         """Let a job in."""
         ticket = job.ticket
         self._jobs[ticket] = job
-        self.reserved += ticket.base * ticket.row_bytes
+        self.reserved += ticket.base_bytes
         self._backlog(ticket).move(0, ticket.left)
         self._rotation.add(ticket)
 
@@ -135,7 +135,7 @@ class Ledger:
             return False
         self.stop(job)
         self._rotation.remove(job.ticket)
-        self.reserved -= job.ticket.base * job.ticket.row_bytes
+        self.reserved -= job.ticket.base_bytes
         return True
 
     def plan(self, size: int, now: float) -> tuple[list[Part], list[Job]]:

@@ -22,7 +22,7 @@ class Observer:
         """A job was let in."""
 
     def on_rejected(self, reason: str) -> None:
-        """A job was not: for "samples", "bytes" or "deadline"; or a call, for "token_rate" or "token_concurrency"."""
+        """A job was not: for "samples", "bytes" or "deadline"; or a call: for "streams", or a limit of its token."""
 
     def on_queued(self, seconds: float) -> None:
         """The first row of a job went into a batch, so long after the job was submitted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kaem.images import to_uint8
 from kaem.sampler import Images
-from serve.demand import Demand
+from serve.demand import CALL_BYTES, Demand
 from serve.job import Convert, Job
 from serve.manners import Manners
 from serve.models import ServedModel
@@ -59,6 +59,7 @@ class Orders:
             window=rows,
             is_bulk=manners.is_bulk(rows, self._interactive_samples),
             timeout_s=manners.timeout_s,
+            fixed_bytes=CALL_BYTES,
             with_latents=with_latents,
         )
         return model.scheduler.submit(source, demand, convert=convert)
@@ -79,13 +80,14 @@ class Orders:
         row_bytes += -(-_CHUNK_BYTES // chunk_rows)
         demand = Demand(
             rows=rows,
-            row_bytes=row_bytes + (4 * model.manifest.noise_dim if isinstance(source, Given) else 0),
+            row_bytes=row_bytes,
             chunk_rows=chunk_rows,
             window=_WINDOW_CHUNKS * model.info.limits.max_chunk_bytes // row_bytes,
             is_bulk=manners.is_bulk(rows, self._interactive_samples),
             may_shrink=True,
             timeout_s=manners.timeout_s,
             due_rows=chunk_rows if manners.is_partial_welcome else None,
+            fixed_bytes=CALL_BYTES + (source.uniform.nbytes if isinstance(source, Given) else 0),
             with_latents=with_latents,
         )
         return model.scheduler.submit(source, demand, convert=convert)

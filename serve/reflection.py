@@ -39,7 +39,7 @@ def handlers(names: Iterable[str], reception: Reception) -> tuple[grpc.GenericRp
 
     def handler(service: str) -> grpc.GenericRpcHandler[object, object]:
         method = grpc.stream_stream_rpc_method_handler(
-            reception.identified(f"/{service}/{_METHOD}", describe),
+            reception.identified(f"/{service}/{_METHOD}", reception.lasting(describe)),
             tolerant(ServerReflectionRequest),
             ServerReflectionResponse.SerializeToString,
         )

@@ -36,6 +36,7 @@ class Ticket:
         window: Most rows that may be planned and not yet taken by the job's reader.
         base: As many of these as need no spare bytes, at least 1.
         row_bytes: What a row takes while it is held for the reader.
+        fixed_bytes: What it holds besides its rows, from first to last.
         is_bulk: Whether the ticket belongs to the second class.
         is_whole: Whether its rows are of use only together, as those of an answer in one message are.
         deadline: Time from which no row of it is planned any more.
@@ -47,6 +48,7 @@ class Ticket:
     window: int
     base: int = 1 << 62
     row_bytes: int = 1
+    fixed_bytes: int = 0
     is_bulk: bool = False
     is_whole: bool = False
     deadline: float = math.inf
@@ -70,6 +72,11 @@ class Ticket:
     def left(self) -> int:
         """Rows not yet put into batches."""
         return self.rows - self.planned
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes that are set aside for the ticket."""
+        return self.base * self.row_bytes + self.fixed_bytes
 
     @property
     def spare_bytes(self) -> int:

@@ -38,6 +38,7 @@ from serve.logs import CallLog, leave_out_departures
 from serve.models import Models, ServedModel
 from serve.observer import Observer, Observers
 from serve.opening import engines_of
+from serve.places import Places
 from serve.repository import Repository, open_repository
 from serve.services import SamplerService
 from serve.settings import ServeSettings
@@ -109,7 +110,7 @@ class Server:
             statistics=self._statistics,
             on_devices=self._follow_devices,
         )
-        self._reception = Reception(self.gate, self._watchers, guard)
+        self._reception = Reception(self.gate, self._watchers, guard, Places(settings.max_streams))
         self._add_telemetry()
 
     async def start(self) -> str:

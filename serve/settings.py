@@ -10,10 +10,11 @@ from kaem.errors import ConfigError
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
 from kaem.providers import PROVIDERS
 from kaem.workers import MOST_WORKERS
-from serve.demand import Bounds
+from serve.demand import CALL_BYTES, Bounds
 from serve.devices import parse_devices
 
-_LEAST_HELD_BYTES = 4 * MAX_MESSAGE_BYTES  # half of it is for what every request may always hold: two messages
+_LEAST_HELD_BYTES = 6 * MAX_MESSAGE_BYTES  # half is for what requests may always hold: two messages and one that came
+_STREAM_SHARE, _LEAST_STREAMS = 16, 64
 LOG_FORMATS = ("text", "json")
 _PROVIDERS = (*PROVIDERS, "tensorrt")
 
@@ -41,7 +42,8 @@ class ServeSettings:
             refused.
         max_pending_calls: Calls that may wait until the server looks at them, before their requests are read; gRPC
             ends calls beyond with CANCELLED.
-        max_held_bytes: Bytes of images that all requests together may hold for their readers.
+        max_held_bytes: Bytes that all calls together may hold: images for their readers, what was sent along, and what
+            each open call takes.
         max_queue_delay_us: Microseconds that a batch which is not full waits for more samples.
         keepalive_s: Seconds of silence after which a client's connection is tried by a ping; inf for never.
         max_connection_age_s: Seconds after which a client is asked to connect again, give or take a tenth, so that new
@@ -191,6 +193,11 @@ class ServeSettings:
         return self.certificate_file is not None
 
     @property
+    def max_streams(self) -> int:
+        """Calls that hold no images and may last for ever: as many as a sixteenth of the memory is enough for."""
+        return max(_LEAST_STREAMS, self.max_held_bytes // _STREAM_SHARE // CALL_BYTES)
+
+    @property
     def bounds(self) -> Bounds:
         """What may wait and be held."""
         return Bounds(
@@ -198,6 +205,7 @@ class ServeSettings:
             max_held_bytes=self.max_held_bytes,
             max_delay_s=1e-6 * self.max_queue_delay_us,
             interactive_turn=self.interactive_samples,
+            stream_bytes=self.max_streams * CALL_BYTES,
         )
 
 
