@@ -7,6 +7,7 @@ The file appears only when everything has been measured and kept its bound; noth
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Container
 from dataclasses import replace
@@ -27,6 +28,7 @@ from kaem_export.families.vae import compile_vae
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
 from kaem_export.head import Frame
 from kaem_export.leaves import TOLERANCE
+from kaem_export.numerics import precision_of
 from kaem_export.one_thread import one_thread
 from kaem_export.optimise import Optimised, Step, optimise
 from kaem_export.options import Options, Precision
@@ -48,6 +50,7 @@ _PRECISION_HINTS: dict[Precision, str] = {
     "float16": "float16 is too coarse for this model: use --precision float32",
     "int8": "int8 is too coarse for this model: use --precision float32",
 }
+_NO_NUMBER = "for some latents of the prior the generator gives no number: look for roots, logarithms and quotients"
 _ROWS_HINTS: dict[Precision, str] = {
     "float32": "an operator of this generator rounds a row otherwise in another batch: --batch 1 calls it row by row",
     "float16": "in float16 this model rounds a row otherwise in another batch: use --precision float32",
@@ -127,7 +130,7 @@ def export(
             tools=_tool_versions(),
             compilation={
                 "passes": optimised.passes,
-                "precision": options.precision,
+                "precision": precision_of(compiled.graph),  # a finished decoder may have one of its own
                 "batch_sizes": list(options.batch),
                 "large_batch_rows": optimised.large_batch_rows,
                 "rows_per_call": optimised.rows_per_call,
@@ -213,9 +216,10 @@ def require_kept(manifest: Manifest) -> None:
     broken = [figure for figure in manifest.certificate if not figure.is_kept]
     if broken:
         figures = "; ".join("{} is {}, bound {}".format(figure.name, *figure.words) for figure in broken)
+        has_no_number = any(figure.name == "image_parity" and math.isnan(figure.value) for figure in broken)
         raise VerificationError(
             f"the compiled graph does not keep its certificate: {figures}",
-            hint=_remedy([figure.name for figure in broken], manifest),
+            hint=_NO_NUMBER if has_no_number else _remedy([figure.name for figure in broken], manifest),
         )
 
 

@@ -39,6 +39,9 @@ _FAR_SHARE = 4
 _FAR = 3.0
 """Some probes lie so many times as far from the mean as latents do: a prior has tails."""
 
+_TAIL, _TAIL_ROWS = 6.0, 4
+"""How many deviations from the mean, and how many latents there and as many opposite, no image may be NaN."""
+
 _BATCHES = (1, 2, 3, 5, 17)
 _MANY = 257
 """Rows of one large batch, of images that are small enough."""
@@ -94,6 +97,7 @@ def read_decoder(
     probes, num_far = _probes(latents, max(_PROBE_ROWS[0], min(most, _PROBE_ROWS[1])))
     images = decode(probes)
     image_shape, last = _layout(images[:-num_far], path, pixel_range)
+    _require_numbers(decode, latents, path)
     _require_rows_alone(decode, probes, images, path, pixel_range)
     with one_line(f"the decoder {path} cannot be brought to the form of a checkpoint", EXPORT_AGAIN):
         content = normal_form(converted, sides, image_shape, is_channels_last=last, pixel_range=pixel_range)
@@ -153,6 +157,10 @@ def _layout(images: Images, path: Path, pixel_range: tuple[float, float]) -> tup
     """Return (C, H, W) of images in their range, and whether channels are their last axis."""
     low, high = pixel_range
     slack = _RANGE_SLACK * (high - low)
+    if np.isnan(images).any():
+        raise ArtifactError(
+            f"the decoder {path} gives NaN for some of the latents", hint="look for its roots, logarithms and quotients"
+        )
     if not (np.isfinite(images).all() and images.min() >= low - slack and images.max() <= high + slack):
         raise ArtifactError(
             f"the images of the decoder {path} lie in [{images.min():.4g}, {images.max():.4g}], "
@@ -163,6 +171,21 @@ def _layout(images: Images, path: Path, pixel_range: tuple[float, float]) -> tup
     first, second, third = images.shape[1:]
     last = is_channels_last(images.shape[1:])
     return ((third, first, second) if last else (first, second, third)), last
+
+
+def _require_numbers(decode: Decode, latents: NDArray[np.float32], path: Path) -> None:
+    """Refuse a decoder that gives NaN where a prior's tails are: 6 deviations from the mean, in all directions.
+
+    Infinities are let be: they are clipped.
+    """
+    signs = np.random.default_rng(0).choice(np.float32([-1.0, 1.0]), size=(_TAIL_ROWS, latents.shape[1]))
+    rows = np.concatenate([signs, -signs]) * np.float32(_TAIL) * latents.std(axis=0) + latents.mean(axis=0)
+    if np.isnan(decode(rows)).any():
+        raise ArtifactError(
+            f"the decoder {path} gives NaN for latents {_TAIL:g} deviations from their mean, which priors draw now and "
+            "then",
+            hint="look for its roots, logarithms and quotients, and clamp what they are given",
+        )
 
 
 def _require_rows_alone(

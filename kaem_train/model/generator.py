@@ -62,8 +62,10 @@ class CnnGenerator(nn.Module):
         image = latent
         for layer in self.layers:
             if isinstance(layer, nn.ConvTranspose2d) and image.dim() == 2:
-                image = _of_point(layer, image)
-                continue
+                if layer.padding == (0, 0):
+                    image = _of_point(layer, image)
+                    continue
+                image = image[:, :, None, None]  # of a first kernel of 1, which left one pixel
             if self._appends_latent and isinstance(layer, nn.ConvTranspose2d):
                 image = torch.cat([image, latent[:, :, None, None].expand(-1, -1, *image.shape[2:])], 1)
             image = layer(image)

@@ -9,6 +9,8 @@ from typing import Literal
 from kaem.errors import ConfigError
 from kaem_train.sections.checks import require_at_least, require_at_most, require_device, require_positive
 
+_LEAST_SIGMA = 1e-6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
@@ -89,6 +91,11 @@ class TrainingConfig:
             require_at_most(name, value, 1e12)
         require_at_least("grid_samples", self.grid_samples, 0)
         require_at_most("grid_samples", self.grid_samples, 1_000_000)
+        if self.sigma < _LEAST_SIGMA:
+            raise ConfigError(
+                f"sigma = {self.sigma} is below {_LEAST_SIGMA:g}: its inverse square outgrows float32",
+                hint="pixels of 8 bits lie 0.004 apart",
+            )
         if not 0.0 <= self.decay_from <= 1.0:
             raise ConfigError(f"decay_from = {self.decay_from} is outside [0, 1]")
         if not 0 <= self.warmup <= self.updates:

@@ -160,7 +160,20 @@ def _flat():
     return _model(output=_info("x", TensorProto.FLOAT, ["N", 6]), shape=shape)
 
 
+def _rooted(offset):
+    """The square root of the latents and a number, which is none far out."""
+    model = _model()
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(offset), "offset"))
+    for node in model.graph.node:
+        node.input[:] = ["root" if name == "z" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Add", ["z", "offset"], ["moved"]))
+    model.graph.node.insert(1, helper.make_node("Sqrt", ["moved"], ["root"]))
+    return model
+
+
 WRONG = {
+    "no numbers": (lambda: _rooted(0.0), "gives NaN for some of the latents"),
+    "no numbers in the tails": (lambda: _rooted(5.0), "gives NaN for latents 6 deviations from their mean"),
     "weights elsewhere": (_external, "keeps its weights in another file"),
     "foreign operator": (
         lambda: _model(middle=helper.make_node("QuickGelu", ["product"], ["flat"], domain="com.microsoft")),

@@ -218,3 +218,16 @@ def test_the_latent_reaches_the_image_through_the_join_of_every_layer():
         jacobian = torch.autograd.functional.jacobian(blocks, torch.randn(1, 6))  # (1, 3, 2, 2, 1, 6)
         reaches.append(bool((jacobian.flatten(0, 4).abs().sum(0) > 0).all()))
     assert reaches == [True, True, True, False]
+
+
+@pytest.mark.parametrize("kernels", [(1, 4, 4, 4), (1, 4, 3, 4, 4, 3), (2, 4, 4), (8,), (1, 3, 4, 4, 4)])
+def test_any_kernels_that_lead_to_the_image_do(kernels):
+    config = GeneratorConfig(kernels=kernels, channels=(3,) * (len(kernels) - 1))
+    network = CnnGenerator(4, (1, 8, 8), config)
+    latents = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    images = network(latents)
+    assert images.shape == (5, 1, 8, 8)
+    plain = latents[:, :, None, None]
+    for layer in network.layers:
+        plain = layer(plain)
+    assert torch.allclose(images, torch.sigmoid(plain), atol=1e-6)
