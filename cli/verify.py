@@ -83,9 +83,9 @@ def verify(
         _say_what_was_judged(words, stated_tolerance(manifest), tolerance, CLAIMS)
     broken = [figure.name for figure in figures if not figure.is_kept]
     if broken:
-        words.print(f"[bold red]broken[/]: {', '.join(broken)}")
+        words.print(f"[bold red]broken[/]: {', '.join(broken)}", soft_wrap=True)
         raise typer.Exit(1)
-    words.print(f"{artifact} keeps its certificate", markup=False)
+    words.print(f"{artifact} keeps its certificate", markup=False, soft_wrap=True)
 
 
 def _say_what_was_judged(words: Console, stated: float, tolerance: float, claims: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,24 @@ def test_verify_prints_a_table_and_exits_0(folder):
     assert done.returncode == 0
     for name in ("u_error", "score", "tail_error", "cdf_agreement", "image_parity", "row_difference", "kept"):
         assert name in done.stdout
+
+
+def test_verify_judges_by_its_own_tolerance_and_says_how_to_allow_the_artifacts(folder, tmp_path):
+    loose, checkpoint = tmp_path / "loose.onnx", folder / "ckpt.pt"
+    assert run_here("export", checkpoint, "-o", loose, "--tolerance", "1e-3").returncode == 0
+    refused = run_here("verify", loose, "--checkpoint", checkpoint)
+    assert refused.returncode == 1
+    assert "its manifest states a tolerance of 0.001, it was judged by 5.96e-08" in refused.stderr
+    assert "broken: " in refused.stderr
+    allowed = re.search(r"verify with (--tolerance \S+)", refused.stderr)
+    done = run_here("verify", loose, "--checkpoint", checkpoint, *allowed[1].split())
+    assert done.returncode == 0, done.stderr
+    assert "judged by a tolerance of 0.001; the default is 5.96e-08" in done.stderr
+    assert "keeps its certificate" in done.stderr
+    less = run_here("verify", loose, "--checkpoint", checkpoint, "--tolerance", "1e-5")
+    assert (less.returncode, "judged by 1e-05" in less.stderr) == (1, True)
+    for wrong in ("nan", "-1", "0.5", "0"):
+        _mistake(run_here("verify", loose, "--checkpoint", checkpoint, f"--tolerance={wrong}"))
 
 
 def test_verify_exits_1_for_another_models_checkpoint(folder, tmp_path):

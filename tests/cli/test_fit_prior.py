@@ -12,14 +12,17 @@ import onnxruntime
 import pytest
 import torch
 from decoders import conv_decoder, dense_decoder, write_decoder
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from typer.testing import CliRunner
 
+import kaem
 from cli.main import app
 from kaem.errors import KaemError
 from kaem_train.checkpoint import read_checkpoint
 from kaem_train.evaluation.models import open_model
 
+_ENDS = [("z", 5), ("x", 1, 3, 4)]
 KAEM = str(Path(sys.executable).with_name("kaem"))
 GRID = ("--set", "prior.low=-4", "--set", "prior.high=4")
 PAGE = Path(__file__).parents[2] / "docs" / "fit-prior.md"
@@ -77,6 +80,36 @@ def test_latents_that_are_images_go_the_whole_way_with_their_decoder(tmp_path):
 def _words(folder, decoder, out, *options):
     files = ("--latents", folder / "z.npy", "--decoder", folder / decoder, "-o", out)
     return ("fit-prior", *files, "--updates", 20, *options)
+
+
+def test_a_quantised_decoder_goes_the_whole_way_and_its_precision_is_stated(folder, tmp_path):
+    random = np.random.default_rng(0)
+    values = {
+        "weight": random.normal(size=(5, 12)).astype(np.float32),
+        "shape": np.array([-1, 1, 3, 4]),
+        "step": np.float32(0.05),
+        "zero": np.int8(0),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["z", "step", "zero"], ["whole"]),
+        helper.make_node("DequantizeLinear", ["whole", "step", "zero"], ["rounded"]),
+        helper.make_node("MatMul", ["rounded", "weight"], ["product"]),
+        helper.make_node("Sigmoid", ["product"], ["flat"]),
+        helper.make_node("Reshape", ["flat", "shape"], ["x"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *sides]) for name, *sides in _ENDS]
+    weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "q", ends[:1], ends[1:], weights), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    model.ir_version = 8
+    (tmp_path / "z.npy").write_bytes((folder / "z.npy").read_bytes())
+    (tmp_path / "q.onnx").write_bytes(model.SerializeToString())
+    _done(*_words(tmp_path, "q.onnx", tmp_path / "ckpt.pt", "--set", "prior.num_components=1"))
+    _done("export", tmp_path / "ckpt.pt", "-o", tmp_path / "m.onnx")
+    _done("verify", tmp_path / "m.onnx", "--checkpoint", tmp_path / "ckpt.pt")
+    with kaem.load(tmp_path / "m.onnx", workers=1) as sampler:
+        assert sampler.manifest.compilation["precision"] == "int8"
 
 
 def test_outliers_and_priors_that_are_worse_are_named(folder, tmp_path):
