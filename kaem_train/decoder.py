@@ -178,7 +178,7 @@ def _require_numbers(decode: Decode, latents: NDArray[np.float32], path: Path) -
 
     Infinities are let be: they are clipped.
     """
-    signs = np.random.default_rng(0).choice(np.float32([-1.0, 1.0]), size=(_TAIL_ROWS, latents.shape[1]))
+    signs = np.random.default_rng(0).choice(np.array([-1.0, 1.0], np.float32), size=(_TAIL_ROWS, latents.shape[1]))
     rows = np.concatenate([signs, -signs]) * np.float32(_TAIL) * latents.std(axis=0) + latents.mean(axis=0)
     if np.isnan(decode(rows)).any():
         raise ArtifactError(

@@ -68,6 +68,6 @@ def require_same_images(found: Tensor | None, images: Tensor | None, name: str) 
     if not (is_alike and torch.allclose(found, images, rtol=0.0, atol=_SAME, equal_nan=True)):
         much = f", by up to {float((found - images).abs().max()):.2g}" if is_alike else ""
         raise ArtifactError(
-            f"the class {name!r} makes other images of the checkpoint's weights than when it was trained{much}",
-            hint="its code, or what it reads, has changed: use what it was trained with, or train again",
+            f"the class {name!r} makes other images of the checkpoint's weights than when they were written{much}",
+            hint="its code, what it reads, or the file has changed: use what it was trained with, or train again",
         )

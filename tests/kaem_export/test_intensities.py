@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from graphs import floats, graph_of
 from models import write_random_checkpoint
 
@@ -16,6 +15,7 @@ import kaem
 from kaem_export.certificate import verify
 from kaem_export.compile import export
 from kaem_export.intensities import clipped
+from kaem_train.checkpoint import read_checkpoint, write_checkpoint
 
 CODE = """
 import torch
@@ -69,9 +69,9 @@ def test_a_generator_that_leaves_0_1_is_clipped_and_the_certificate_says_how_muc
 
 
 def _widen(path):
-    content = torch.load(path, weights_only=True)
-    content["model_state"]["generator.line.weight"] *= 20.0
-    torch.save(content, path)
+    checkpoint = read_checkpoint(path)
+    checkpoint.model_state["generator.line.weight"] *= 20.0
+    write_checkpoint(path, checkpoint)
 
 
 def test_a_generator_that_ends_in_a_sigmoid_gets_no_clip(own, tmp_path):
