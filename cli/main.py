@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import signal
 import sys
 from types import FrameType
@@ -81,9 +82,13 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks not to be ended
             signal.signal(number, _end)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     _print_what_can_be_printed()
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except KaemError as error:
         _fail(error.message, error.hint, error.exit_code)
     except ModuleNotFoundError as error:
@@ -110,6 +115,14 @@ def _print_what_can_be_printed() -> None:
 def _end(number: int, _: FrameType | None) -> NoReturn:
     # As an exception, so that files in progress are cleaned up on the way out.
     sys.exit(128 + number)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    # The line is written here: what else is caught on the way out, a library's thread may say in words of its own.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), b"interrupted\n")
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, hint: str, exit_code: int) -> NoReturn:

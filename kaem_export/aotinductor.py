@@ -16,6 +16,7 @@ import torch
 from kaem.errors import BackendError
 from kaem.files import replacing
 from kaem_export.torch_twin import TorchTwin
+from kaem_train.interrupt import signals_held_back
 
 MOST_ROWS = 1 << 16
 
@@ -40,9 +41,10 @@ def build_package(model: onnx.ModelProto, output: Path, *, device: str) -> None:
             warnings.simplefilter("ignore")  # the compiler warns about its own internals
             logging.getLogger("torch._inductor").setLevel(logging.ERROR)
             rows = torch.export.Dim("N", min=1, max=MOST_ROWS)
-            program = torch.export.export(
-                twin, (torch.zeros(2, noise_dim, device=device),), dynamic_shapes=({0: rows},)
-            )
+            with signals_held_back():
+                program = torch.export.export(
+                    twin, (torch.zeros(2, noise_dim, device=device),), dynamic_shapes=({0: rows},)
+                )
             try:
                 torch._inductor.aoti_compile_and_package(program, package_path=str(draft))
             except Exception as error:  # of the compilers it calls, without a common base

@@ -10,9 +10,10 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop."""
+    """Whether somebody asked the run to stop, and by which signal."""
 
     is_made: bool = False
+    number: int = 0
 
 
 @contextmanager
@@ -32,8 +33,8 @@ def stop_request() -> Iterator[StopRequest]:
         for number, handler in former.items():
             signal.signal(number, handler)
 
-    def note(_number: int, _frame: FrameType | None) -> None:
-        request.is_made = True
+    def note(number: int, _frame: FrameType | None) -> None:
+        request.is_made, request.number = True, number
         restore()
 
     for number in former:
@@ -42,3 +43,15 @@ def stop_request() -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Keep a first SIGINT or SIGTERM for the end of the block, for libraries whose C++ calls Python.
+
+    An exception that a handler raises in such a call ends the process with a core dump.
+    """
+    with stop_request() as request:
+        yield
+    if request.is_made:
+        signal.raise_signal(request.number)

@@ -14,6 +14,7 @@ import torch
 from kaem.errors import ArtifactError
 from kaem_train.boundary import reason_of
 from kaem_train.decoder_graph import OPSET, require_own_operators
+from kaem_train.interrupt import signals_held_back
 
 
 def traced_generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
@@ -38,7 +39,7 @@ def traced(
         ArtifactError: It has operations that ONNX lacks, or computes a certain number of rows alone.
     """
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with signals_held_back(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # the exporter warns about its own internals
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             program = torch.onnx.export(

@@ -13,6 +13,9 @@ from collections.abc import Iterable
 EVERY_S = 2.0
 """Between two probes, at least."""
 
+MOST_TIMES = 100
+"""By which a price may be too high: a million samples in a millisecond are refused without a probe."""
+
 
 class Probes:
     """Sizes that are to be measured again."""

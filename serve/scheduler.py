@@ -27,7 +27,7 @@ from serve.job import Convert, Job
 from serve.latents import DecodeBoth
 from serve.ledger import Ledger, Part
 from serve.observer import Observer
-from serve.probes import Probes
+from serve.probes import MOST_TIMES, Probes
 from serve.punctuality import Punctuality
 from serve.sources import Source
 from serve.statuses import RefusedError
@@ -130,9 +130,8 @@ class Scheduler:
                     ready_s = estimate.ready_s(demand.rows, is_bulk=demand.is_bulk, is_whole=ticket.is_whole)
                     job.estimated_s = ready_s / self._punctuality[demand.is_bulk].factor(now)
                 self._admit(job, now)
-            elif refusal.retry_after_s is None:  # however idle the server is: are its prices true?
-                self._probes.want(self.costs.sizes_of(math.ceil(demand.rows_in_time / self._lanes)))
-                self._changed.notify()
+            elif refusal.retry_after_s is None:  # however idle the server is
+                self._doubt_prices(demand, estimate)
         if refusal is not None:
             self._observer.on_rejected(refusal.reason)
             raise refused(refusal)
@@ -301,6 +300,12 @@ class Scheduler:
         batch = Batch(parts, size, now + self.costs.batch_seconds(size))
         self._running.add(batch)
         return batch
+
+    def _doubt_prices(self, demand: Demand, estimate: Estimate) -> None:
+        """Have the prices measured again that have refused a demand, unless no true price could be so much lower."""
+        if demand.timeout_s and estimate.alone_s(demand.rows_in_time) <= MOST_TIMES * demand.timeout_s:
+            self._probes.want(self.costs.sizes_of(math.ceil(demand.rows_in_time / self._lanes)))
+            self._changed.notify()
 
     def _note_cost(self, batch: Batch, seconds: float) -> None:
         """Let a batch that has just run correct the prices."""

@@ -4,8 +4,10 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from artifacts import write_small_artifact
@@ -119,3 +121,27 @@ def test_a_finished_run_can_be_trained_on(finished, tmp_path):
     assert fewer.returncode == 2
     assert "training.updates: 9, now 2" in fewer.stderr
     assert run_here(*again, "--resume", cwd=tmp_path).returncode == 0
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing_half_written(tmp_path):
+    path = write_small_artifact(tmp_path / "model.onnx")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    process = subprocess.Popen(
+        [*KAEM, "sample", str(path), "-n", "4000000", "-o", "a.npy"],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    signal.signal(signal.SIGINT, former)
+    until = time.monotonic() + 60
+    while not list(folder.iterdir()):  # its draft
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, out, err.splitlines()[-1:]) == (130, b"", [b"interrupted"])
+    assert b"Traceback" not in err
+    assert list(folder.iterdir()) == []

@@ -51,7 +51,7 @@ def details_of(error):
     return found, metadata.get("grpc-retry-pushback-ms")
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_before_anything_of_it_is_computed():
+def test_a_deadline_that_cannot_be_met_is_refused_before_anything_is_computed():
     with LiveServer(SlowBackend(), max_batch=8) as live, stub_of(live.address) as stub:
         before = live.backend.rows
         for deadline_s in (0.5, 0.02):
@@ -63,7 +63,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_before_anything_of_it_is_compu
             assert found[QuotaFailure].violations[0].subject == "deadline"
             assert RetryInfo not in found  # it would be refused again
             assert pushback == "-1"
-        assert live.backend.rows <= before + 8  # a batch that nobody asked for may see whether the price is true
+        assert live.backend.rows == before
 
 
 def test_a_stream_whose_beginning_is_welcome_is_let_in_and_ends_at_its_deadline():

@@ -206,8 +206,7 @@ def test_a_deadline_that_cannot_be_met_even_alone_is_refused_without_a_time_to_r
         None,
     )
     assert "1000 samples take about" in refused.error.message
-    assert stepped.step()
-    assert not (stepped.batches[0][:, 0] == 1.0).any()  # a probe, and no row of the job
+    assert not stepped.step()
 
 
 def test_a_deadline_that_cannot_be_met_behind_others_is_refused_with_a_time_after_which_it_can():
