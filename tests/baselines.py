@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from models import write_untrained
 from onnx import TensorProto, helper, numpy_helper
 
 from kaem_train.build import Model, build_model
-from kaem_train.checkpoint import Checkpoint, write_checkpoint
 from kaem_train.settings import Config, load_config
 
 _SMALL = ("prior.num_latents=3", "generator.dense=8", "generator.channels=[4]", "latent_ebm.hidden=16")
@@ -33,17 +33,7 @@ def random_baseline(family: str, *overrides: str, seed: int = 0) -> tuple[Config
 
 def write_baseline_checkpoint(path: Path, family: str, *overrides: str, seed: int = 0) -> Path:
     """Write `random_baseline` as a checkpoint."""
-    config, model = random_baseline(family, *overrides, seed=seed)
-    content = Checkpoint(
-        config=config,
-        model_state=model.state_dict(),
-        posterior_state={},
-        optimiser_state={},
-        step=0,
-        data_fingerprint="sha256:0",
-    )
-    write_checkpoint(path, content)
-    return path
+    return write_untrained(path, *random_baseline(family, *overrides, seed=seed))
 
 
 def session_of(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:

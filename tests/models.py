@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from kaem_train.build import Model
 from kaem_train.checkpoint import Checkpoint, write_checkpoint
 from kaem_train.model.experts import ExpertsPrior
 from kaem_train.model.kaem import Kaem
@@ -121,18 +122,20 @@ def random_model(*overrides: str, amplitude: float = 1.5, seed: int = 0) -> tupl
     return config, model
 
 
+def write_untrained(path: Path, config: Config, model: Model) -> Path:
+    """Write a model that has seen no data as a checkpoint."""
+    content = Checkpoint(
+        config=config,
+        model_state=model.state_dict(),
+        posterior_state={},
+        optimiser_state={},
+        step=0,
+        data_fingerprint="sha256:0",
+    )
+    write_checkpoint(path, content)
+    return path
+
+
 def write_random_checkpoint(path: Path, *overrides: str, amplitude: float = 1.5, seed: int = 0) -> Path:
     """Write `random_model` as a checkpoint."""
-    config, model = random_model(*overrides, amplitude=amplitude, seed=seed)
-    write_checkpoint(
-        path,
-        Checkpoint(
-            config=config,
-            model_state=model.state_dict(),
-            posterior_state={},
-            optimiser_state={},
-            step=0,
-            data_fingerprint="sha256:0",
-        ),
-    )
-    return path
+    return write_untrained(path, *random_model(*overrides, amplitude=amplitude, seed=seed))

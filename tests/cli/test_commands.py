@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -320,6 +321,7 @@ def test_a_run_that_dies_half_way_leaves_no_files(folder, tmp_path, number):
         sampling = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not list(tmp_path.iterdir()):
             assert sampling.poll() is None
+            time.sleep(0.01)  # leaves the core to those who are waited for
         sampling.send_signal(number)
         _, words = sampling.communicate(timeout=60)
     assert sampling.returncode != 0

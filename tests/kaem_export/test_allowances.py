@@ -9,7 +9,7 @@ import onnx
 import pytest
 import scipy.stats
 import torch
-from models import VARIANTS, random_model, write_random_checkpoint
+from models import VARIANTS, random_model, write_random_checkpoint, write_untrained
 from onnx import helper, numpy_helper
 
 from kaem.artifact import MANIFEST_KEY, Figure, Manifest, seal
@@ -21,7 +21,6 @@ from kaem_export.graph import graph_fingerprint
 from kaem_export.oracle import LatentOracle
 from kaem_export.prior_tables import tabulate
 from kaem_export.probes import probe_uniforms
-from kaem_train.checkpoint import Checkpoint, write_checkpoint
 
 _CHEBYSHEV = (*VARIANTS["lognormal mixture"], "prior.basis=chebyshev", "prior.grid_size=8")
 
@@ -80,16 +79,8 @@ def test_narrow_gaussian_experts_far_from_zero_can_be_exported(tmp_path, std, re
     with torch.no_grad():
         model.prior.log_stds.fill_(float(np.log(std)))
         model.prior.means.copy_(torch.linspace(-reach, reach, 12).reshape(3, 4))
-    state = Checkpoint(
-        config=config,
-        model_state=model.state_dict(),
-        posterior_state={},
-        optimiser_state={},
-        step=0,
-        data_fingerprint="sha256:0",
-    )
-    write_checkpoint(tmp_path / "ckpt.pt", state)
-    manifest = export(tmp_path / "ckpt.pt", tmp_path / "model.onnx")
+    checkpoint = write_untrained(tmp_path / "ckpt.pt", config, model)
+    manifest = export(checkpoint, tmp_path / "model.onnx")
     u_error = manifest.certificate[0]
     assert u_error.is_kept
     assert u_error.bound < 1e-3
