@@ -218,7 +218,8 @@ def peer_server(peer: str, python: Path, model: Path, folder: Path) -> Iterator[
     with log.open("w") as lines:
         process = subprocess.Popen([str(python), *words], stdout=lines, stderr=lines, env=environment)
     try:
-        dim = kaem.load(model).manifest.noise_dim
+        with kaem.load(model) as sampler:
+            dim = sampler.manifest.noise_dim
         deadline = time.monotonic() + _START_S
         while True:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -110,12 +110,12 @@ def evaluate(
     # With torch, which takes seconds to load: only now that the options make sense.
     from kaem_train.evaluation.evaluate import check_shapes, numbers
     from kaem_train.evaluation.evaluate import evaluate as measure
-    from kaem_train.evaluation.models import data_for, open_model
+    from kaem_train.evaluation.models import ExportedModel, data_for, open_model
     from kaem_train.evaluation.reals import prepare_reals
 
     words = Console(stderr=True)
     opened = open_model(model, device=device, allow_modules=allow_modules or ())
-    with _progress(words) as progress:
+    with opened.sampler if isinstance(opened, ExportedModel) else nullcontext(), _progress(words) as progress:
         reals = prepare_reals(data_for(opened, str(Path(data).expanduser()) if data else None), options, progress)
         check_shapes(opened, reals)
         num_drawn, _ = numbers(reals)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +29,7 @@ from kaem.processors import count_processors
 from kaem.providers import APPROXIMATE, GPU_ROWS, PROVIDERS
 from kaem.requests import check_memory, check_range, check_uniforms, whole
 from kaem.sampler import Chunk, Images, OnProgress, Uniforms
+from kaem.unclosed import warn_unclosed
 from kaem.workers import MOST_WORKERS, row_workers
 
 MAX_ROWS = 256
@@ -63,6 +64,7 @@ class LocalSampler:
     """
 
     _was_forked = False
+    _must_be_closed = False  # by whoever loaded it; not where a fork or a pickle has brought it
 
     def __init__(self, path: Path, *, provider: str = "cpu", workers: int | None = None) -> None:
         if workers is None:
@@ -79,6 +81,7 @@ class LocalSampler:
         self._is_open = False
         self._opening = threading.Lock()
         self._open()
+        self._must_be_closed = True
 
     def _open(self) -> None:
         """Open the session and start the threads of this process, the first time or again.
@@ -135,12 +138,13 @@ class LocalSampler:
         _left_behind.append((self._session, self._pool))  # freeing them could wait for such a lock
         self._is_open = False
         self._was_forked = True
+        self._must_be_closed = False
         self._opening = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle holds: where the file is, and what it must be; whoever reads it opens it when used."""
         state = {name: value for name, value in self.__dict__.items() if name not in ("_session", "_pool", "_opening")}
-        return state | {"_is_open": False, "_was_forked": False}
+        return state | {"_is_open": False, "_was_forked": False, "_must_be_closed": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -233,6 +237,7 @@ class LocalSampler:
     def close(self) -> None:
         """Stop the worker threads and drop the session."""
         self._is_closed = True
+        self._must_be_closed = False
         if self._is_open:
             self._is_open = False
             self._pool.shutdown(wait=True)
@@ -245,6 +250,10 @@ class LocalSampler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self, _warn: Callable[[str, object], None] = warn_unclosed) -> None:
+        if self._must_be_closed:
+            _warn(f"sampler of {self._path}", self)
 
     def _chunks(
         self, num: int, seed: int, start: int, rows_per_chunk: int, on_progress: OnProgress | None

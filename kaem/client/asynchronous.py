@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -30,6 +30,7 @@ from kaem.protocol import kaem_pb2, kaem_pb2_grpc
 from kaem.protocol.messages import Model, model_from_message
 from kaem.requests import check_memory, check_range, check_uniforms
 from kaem.sampler import Chunk, Images, OnProgress, Uniforms
+from kaem.unclosed import warn_unclosed
 
 
 def connect_async(
@@ -132,13 +133,16 @@ class AsyncRemoteSampler:
         plan: What is known of the servers, and how to deal with them.
     """
 
+    _is_closed = True  # until it is made
+
     def __init__(self, channels: Sequence[grpc.aio.Channel], stubs: Sequence[Any], plan: Plan) -> None:
         self._channels = channels
         self._stubs = stubs
         self._plan = plan
-        self._is_closed = False
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
+        self._addresses = ", ".join(target.address for target in plan.targets)
+        self._is_closed = False
 
     @property
     def manifest(self) -> Manifest:
@@ -217,6 +221,12 @@ class AsyncRemoteSampler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def __del__(
+        self, _warn: Callable[[str, object], None] = warn_unclosed, _process: Callable[[], int] = os.getpid
+    ) -> None:
+        if not self._is_closed and self._process == _process():  # a forked child has nothing to close
+            _warn(f"sampler connected to {self._addresses}", self)
 
     async def _chunks(
         self, num: int, seed: int, start: int, on_progress: OnProgress | None, timeout_s: float | None

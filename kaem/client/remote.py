@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -36,6 +36,7 @@ from kaem.protocol import kaem_pb2, kaem_pb2_grpc
 from kaem.protocol.messages import Model, model_from_message
 from kaem.requests import check_memory, check_range, check_uniforms
 from kaem.sampler import Chunk, Images, OnProgress, Uniforms
+from kaem.unclosed import warn_unclosed
 
 
 def connect(
@@ -97,12 +98,15 @@ class RemoteSampler:
         plan: What is known of the servers, and how to deal with them.
     """
 
+    _is_closed = True  # until it is made
+
     def __init__(self, channels: Sequence[grpc.Channel], stubs: Sequence[Any], plan: Plan) -> None:
         self._channels = channels
         self._stubs = stubs
         self._plan = plan
-        self._is_closed = False
         self._process = os.getpid()
+        self._addresses = ", ".join(target.address for target in plan.targets)
+        self._is_closed = False
 
     @property
     def manifest(self) -> Manifest:
@@ -223,6 +227,12 @@ class RemoteSampler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(
+        self, _warn: Callable[[str, object], None] = warn_unclosed, _process: Callable[[], int] = os.getpid
+    ) -> None:
+        if not self._is_closed and self._process == _process():  # a forked child has nothing to close
+            _warn(f"sampler connected to {self._addresses}", self)
 
     def _chunks(
         self, num: int, seed: int, start: int, on_progress: OnProgress | None, timeout_s: float | None

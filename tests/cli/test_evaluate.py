@@ -111,7 +111,8 @@ def test_the_grid_shows_the_first_samples_that_were_measured_unselected_and_upri
     done = _run(folder / "model.onnx", "-n", 200, "--grid", tmp_path / "grid.png")
     assert done.exit_code == 0, done.exception
     model = open_model(folder / "model.onnx")
-    images = np.concatenate(list(model.draw(200, 0)))
+    with model.sampler:
+        images = np.concatenate(list(model.draw(200, 0)))
     sheet = np.asarray(Image.open(tmp_path / "grid.png"))
     tile, scale = 8 * 5, 5
     for index in (0, 1, 8, 63):

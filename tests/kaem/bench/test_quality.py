@@ -83,7 +83,8 @@ def test_figures_of_untrained_weights_are_refused(tmp_path):
     "changes", [{"num_real": 50}, {"data_fingerprint": "x"}, {"network": {"name": "n", "fingerprint": "o"}}]
 )
 def test_figures_that_do_not_compare_are_refused(ddim, artifact_path, tmp_path, changes):
-    manifest = kaem.load(artifact_path, workers=1).manifest
+    with kaem.load(artifact_path, workers=1) as sampler:
+        manifest = sampler.manifest
     other = {"weights_fingerprint": manifest.checkpoint_fingerprint, "sampling": manifest.sampling, **changes}
     both = [written(tmp_path / "a.json"), written(tmp_path / "b.json", **other)]
     with pytest.raises(RequestError, match="do not compare"):
