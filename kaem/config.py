@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kaem.errors import ConfigError
+from kaem.files import read_regular
 
 Config = TypeVar("Config")
 
@@ -29,14 +30,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read one TOML file into a plain mapping.
 
     Raises:
-        ConfigError: The file is missing or is not valid TOML.
+        ConfigError: The file is missing, is no regular file (a pipe may never end), or is not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_regular(path).decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}", hint="check the path") from None
     except (ValueError, OSError, RecursionError) as error:  # of TOML, of UTF-8, and of integers of 5000 digits
-        raise ConfigError(f"cannot read {path} as TOML: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read {path} as TOML: {reason}") from None
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -101,3 +103,11 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
     (tmp_path / "bad.toml").write_text("a = = 1")
     with pytest.raises(ConfigError, match=r"bad\.toml as TOML"):
         read_toml(tmp_path / "bad.toml")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(ConfigError, match=r"cannot read .*pipe\.toml as TOML: it is no regular file"):
+        read_toml(tmp_path / "pipe.toml")
+    with pytest.raises(ConfigError, match="no regular file"):
+        read_toml(Path("/dev/zero"))
