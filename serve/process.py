@@ -125,14 +125,18 @@ class Worker:
 
         Raises:
             KaemError: The worker's own, if it cannot open the model.
-            WorkerLostError: It ended, took too long, or is not wanted any more.
+            WorkerLostError: It ended, was stopped, took too long, or is not wanted any more.
         """
         answers = select.poll()  # unlike select, for descriptors of any number
         answers.register(self._link, select.POLLIN)
         until = time.monotonic() + _START_S
+        stopped_s = 0.0
         while time.monotonic() < until and not answers.poll(1e3 * _LOOK_S):
             if not is_wanted():
                 raise WorkerLostError("its process is not needed any more")
+            stopped_s = stopped_s + _LOOK_S if _is_stopped(self.process.pid) else 0.0
+            if stopped_s >= _STOPPED_LOOKS * _STOPPED_LOOK_S:
+                raise WorkerLostError("its process was stopped before it was ready")
         self._link.settimeout(_PATIENCE_S)
         try:
             content = self._answer(READY)

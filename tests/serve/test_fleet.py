@@ -266,6 +266,19 @@ def test_a_worker_that_hangs_is_replaced(whole, local, monkeypatch):
     assert not psutil.pid_exists(hanging)
 
 
+def test_a_worker_that_is_stopped_before_it_is_ready_is_not_waited_for(artifact_path):
+    model = process.Model(artifact_path, artifact_path.read_bytes())
+    worker = Worker(model, TWO[0], 1)
+    try:
+        worker.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(process.WorkerLostError, match="was stopped before it was ready"):
+            worker.greet()
+    finally:
+        worker.end()
+        worker.release()
+        model.close()
+
+
 def test_signals_for_the_whole_group_end_no_worker(whole):
     pids = [whole.pid(number) for number in range(2)]
     for pid in pids:
