@@ -97,7 +97,7 @@ WRONG = {
     "a header cut short": (_bytes(_latents()).replace(b"(200, 3), }", b"(200, 3.   "), "cannot read"),
     "an empty archive": (b"PK\x05\x06" + bytes(18), "it is a zip archive, not an array"),
     "of MATLAB": (b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + b" " * 200, "it is of MATLAB"),
-    "packed": (gzip.compress(_bytes(_latents())), "it is packed"),
+    "packed": (gzip.compress(_bytes(_latents()), mtime=0), "it is packed"),
     "of safetensors": (len(_SAFE).to_bytes(8, "little") + _SAFE + bytes(99), "it is of safetensors"),
     "JSON": (b"[[0.5, 1.0], [2.0, 3.0]]\n", "it is JSON"),
     "text of 16 bits": ("0.5,1.25\n".encode("utf-16"), "it is text"),
