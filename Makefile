@@ -50,6 +50,7 @@ lint: setup          ## Check style, types, import contracts and generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --num-workers=2
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/lines.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/generate_protocol.sh --check
 
 fix: setup           ## Repair style where a tool can

@@ -13,10 +13,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from kaem.bench.cells import name_of
-from kaem.bench.page import findings
 from kaem.bench.record import Report, read_report
-from kaem.bench.tables import tables_of, to_markdown
+from kaem.bench.report.formatting import name_of
+from kaem.bench.report.page import findings
+from kaem.bench.report.tables import tables_of, to_markdown
 
 
 def main() -> None:

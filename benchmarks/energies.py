@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kaem_train.fit_checkpoint import read_source
-from kaem_train.fit_prior import PriorName, fit_prior, prior_configs
+from kaem_train.fitting.fit_checkpoint import read_source
+from kaem_train.fitting.fit_prior import PriorName, fit_prior, prior_configs
 
 _BASES = {"rbf": (), "rswaf": (), "bspline": (), "fourier": (), "chebyshev": (), "morlet": ("prior.grid_size=8",)}
 

@@ -29,24 +29,24 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support" / "models"))
 
 from models import random_model
 
-from kaem.backend import installed_runtime, open_session
+from kaem.engines.session import installed_runtime, open_session
+from kaem.engines.workers import row_workers
 from kaem.errors import VerificationError
 from kaem.noise import uniforms
-from kaem.workers import row_workers
 from kaem_export.compile import export, frame_of
 from kaem_export.graph import build_graph, traced_generator
-from kaem_export.optimise import optimise
 from kaem_export.options import Options
-from kaem_export.passes import int8, toom_cook
-from kaem_export.passes.cost import graph_cost
-from kaem_export.prior_tables import tabulate
-from kaem_export.timing import estimate, interleaved
-from kaem_train.model.generator import build_generator
-from kaem_train.sections import GeneratorConfig
+from kaem_export.priors.prior_tables import tabulate
+from kaem_export.rewrite import int8
+from kaem_export.rewrite.effects import estimate, graph_cost, interleaved
+from kaem_export.rewrite.optimise import optimise
+from kaem_export.rewrite.toom_cook import layer
+from kaem_train.config import GeneratorConfig
+from kaem_train.model.generators.generator import build_generator
 
 WORKLOADS = {
     "svhn": (81, (3, 32, 32), GeneratorConfig(kind="cnn", channels=(256, 128, 64))),
@@ -59,7 +59,7 @@ _REST_S = 0.02
 """Before every call on all cores: torch's and ONNX Runtime's own threads spin when they are done, on the next one's."""
 
 _EXPERTS = ("prior.variant=experts",)
-_ROWS_PER_CALL = {"large-batch": toom_cook.ROWS_PER_CALL, "int8": int8.ROWS_PER_CALL}
+_ROWS_PER_CALL = {"large-batch": layer.ROWS_PER_CALL, "int8": int8.ROWS_PER_CALL}
 _PRIORS = {
     "mixture of 32": (1.5, ("prior.variant=mixture",)),
     "32 experts": (1.5, _EXPERTS),

@@ -107,7 +107,7 @@ class Place:
     def _resolved(self, peer: Peer, settings: list[str]) -> Any:
         """Return the whole configuration as training will see it, but for the place of the data."""
         from kaem.config import to_mapping
-        from kaem_train.settings import load_config
+        from kaem_train.config.settings import load_config
 
         mapping = to_mapping(load_config(self.plan.preset, [*settings, f"family={peer.family}"]))
         mapping["data"].pop("path", None)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kaem.bench.cells import Table, distance_words, figure
 from kaem.bench.record import Entrant, LocalRow, Report
+from kaem.bench.report.formatting import Table, distance_words, figure
 from kaem.bench.statistics import Ratio, paired_ratio
 
 REFERENCE = "kaem"

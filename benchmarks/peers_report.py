@@ -13,12 +13,12 @@ from benchmark_page import block_of, put_blocks
 from peers_goals import answer, goals, goals_table
 from peers_timing import EXPORTED, SAME_DECODER, Run
 
-from kaem.bench.cells import Table, figure
-from kaem.bench.frontier import frontier_table, models_table
-from kaem.bench.page import STYLE, page_of_all
-from kaem.bench.plots import frontier_svg
 from kaem.bench.record import Report
-from kaem.bench.tables import to_markdown
+from kaem.bench.report.formatting import Table, figure
+from kaem.bench.report.frontier import frontier_table, models_table
+from kaem.bench.report.page import STYLE, page_of_all
+from kaem.bench.report.plots import frontier_svg
+from kaem.bench.report.tables import to_markdown
 
 BLOCK = "peers"
 

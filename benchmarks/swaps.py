@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from kaem_train.checkpoint import load_kaem
+from kaem_train.config import PosteriorConfig
 from kaem_train.data import load_dataset, training_batch
 from kaem_train.posterior.tempering import TemperingPosterior
-from kaem_train.sections import PosteriorConfig
-from kaem_train.streams import noise_stream
+from kaem_train.rng import noise_stream
 
 _LADDERS = ((5, 2.0), (5, 0.5), (5, 4.0), (10, 4.0), (20, 4.0), (20, 6.0))
 _ADAPTING, _MEASURED = 4, 4

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from kaem.noise import uniforms
-from kaem_export.bake import score
-from kaem_export.laws import Laws
-from kaem_export.tree import QuantileTables
+from kaem_export.tables.fit_tables import score
+from kaem_export.tables.laws import Laws
+from kaem_export.tables.tree import QuantileTables
 
 _LEAST = np.float32(2.0**-33)
 

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper
 from scipy.stats import sampling
 from zoo import ZOO, Family
 
-from kaem_export.laws import Laws
-from kaem_export.lookup import quantile_nodes, signed_nodes, wrap
-from kaem_export.tree import QuantileTables
+from kaem_export.tables.laws import Laws
+from kaem_export.tables.lookup import quantile_nodes, signed_nodes, wrap
+from kaem_export.tables.tree import QuantileTables
 
 _FAMILY = ZOO["rbf20 f 8"]
 _GRID = 200

@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py [--checkpoints folder] [--quick]
 
-The synthetic zoo of tests/zoo.py, and every ckpt.pt below a folder (`table_checkpoints.py` trains one of every basis
+The synthetic zoo (`zoo.py`), and every ckpt.pt below a folder (`table_checkpoints.py` trains one of every basis
 and reference). Speeds are ratios of processor time, alternately measured in one process on one thread. The alternative
 in a graph is the usual one: compare u with 200 values of F, sum, gather, and no interpolation. Outside it is scipy's
 PINV.
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support" / "models"))
 
 from table_figures import BARS, Figures, figures, worst
 from table_rivals import compare_sum_gather, own_lookup, plain_uniforms, rbf_laws, scipys_pinv
@@ -27,15 +27,15 @@ from zoo import ZOO
 
 from kaem.errors import KaemError
 from kaem.noise import uniforms
-from kaem_export.bake import bake
-from kaem_export.collapse import collapse
-from kaem_export.laws import Laws
-from kaem_export.lookup import quantile_nodes, signed_nodes
-from kaem_export.noise_certificate import noise_mismatches
-from kaem_export.prior_tables import tabulate
+from kaem_export.priors.prior_tables import tabulate
+from kaem_export.proof.rows import noise_mismatches
+from kaem_export.tables.collapse import collapse
+from kaem_export.tables.fit_tables import bake
+from kaem_export.tables.laws import Laws
+from kaem_export.tables.lookup import quantile_nodes, signed_nodes
 from kaem_train.checkpoint import load_kaem
-from kaem_train.model.prior import MixturePrior
-from kaem_train.sections import PriorConfig
+from kaem_train.config import PriorConfig
+from kaem_train.model.prior.factorised import MixturePrior
 
 _ROUNDS = 15
 _COLUMNS = ("leaves", "kilobytes", "score_999", "score", "u_error", "tail", "far_tail", "descent", "outside", "tilt")
@@ -66,7 +66,7 @@ def main() -> None:
     print(
         "\nF against twice the resolution, total mass, equal rows and errors for densities that cannot be integrated:"
     )
-    print("tests/kaem_export/test_densities.py, test_collapse.py and test_tables.py.")
+    print("tests/kaem_export/tables/test_densities.py, test_collapse.py and test_tables.py.")
 
 
 def _row(name: str, laws_of) -> Figures:

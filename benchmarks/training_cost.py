@@ -18,9 +18,9 @@ import time
 
 import torch
 
+from kaem_train.config.settings import load_config
 from kaem_train.data import Dataset, load_dataset
-from kaem_train.settings import load_config
-from kaem_train.trainer import Trainer
+from kaem_train.training.trainer import Trainer
 
 _EVIDENCE = "posterior.kind=amortized"
 _NO_ENCODER = ("prior.frame=none",)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli.modules import AllowModule
+from cli.source import AllowModule
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from kaem_train.evaluation.features import Progress
+    from kaem_train.evaluation.features.network import Progress
     from kaem_train.evaluation.models import ExportedModel, TrainedModel
     from kaem_train.evaluation.report import EvaluationReport
 
@@ -87,8 +87,8 @@ def evaluate(
 
     import kaem
     from cli.output import check_outputs
+    from kaem_train.config.preflight import require_checkpoint
     from kaem_train.evaluation.options import EvaluationOptions
-    from kaem_train.inputs import require_checkpoint
 
     options = EvaluationOptions(
         features=str(Path(features).expanduser()) if features.endswith(".onnx") else features,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, assert_never
 
 import typer
 
-from cli.modules import AllowModule
+from cli.source import AllowModule
 
 
 def export(
@@ -110,8 +110,8 @@ def export(
     from kaem.errors import ConfigError
     from kaem.files import require_place
     from kaem_export.options import Options, parse_batch
-    from kaem_export.targets import TargetOptions, build_target, needs_engine, refuse_int8
-    from kaem_train.inputs import require_checkpoint
+    from kaem_export.targets.build import TargetOptions, build_target, needs_engine, refuse_int8
+    from kaem_train.config.preflight import require_checkpoint
 
     console = Console(stderr=True)
     options = Options(
@@ -125,9 +125,9 @@ def export(
         from kaem_export.compile import (
             export as compile_checkpoint,  # with torch, which a finished artifact does not need
         )
-        from kaem_export.explain import explain as explain_rewrites
         from kaem_export.families.compiled import Sampling
-        from kaem_export.optimise import Optimised
+        from kaem_export.rewrite.explain import explain as explain_rewrites
+        from kaem_export.rewrite.optimise import Optimised
 
         history: list[Optimised] = []
         with console.status(f"compiling {escape(str(checkpoint))}"):

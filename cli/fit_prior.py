@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli.modules import AllowModule
+from cli.source import AllowModule
 from kaem.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from kaem_train.fit_prior import FittedPrior, Scores
-    from kaem_train.sections import PriorConfig
-    from kaem_train.settings import Config
+    from kaem_train.config import PriorConfig
+    from kaem_train.config.settings import Config
+    from kaem_train.fitting.fit_prior import FittedPrior, Scores
 
 
 def fit_prior(
@@ -94,11 +94,11 @@ def fit_prior(
     _require_free(out, force=force)
 
     # With torch, which takes seconds to load: only now that what was given can be there.
-    from kaem_train.decoder import read_decoder
-    from kaem_train.fit_checkpoint import read_source, source_config, write_source
-    from kaem_train.fit_prior import decoder_config, prior_configs, write_fitted
-    from kaem_train.fit_prior import fit_prior as fit
-    from kaem_train.latents import read_latents
+    from kaem_train.fitting.decoder import read_decoder
+    from kaem_train.fitting.fit_checkpoint import read_source, source_config, write_source
+    from kaem_train.fitting.fit_prior import decoder_config, prior_configs, write_fitted
+    from kaem_train.fitting.fit_prior import fit_prior as fit
+    from kaem_train.fitting.latents import read_latents
 
     begin, console = time.perf_counter(), Console(stderr=True)
     if checkpoint is not None:
@@ -165,7 +165,7 @@ def _require_inputs(
     pixel_range: tuple[float, float] | None,
 ) -> None:
     """Refuse options that contradict each other, and files that are not there."""
-    from kaem_train.inputs import require_checkpoint, require_decoder, require_latents
+    from kaem_train.config.preflight import require_checkpoint, require_decoder, require_latents
 
     if checkpoint is not None:
         if (latents, decoder, pixel_range) != (None, None, None):
@@ -191,7 +191,7 @@ def _require_free(out: Path, *, force: bool) -> None:
 
 
 def _print_scores(console: Console, found: FittedPrior, seconds: float) -> None:
-    from kaem_train.model.energy_words import energy_words
+    from kaem_train.model.prior.energy_words import energy_words
 
     console.print(_score_table(found.scores))
     console.print(energy_words(found.prior), soft_wrap=True, highlight=False, markup=False)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.modules import AllowModule
-from cli.source import ModelName, ModelVersion
+from cli.source import AllowModule, ModelName, ModelVersion
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,16 +112,19 @@ def _show_checkpoint(path: Path, allow_modules: Container[str], *, json: bool) -
     from rich.text import Text
 
     from kaem.config import to_mapping
-    from kaem_train.checkpoint import load_model, read_checkpoint  # with torch, which takes seconds to load
-    from kaem_train.model.energy_words import energy_words
-    from kaem_train.model.kaem import Kaem
-    from kaem_train.weights import fingerprint_weights
+    from kaem_train.checkpoint import (  # with torch, which takes seconds to load
+        fingerprint_weights,
+        load_model,
+        read_checkpoint,
+    )
+    from kaem_train.families.kaem import Kaem
+    from kaem_train.model.prior.energy_words import energy_words
 
     config, model = load_model(path, allow_modules=allow_modules)
     densities: Mapping[str, Any] = {}
     prior = model.prior if config.has_energies and isinstance(model, Kaem) else None
     if prior is not None:
-        from kaem_export.promise import densities_of
+        from kaem_export.priors.manifest_entries import densities_of
 
         densities = densities_of(prior)
     updates, weights = read_checkpoint(path).step, fingerprint_weights(model.state_dict())
@@ -170,9 +172,9 @@ def _sparkline(values: list[float]) -> str:
 
 
 def _show_installation() -> None:
-    from kaem.backend import installed_runtime
     from kaem.bench.environment import describe_machine
-    from kaem.providers import PROVIDERS
+    from kaem.engines.providers import PROVIDERS
+    from kaem.engines.session import installed_runtime
 
     runtime = installed_runtime()
     import onnxruntime

@@ -17,7 +17,7 @@ import typer
 
 import kaem
 from cli.admin import app as admin
-from cli.bench import bench
+from cli.bench.command import bench
 from cli.evaluate import evaluate
 from cli.export import export
 from cli.fit_prior import fit_prior

@@ -65,7 +65,7 @@ def sample(
 
     from cli.output import check_outputs, sample_files
     from cli.source import credentials_of, is_remote, open_source
-    from kaem.requests import check_range
+    from kaem.validation import check_range
 
     check_range(num, seed, start)
     console = Console(stderr=True)

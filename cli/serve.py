@@ -229,7 +229,7 @@ def serve(
     `kaem sample grpc://127.0.0.1:50051 --num 64 --seed 7`
     """
     from serve.configuration import load_settings
-    from serve.logs import configure
+    from serve.monitoring.logs import configure
     from serve.server import run
 
     flags = {

@@ -1,4 +1,7 @@
-"""Where samples come from: an artifact on disk or a server, told apart by the way they are written."""
+"""Where samples come from: an artifact on disk or a server, told apart by the way they are written.
+
+The option that lets a checkpoint's own generator class be imported.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from kaem.errors import RequestError
 if TYPE_CHECKING:
     from kaem.client import Credentials
     from kaem.sampler import Sampler
+
 
 Source = Annotated[
     str,
@@ -106,3 +110,13 @@ def credentials_of(
         token_file=token_file,
         token=os.environ.get("KAEM_TOKEN") or None,
     )
+
+
+AllowModule = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-module",
+        metavar="MODULE:CLASS",
+        help="Import this generator class where the checkpoint names it, which runs its code; repeat for several.",
+    ),
+]

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kaem.artifact import Figure
-    from kaem_export.explain import Row
-    from kaem_export.timing import Estimate
+    from kaem_export.rewrite.effects import Estimate
+    from kaem_export.rewrite.explain import Row
 
 
 def certificate_table(figures: Sequence[Figure], *, earlier: Sequence[Figure] = ()) -> Table:

@@ -13,8 +13,8 @@ import typer
 from kaem.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
+    from kaem_train.config.settings import Config
     from kaem_train.data import Dataset
-    from kaem_train.settings import Config
 
 
 def train(
@@ -79,15 +79,16 @@ def train(
 
     from rich.console import Console
 
-    # With torch, which takes seconds to load: only now that what was given can be there.
-    from kaem_train.baselines.prescription import prescription_note
     from kaem_train.checkpoint import read_checkpoint
+
+    # With torch, which takes seconds to load: only now that what was given can be there.
+    from kaem_train.config.family_presets import prescription_note
     from kaem_train.data import load_dataset
-    from kaem_train.progress import ProgressReport, decoding_progress
-    from kaem_train.requirements import check_trainable
-    from kaem_train.set_aside import divide
-    from kaem_train.tensorboard import TensorBoardLog
-    from kaem_train.trainer import train as run_training
+    from kaem_train.fitting.judge_split import divide
+    from kaem_train.training.progress import ProgressReport, decoding_progress
+    from kaem_train.training.requirements import check_trainable
+    from kaem_train.training.tensorboard import TensorBoardLog
+    from kaem_train.training.trainer import train as run_training
 
     done = read_checkpoint(path).step if resume else 0
     console = Console(stderr=True)
@@ -144,7 +145,7 @@ def _energy_words(checkpoint: Path, settings: Config) -> str:
     if not settings.has_energies:
         return ""
     from kaem_train.checkpoint import load_kaem
-    from kaem_train.model.energy_words import energy_words
+    from kaem_train.model.prior.energy_words import energy_words
 
     return "\n" + energy_words(load_kaem(checkpoint, allow_modules=(settings.generator.module,))[1].prior)
 
@@ -153,8 +154,8 @@ def _start(
     config: str, overrides: Iterable[str], out: Path | None, *, resume: bool, replaces: bool
 ) -> tuple[Config, Path]:
     """Return the settings of a run and the path of its checkpoint, once all that needs no torch is checked."""
-    from kaem_train.inputs import CHECKPOINT_NAME, require_checkpoint, require_data
-    from kaem_train.settings import load_config
+    from kaem_train.config.preflight import CHECKPOINT_NAME, require_checkpoint, require_data
+    from kaem_train.config.settings import load_config
 
     settings = load_config(config, overrides)
     path = (Path("runs") / settings.name if out is None else out) / CHECKPOINT_NAME
@@ -182,7 +183,7 @@ def _print_plan(settings: Config, dataset: Dataset) -> None:
     import torch
 
     from kaem.config import to_toml
-    from kaem_train.dry_run import plan_run
+    from kaem_train.training.dry_run import plan_run
 
     plan = plan_run(settings, dataset)
     parts = ", ".join(f"{name} {count:,}" for name, count in plan.num_parameters.items())

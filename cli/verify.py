@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.modules import AllowModule
+from cli.source import AllowModule
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,9 +53,9 @@ def verify(
 
     import kaem
     from cli.tables import certificate_table
+    from kaem.engines.cpu import read_file
     from kaem.errors import ArtifactError, VerificationError
-    from kaem.runtime import read_file
-    from kaem_train.inputs import require_checkpoint
+    from kaem_train.config.preflight import require_checkpoint
 
     read_file(artifact)
     require_checkpoint(checkpoint)
@@ -65,10 +65,10 @@ def verify(
         raise VerificationError(error.message, hint=error.hint) from None
 
     # With torch, which takes seconds to load.
-    from kaem_export.certificate import stated_tolerance, verify_on_device
-    from kaem_export.certificate import verify as verify_artifact
-    from kaem_export.identity import CLAIMS
-    from kaem_export.promise import require_tolerance
+    from kaem_export.priors.manifest_entries import require_tolerance
+    from kaem_export.proof.certificate import stated_tolerance, verify_on_device
+    from kaem_export.proof.certificate import verify as verify_artifact
+    from kaem_export.proof.manifest_check import CLAIMS
 
     require_tolerance(tolerance)
 

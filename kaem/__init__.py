@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kaem.client import Connecting, Credentials, Hedging, Patience, RemoteSampler
-    from kaem.runtime import LocalSampler
+    from kaem.engines.cpu import LocalSampler
 
 __all__ = ["KaemError", "__version__", "connect", "connect_async", "load"]
 __version__ = "0.1.0"
@@ -40,7 +40,7 @@ def load(path: str | Path, *, provider: str = "cpu", workers: int | None = None)
         ArtifactError: The file is missing, damaged or not a kaem artifact.
         BackendError: ONNX Runtime is absent, doubly installed, or cannot run on the provider.
     """
-    from kaem.runtime import LocalSampler
+    from kaem.engines.cpu import LocalSampler
 
     return LocalSampler(Path(path), provider=provider, workers=workers)
 

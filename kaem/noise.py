@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kaem.requests import check_range
+from kaem.validation import check_range
 
 Words = NDArray[np.uint32]
 Keys = tuple[tuple[Words, Words], ...]

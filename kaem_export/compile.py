@@ -17,33 +17,31 @@ from pathlib import Path
 import kaem
 from kaem.artifact import ImageType, Manifest
 from kaem.config import to_mapping
+from kaem.engines.cpu import LocalSampler
 from kaem.errors import RequestError, VerificationError
 from kaem.files import replacing, require_place
-from kaem.runtime import LocalSampler
-from kaem_export.certificate import measure
 from kaem_export.families.compiled import AS_TRAINED, Compiled, Sampling
 from kaem_export.families.diffusion import compile_diffusion
 from kaem_export.families.latent_ebm import compile_latent_ebm
 from kaem_export.families.vae import compile_vae
 from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
-from kaem_export.head import Frame
-from kaem_export.leaves import TOLERANCE
-from kaem_export.numerics import precision_of
 from kaem_export.one_thread import one_thread
-from kaem_export.optimise import Optimised, Step, optimise
 from kaem_export.options import Options, Precision
-from kaem_export.prior_tables import SummandTables, noise_dim, tabulate
-from kaem_export.promise import densities, promise, refuse_tables, require_tolerance
-from kaem_export.trained import LOOPED
-from kaem_train.baselines.diffusion import Diffusion
-from kaem_train.baselines.latent_ebm import LatentEbm
-from kaem_train.build import Model
-from kaem_train.checkpoint import load_model, read_checkpoint
-from kaem_train.model.kaem import Kaem
-from kaem_train.model.own_frames import OwnFramesPrior
-from kaem_train.model.prior import Prior
-from kaem_train.settings import Config
-from kaem_train.weights import fingerprint_weights
+from kaem_export.priors.manifest_entries import densities, promise, refuse_tables, require_tolerance
+from kaem_export.priors.prior_nodes import Frame
+from kaem_export.priors.prior_tables import SummandTables, noise_dim, tabulate
+from kaem_export.proof.certificate import measure
+from kaem_export.rewrite.optimise import Optimised, Step, optimise, precision_of
+from kaem_export.tables.leaves import TOLERANCE
+from kaem_export.targets.trained import LOOPED
+from kaem_train.checkpoint import fingerprint_weights, load_model, read_checkpoint
+from kaem_train.config.settings import Config
+from kaem_train.families.build import Model
+from kaem_train.families.diffusion import Diffusion
+from kaem_train.families.kaem import Kaem
+from kaem_train.families.latent_ebm import LatentEbm
+from kaem_train.model.prior.factorised import Prior
+from kaem_train.model.prior.own_frames import OwnFramesPrior
 
 _PRECISION_HINTS: dict[Precision, str] = {
     "float32": "the generator loses too much in float32: scale its inputs down, or train with smaller latents",

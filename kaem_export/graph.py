@@ -1,6 +1,6 @@
 """Tables + frame + generator -> one ONNX graph from `uniform` to `image` and `latent`.
 
-The head is written node by node in `head.py`; the generator comes from torch's exporter, or is ONNX already, and is
+The head is written node by node in `prior_nodes.py`; the generator comes from torch's exporter, or is ONNX already, and is
 joined at `latent`.
 """
 
@@ -12,15 +12,15 @@ import torch
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from kaem.artifact import MANIFEST_KEY, ImageType, Manifest, fingerprint, write_manifest
-from kaem_export.head import Frame, head_nodes
-from kaem_export.intensities import clipped
-from kaem_export.lookup import Constants, wrap
-from kaem_export.ordered_sum import fix_sum_orders
-from kaem_export.prior_tables import PriorTables
-from kaem_train.boundary import one_line
-from kaem_train.decoder_graph import IR_VERSION, OPSET, finished_decoder, prefixed
-from kaem_train.model.onnx_generator import OnnxGenerator
-from kaem_train.tracing import traced_generator
+from kaem_export.priors.ordered_sum import fix_sum_orders
+from kaem_export.priors.prior_nodes import Frame, head_nodes
+from kaem_export.priors.prior_tables import PriorTables
+from kaem_export.proof.intensities import clipped
+from kaem_export.tables.lookup import Constants, wrap
+from kaem_train.fitting.decoder_graph import IR_VERSION, OPSET, finished_decoder, prefixed
+from kaem_train.library_errors import one_line
+from kaem_train.model.generators.onnx_generator import OnnxGenerator
+from kaem_train.onnx_tracing import traced_generator
 
 
 def build_graph(

@@ -2,7 +2,7 @@
 
 import os
 
-from kaem.processors import count_processors
+from kaem.engines.processors import count_processors
 
 # Before torch loads its OpenMP runtime: threads that wait in a barrier must sleep, not spin. With spinning, one
 # other busy process on the same cores slowed training of small models 50-fold; asleep, it costs its fair share.

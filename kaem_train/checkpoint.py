@@ -9,6 +9,8 @@ Format versions, newest first (bump for a change that an older reader would misr
         with noise of the new kind.
     1   first version: kaem_checkpoint, config, model_state, posterior_state, optimiser_state, step,
         rng_state, data_fingerprint.
+
+The digest of a model's weights, by which artifacts, evaluations and checkpoints know each other.
 """
 
 from __future__ import annotations
@@ -16,24 +18,26 @@ from __future__ import annotations
 import io
 import pickle
 import shlex
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kaem.artifact import fingerprint
 from kaem.config import from_mapping, to_mapping
 from kaem.errors import ArtifactError, ConfigError, KaemError
 from kaem.files import replacing
-from kaem_train.build import Model, build_model
+from kaem_train.config import PriorConfig
+from kaem_train.config.preflight import damaged_checkpoint, require_checkpoint
+from kaem_train.config.settings import Config
 from kaem_train.devices import on_cpu
-from kaem_train.inputs import damaged_checkpoint, require_checkpoint
-from kaem_train.model.kaem import Kaem
-from kaem_train.model.module_images import images_of_module, require_same_images
-from kaem_train.sections import PriorConfig
-from kaem_train.settings import Config
+from kaem_train.families.build import Model, build_model
+from kaem_train.families.kaem import Kaem
+from kaem_train.model.generators.module_images import images_of_module, require_same_images
 
 FORMAT_VERSION = 4
 _BEFORE_GROWTH = 3
@@ -293,3 +297,12 @@ def load_kaem(path: Path, *, allow_modules: Container[str] = ()) -> tuple[Config
             hint="give a kaem or a vae",
         )
     return config, model
+
+
+def fingerprint_weights(state: Mapping[str, Tensor]) -> str:
+    """Return the digest of a model's tensors: names, shapes, types and values, whatever file they came from."""
+    parts = []
+    for name in sorted(state):
+        array = state[name].detach().cpu().numpy()
+        parts.append(f"{name} {array.dtype} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
+    return fingerprint(b"".join(parts))

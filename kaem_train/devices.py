@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem.errors import ConfigError
-from kaem_train.sections.checks import require_device
+from kaem_train.config.checks import require_device
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -115,7 +115,7 @@ def write_table(path: Path) -> None:
 def place(paths: list[str]) -> int:
     """Open models as `kaem.load(..., provider="cuda")` does, which fails if a node has no CUDA kernel."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from kaem.backend import open_session
+    from kaem.engines.session import open_session
     from kaem.errors import BackendError
 
     failures = 0

@@ -22,32 +22,33 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
-from serve import health, reflection, services
 from serve.address import bare_host, check_address, format_address, why_not_bound
-from serve.allocator import keep_large_blocks, release_when_idle
-from serve.calls import Gate, Reception
-from serve.connections import connection_options
-from serve.current import Tally
+from serve.calls import health, reflection
+from serve.calls.auth import Guard
+from serve.calls.call_context import Tally
+from serve.calls.connections import connection_options
+from serve.calls.interceptor import Gate, Reception
+from serve.calls.places import Places
+from serve.calls.tls import Tls
+from serve.catalog.library import Library
+from serve.catalog.model import Models, ServedModel
+from serve.catalog.repository import Repository, open_repository
+from serve.catalog.warm_up import OpenEngines
 from serve.descriptors import raise_limit, shares
-from serve.devices import parse_devices
-from serve.guard import Guard
-from serve.inference_protocol import service as inference_protocol
-from serve.inference_protocol.statistics import Statistics
-from serve.library import Library
-from serve.logs import CallLog, leave_out_departures
-from serve.models import Models, ServedModel
-from serve.observer import Observer, Observers
-from serve.opening import engines_of
-from serve.places import Places
-from serve.repository import Repository, open_repository
-from serve.services import SamplerService
+from serve.devices.devices import parse_devices
+from serve.devices.opening import engines_of
+from serve.events import Observer, Observers
+from serve.malloc import keep_large_blocks, release_when_idle
+from serve.monitoring.logs import CallLog, leave_out_departures
+from serve.services import sampler
+from serve.services.inference_protocol import service as inference_protocol
+from serve.services.inference_protocol.statistics import Statistics
+from serve.services.sampler import SamplerService
 from serve.settings import ServeSettings
 from serve.signals import Signals
-from serve.tls import Tls
-from serve.workshop import OpenEngines
 
 if TYPE_CHECKING:
-    from serve.http import HttpServer
+    from serve.services.http import HttpServer
 
 _CLOSING_S, _CLOSING_SHARE = 2.0, 0.25  # of the grace, for what comes after the running calls
 _STOP_GRACE_S = 0.5  # of that, for calls that are cut off
@@ -92,7 +93,7 @@ class Server:
         self.models = Models()
         self.http_address = ""  # once it has been started, and if it has one
         self._on_drain = on_drain
-        self._health = health.Health(("", services.SERVICE, inference_protocol.SERVICE))
+        self._health = health.Health(("", sampler.SERVICE, inference_protocol.SERVICE))
         self._running = AsyncExitStack()  # what has been started, and how to stop it
         self.gate = Gate()
         self._tls = Tls(settings) if settings.is_encrypted else None
@@ -173,15 +174,15 @@ class Server:
         if settings.log_calls:
             self._watchers.add(CallLog())
         if settings.traces:
-            from serve.tracing import Tracing, open_provider, shut_down
+            from serve.monitoring.tracing import Tracing, open_provider, shut_down
 
             provider = open_provider()
             self._running.push_async_callback(shut_down, provider)  # sends what it still has
             self._watchers.add(Tracing(provider))
         self._http: HttpServer | None = None
         if settings.http_port is not None:
-            from serve.http import HttpServer, monitoring_routes
-            from serve.metrics import Metrics
+            from serve.monitoring.metrics import Metrics
+            from serve.services.http import HttpServer, monitoring_routes
 
             metrics = Metrics(
                 self.models, lambda: self._why_not_ready() is None, draining=lambda: self.library.shelf.draining
@@ -189,7 +190,7 @@ class Server:
             self._watchers.add(metrics)
             routes = monitoring_routes(metrics.registry, lambda: self._why_not_ready() or "")
             if settings.http_samples:
-                from serve.picture import Pictures
+                from serve.services.http_samples import Pictures
 
                 routes += Pictures(self.models, settings, self._watchers, self._reception).routes()
             self._http = HttpServer(
@@ -213,7 +214,7 @@ class Server:
             self.models, self._settings, self._watchers, self._statistics, lambda: self._why_not_ready() is None
         )
         names = (
-            services.SERVICE,
+            sampler.SERVICE,
             inference_protocol.SERVICE,
             health.SERVICE,
             reflection.SERVICE,

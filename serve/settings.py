@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 
 from kaem.client.addresses import parse_admin_address
+from kaem.engines.providers import PROVIDERS
+from kaem.engines.workers import MOST_WORKERS
 from kaem.errors import ConfigError
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
-from kaem.providers import PROVIDERS
-from kaem.workers import MOST_WORKERS
-from serve.demand import CALL_BYTES, Bounds
-from serve.devices import parse_devices
+from serve.devices.devices import parse_devices
+from serve.scheduling.demand import CALL_BYTES, Bounds
 
 _LEAST_HELD_BYTES = 6 * MAX_MESSAGE_BYTES  # half is for what requests may always hold: two messages and one that came
 _STREAM_SHARE, _LEAST_STREAMS = 16, 64
@@ -33,7 +33,7 @@ class ServeSettings:
         admin: Where the admin service listens, `unix:PATH` or a port of this machine; None for nowhere.
         provider: Where images are computed: "cpu", "cuda", "ort-tensorrt" or "tensorrt".
         device: Devices that compute instead, each in a process of its own, such as "cuda:0,cuda:1"; see
-            `serve.devices`.
+            `serve.devices.devices`.
         workers: Threads that share each batch by rows; None for one per available core, shared by processes on a CPU.
         max_batch: Rows computed together; None for as many as make batches more efficient, by measurement.
         max_chunk_bytes: Bytes of images in one message; one image that is larger travels alone.
@@ -54,7 +54,7 @@ class ServeSettings:
         certificate_file: PEM file of the server's certificate and its chain; with `key_file` it turns TLS on.
         key_file: PEM file of that certificate's private key, without a password.
         client_ca_file: PEM file of the authorities that may vouch for clients; with it clients need a certificate.
-        token_file: File of bearer tokens, one of which every call but health checks must carry; see `serve.tokens`.
+        token_file: File of bearer tokens, one of which every call but health checks must carry; see `calls/tokens.py`.
         token_rate: Samples a second that each token may have sent; None for any number.
         token_concurrency: Requests that each token may have running; None for any number.
         http_host: Name or address to listen on for HTTP.

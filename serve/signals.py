@@ -21,7 +21,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from serve.process import kill_all
+from serve.devices.worker_process import kill_all
 
 _LEAST_S = 1.0  # of a shutdown, however short the grace: what is closed in order takes some tenths
 _SECOND_S = 1.0  # from the second signal on

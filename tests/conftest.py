@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,9 +11,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from artifacts import write_small_artifact
 
 # Servers of tests are on this machine; where a proxy is set for the rest of the world, plain clients must not use it.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kaem.bench.cells import figure
+from kaem.bench.report.formatting import figure
 
 ROOT = Path(__file__).parents[1]
 PARTS = ROOT / "benchmarks" / "parts"

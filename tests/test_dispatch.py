@@ -17,30 +17,30 @@ from dispatch import find_falling_through, vocabulary
 
 from cli import evaluate, export, fit_prior
 from kaem.artifact import ImageType
-from kaem.backend import hardware_id
-from kaem.bench.engines import Job, open_engine
+from kaem.bench.scenarios.engines import Job, open_engine
+from kaem.engines.session import hardware_id
 from kaem.errors import ConfigError
 from kaem_export.options import Level, Precision
-from kaem_export.targets import Target
-from kaem_export.triton import Backend
-from kaem_train.build import build_model, build_objective
-from kaem_train.data.labels import load_labels
+from kaem_export.targets.build import Target
+from kaem_export.targets.triton import Backend
+from kaem_train.config.checks import least_grid_size
+from kaem_train.config.settings import Config, load_config
+from kaem_train.data.sources.labels import load_labels
 from kaem_train.evaluation.options import Split
-from kaem_train.fit_prior import PriorName
+from kaem_train.families.build import build_model, build_objective
+from kaem_train.fitting.fit_prior import PriorName
 from kaem_train.model.activations import activation_kinks
 from kaem_train.model.bases import build_basis
-from kaem_train.model.generator import build_generator
-from kaem_train.model.prior import build_prior
-from kaem_train.model.reference import ReferenceDensity
-from kaem_train.optimisation import rate_factor
-from kaem_train.posterior.protocol import build_posterior
-from kaem_train.posterior.resampling import resample
-from kaem_train.posterior.temperatures import criterion_weights
-from kaem_train.prior_gradient import log_prior_term
-from kaem_train.sections.functions import least_grid_size
-from kaem_train.settings import Config, load_config
-from serve.devices import Device
-from serve.devices import open_engine as open_on_device
+from kaem_train.model.generators.generator import build_generator
+from kaem_train.model.prior.factorised import build_prior
+from kaem_train.model.prior.reference import ReferenceDensity
+from kaem_train.posterior import build_posterior
+from kaem_train.posterior.importance import resample
+from kaem_train.posterior.tempering import criterion_weights
+from kaem_train.training.objective import log_prior_term
+from kaem_train.training.optimiser import rate_factor
+from serve.devices.devices import Device
+from serve.devices.devices import open_engine as open_on_device
 
 ROOT = Path(__file__).parents[1]
 FOREIGN = "legendre"

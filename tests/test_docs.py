@@ -14,7 +14,7 @@ from live_server import server_process
 from typer.main import get_command
 
 from cli.main import app
-from kaem_train.settings import load_config, preset_names
+from kaem_train.config.settings import load_config, preset_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

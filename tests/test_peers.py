@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 from peers_goals import answer, goals, goals_table
 from peers_plan import PLANS
 from peers_timing import RUNS
@@ -119,7 +114,7 @@ def test_the_picture_is_a_whole_file_that_knows_both_modes():
     pytest.importorskip("matplotlib")
     from peers_report import standalone
 
-    from kaem.bench.plots import frontier_svg
+    from kaem.bench.report.plots import frontier_svg
 
     text = standalone(frontier_svg(report()))
     root = ElementTree.fromstring(text)  # noqa: S314  (our own)

@@ -20,17 +20,17 @@ import pytest
 import torch
 from graphs import floats, graph_of
 
-from kaem.backend import open_session
+from kaem.engines.session import open_session
 from kaem.noise import uniforms
 from kaem_export.graph import traced_generator
-from kaem_export.optimise import EXACT, LARGE_BATCH
-from kaem_export.passes.cost import graph_cost
-from kaem_export.passes.editing import with_shapes
-from kaem_export.passes.half import to_float16
-from kaem_export.passes.int8 import layers_to_int8
-from kaem_export.passes.toom_cook import add_large_batch_branch
-from kaem_train.model.generator import build_generator
-from kaem_train.sections import GeneratorConfig
+from kaem_export.rewrite.editing import with_shapes
+from kaem_export.rewrite.effects import graph_cost
+from kaem_export.rewrite.half import to_float16
+from kaem_export.rewrite.int8 import layers_to_int8
+from kaem_export.rewrite.optimise import EXACT, LARGE_BATCH
+from kaem_export.rewrite.toom_cook.layer import add_large_batch_branch
+from kaem_train.config import GeneratorConfig
+from kaem_train.model.generators.generator import build_generator
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.benchmark(timer=time.process_time)]
 

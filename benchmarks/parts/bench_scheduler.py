@@ -20,11 +20,11 @@ from artifacts import write_small_artifact
 from metered import Metered
 from tiny_server import Scheduled, tiny_server
 
-from kaem.runtime import LocalSampler
-from serve.buckets import CostTable
-from serve.demand import Bounds, Demand
-from serve.scheduler import Scheduler
-from serve.sources import Seeded, draw
+from kaem.engines.cpu import LocalSampler
+from serve.scheduling.batch_costs import CostTable
+from serve.scheduling.demand import Bounds, Demand
+from serve.scheduling.scheduler import Scheduler
+from serve.scheduling.sources import Seeded, draw
 
 _BATCH = 256
 _SHAPE = (1, 8, 8)

@@ -3,7 +3,7 @@
     python -m pytest benchmarks/parts/bench_tables.py
 
 Times are processor time of one thread. Baking is what `kaem export` does for every function of a prior: fit, run the
-float32 graph, refine; one call is four functions of a family of `tests/zoo.py`. Looking up is the graph of an artifact
+float32 graph, refine; one call is four functions of a family of `zoo.py`. Looking up is the graph of an artifact
 in ONNX Runtime, 100 functions, beside those of `table_rivals.py`, which answer the same draws: compare-sum-gather less
 exactly, scipy's PINV for one function alone. How exact and how large tables are is `benchmarks/tables.py`'s to say.
 """
@@ -19,7 +19,7 @@ from table_rivals import compare_sum_gather, own_lookup, plain_uniforms, rbf_law
 from zoo import ZOO
 
 from kaem.noise import uniforms
-from kaem_export.bake import SCORE_BOUND, bake
+from kaem_export.tables.fit_tables import SCORE_BOUND, bake
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.benchmark(timer=time.process_time)]
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from kaem.bench.cells import figure
 from kaem.bench.environment import describe_machine
+from kaem.bench.report.formatting import figure
 
 # As kaem_train does, but before any part imports torch by itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from serve.engine import Engine
-from serve.manners import Manners
-from serve.models import limits_of, start_model, warm_engines
-from serve.observer import Observer
-from serve.orders import Orders, converting
+from serve.calls.call_options import Manners
+from serve.calls.submit import Orders, converting
+from serve.catalog.model import limits_of, start_model, warm_engines
+from serve.devices.engine import Engine
+from serve.events import Observer
+from serve.scheduling.sources import Seeded
 from serve.settings import ServeSettings
-from serve.sources import Seeded
 
 _AS_USUAL = Manners(priority="", is_partial_welcome=False, timeout_s=None)
 _KEEP = converting(to_bytes=False)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kaem.bench.cells import NO_DIFFERENCE, TOO_FEW, Table, figure, on_of
 from kaem.bench.record import LocalRow, Report, ServerRow
+from kaem.bench.report.formatting import NO_DIFFERENCE, TOO_FEW, Table, figure, on_of
 from kaem.bench.statistics import Estimate, Ratio, separate_ratio
 from kaem.errors import RequestError
 

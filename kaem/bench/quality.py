@@ -14,8 +14,8 @@ from typing import Any
 
 from kaem.artifact import fingerprint
 from kaem.bench.record import Quality
+from kaem.engines.cpu import LocalSampler, read_any_file
 from kaem.errors import ArtifactError, RequestError
-from kaem.runtime import LocalSampler, read_any_file
 
 _FIGURE = "frechet_infinity"
 

@@ -12,10 +12,9 @@ processes.py                                       what is said where a connecti
 from __future__ import annotations
 
 from kaem.client.asynchronous import AsyncRemoteSampler, Connecting, connect_async
-from kaem.client.credentials import Credentials
-from kaem.client.hedging import Hedging
-from kaem.client.patience import Patience
+from kaem.client.connection import Credentials
 from kaem.client.remote import RemoteSampler, connect
+from kaem.client.retry import Hedging, Patience
 
 __all__ = [
     "AsyncRemoteSampler",

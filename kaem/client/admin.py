@@ -11,11 +11,11 @@ from typing import Any, Self
 import grpc
 
 from kaem.client.addresses import Target, parse_admin_address
-from kaem.client.channel import channel_options
-from kaem.client.exchange import failure_of
+from kaem.client.connection import channel_options
+from kaem.client.plan import failure_of
 from kaem.errors import KaemError, RemoteError
 from kaem.protocol import admin_pb2, admin_pb2_grpc
-from kaem.requests import check_version
+from kaem.validation import check_version
 
 _TIMEOUT_S = 10.0
 _LOAD_TIMEOUT_S = 600.0  # of a call that waits for models to be loaded and warmed

@@ -5,8 +5,8 @@ The caller (`threads.py`, `tasks.py`) owns the calls and the time. It reports wh
     step(now)  -> calls to start and to stop          on_answer, on_end, on_failure  <- what became of them
     take()     -> the next rows in order              wake_at()                      -> when to step again at the latest
 
-Whatever happens, rows are handed out in order, each once: a block (`blocks.py`) only accepts the row it lacks next, a
-failed call's remaining rows go to whoever may be asked next (`standing.py`), and of two calls for the same rows the
+Whatever happens, rows are handed out in order, each once: a block (`requests.py`) only accepts the row it lacks next, a
+failed call's remaining rows go to whoever may be asked next (`retry.py`), and of two calls for the same rows the
 first answer ends the other.
 """
 
@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kaem.client.addresses import Target
-from kaem.client.blocks import Block, Blocks
 from kaem.client.failure import Failure, silence
-from kaem.client.patience import Patience
-from kaem.client.reputation import Reputation
-from kaem.client.standing import Standing
+from kaem.client.requests import Block, Blocks
+from kaem.client.retry import Patience, Reputation, Standing
 from kaem.errors import RemoteError
 from kaem.sampler import Images
 

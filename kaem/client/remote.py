@@ -21,22 +21,18 @@ import numpy as np
 
 from kaem.artifact import Manifest
 from kaem.client.addresses import Target, parse_targets
-from kaem.client.channel import open_channel
-from kaem.client.credentials import Credentials
-from kaem.client.exchange import Exchange, failure_of
-from kaem.client.greeting import GRACE_S, Greeting, NoAnswerError, Outcome, models_met
-from kaem.client.hedging import Hedging
-from kaem.client.patience import Patience
-from kaem.client.plan import Plan, agreed, check_timeout
-from kaem.client.processes import check_process, not_picklable
-from kaem.client.questions import model_question
+from kaem.client.connection import Credentials, check_process, not_picklable, open_channel
+from kaem.client.handshake import GRACE_S, Greeting, NoAnswerError, Outcome, models_met
+from kaem.client.plan import Exchange, Plan, agreed, check_timeout, failure_of
+from kaem.client.requests import model_question
+from kaem.client.retry import Hedging, Patience
 from kaem.client.threads import pieces
 from kaem.errors import KaemError, RequestError
 from kaem.protocol import kaem_pb2, kaem_pb2_grpc
 from kaem.protocol.messages import Model, model_from_message
-from kaem.requests import check_memory, check_range, check_uniforms
 from kaem.sampler import Chunk, Images, OnProgress, Uniforms
 from kaem.unclosed import warn_unclosed
+from kaem.validation import check_memory, check_range, check_uniforms
 
 
 def connect(

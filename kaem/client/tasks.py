@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 
 from kaem.client.addresses import Target
-from kaem.client.exchange import READ_AHEAD, Event, Exchange, failure_of
 from kaem.client.failure import failure_from_status
 from kaem.client.job import Start
+from kaem.client.plan import READ_AHEAD, Event, Exchange, failure_of
 from kaem.errors import RequestError
 from kaem.sampler import Images
 

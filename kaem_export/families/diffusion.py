@@ -26,13 +26,13 @@ from kaem.errors import ConfigError, VerificationError
 from kaem_export.families.compiled import Compiled, Sampling, require_noise_dim, stated_steps
 from kaem_export.families.recursive_noise import NUM_WORDS, seed_nodes, stream_nodes
 from kaem_export.families.unet import PREFIX, unet_graph
-from kaem_export.gaussian import NORMAL_U_ERROR_BOUND, normal_nodes
 from kaem_export.graph import finished
-from kaem_export.lookup import Constants
-from kaem_train.baselines.diffusion import Diffusion, sampling_schedule
-from kaem_train.decoder_graph import IR_VERSION, OPSET
-from kaem_train.sections import DiffusionConfig
-from kaem_train.settings import Config
+from kaem_export.tables.lookup import Constants
+from kaem_export.tables.normal import NORMAL_U_ERROR_BOUND, normal_nodes
+from kaem_train.config import DiffusionConfig
+from kaem_train.config.settings import Config
+from kaem_train.families.diffusion import Diffusion, sampling_schedule
+from kaem_train.fitting.decoder_graph import IR_VERSION, OPSET
 
 _DEFAULT_DDIM_STEPS = 50
 _STATES = [f"stream_{word}" for word in range(NUM_WORDS)]

@@ -13,12 +13,12 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from kaem.artifact import Figure
+from kaem.engines.cpu import LocalSampler
 from kaem.noise import uniforms
-from kaem.runtime import LocalSampler
 from kaem_export.families.recursive_noise import MODULI, NUM_WORDS
-from kaem_export.inner_tensor import inner_tensor
-from kaem_train.baselines.diffusion import Diffusion, sampling_schedule
-from kaem_train.sections import DiffusionConfig
+from kaem_export.proof.rows import inner_tensor
+from kaem_train.config import DiffusionConfig
+from kaem_train.families.diffusion import Diffusion, sampling_schedule
 
 SAMPLER_BOUND = 5e-4
 """Largest difference of an intensity in [0, 1]: rounding grows over the steps; 2e-5 was measured after a thousand."""

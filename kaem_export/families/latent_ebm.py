@@ -19,12 +19,12 @@ from torch import nn
 from kaem.artifact import Family, ImageType, Manifest
 from kaem.errors import RequestError
 from kaem_export.families.compiled import Compiled, Sampling, require_noise_dim, stated_steps
-from kaem_export.gaussian import NORMAL_U_ERROR_BOUND, normal_nodes
 from kaem_export.graph import join_generator
-from kaem_export.lookup import Constants
-from kaem_train.baselines.latent_ebm import EnergyPrior, LatentEbm
-from kaem_train.sections import LatentEbmConfig
-from kaem_train.settings import Config
+from kaem_export.tables.lookup import Constants
+from kaem_export.tables.normal import NORMAL_U_ERROR_BOUND, normal_nodes
+from kaem_train.config import LatentEbmConfig
+from kaem_train.config.settings import Config
+from kaem_train.families.latent_ebm import EnergyPrior, LatentEbm
 
 DRAWS = "draws"
 """Name of the normal draws (N, D) in the graph."""

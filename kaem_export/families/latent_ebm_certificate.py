@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from kaem.artifact import Figure
+from kaem.engines.cpu import LocalSampler
 from kaem.noise import uniforms
-from kaem.runtime import LocalSampler
 from kaem_export.families.latent_ebm import DRAWS
-from kaem_export.inner_tensor import inner_tensor
-from kaem_train.baselines.latent_ebm import EnergyPrior
-from kaem_train.sections import LatentEbmConfig
+from kaem_export.proof.rows import inner_tensor
+from kaem_train.config import LatentEbmConfig
+from kaem_train.families.latent_ebm import EnergyPrior
 
 CHAIN_BOUND = 1e-4
 """Largest difference of a latent; float32 chains of 60 steps are off by about 1e-6."""

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from kaem_export.lookup import Constants, signed_nodes
+from kaem_export.tables.lookup import Constants, signed_nodes
 
 NUM_WORDS = 6
 """Words of a state, oldest first: x_{k-3}, x_{k-2}, x_{k-1}, y_{k-3}, y_{k-2}, y_{k-1}."""

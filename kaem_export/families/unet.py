@@ -11,9 +11,9 @@ import torch
 from onnx import compose, helper, numpy_helper
 from onnx_ir.passes import common
 
-from kaem_export.ordered_sum import fix_sum_orders
-from kaem_train.baselines.diffusion import Diffusion
-from kaem_train.tracing import traced
+from kaem_export.priors.ordered_sum import fix_sum_orders
+from kaem_train.families.diffusion import Diffusion
+from kaem_train.onnx_tracing import traced
 
 PREFIX = "unet_"
 
@@ -55,7 +55,7 @@ def _write_out_sizes(graph: onnx.GraphProto) -> None:
     """Replace, in place, the computed sizes of every Reshape by constants, with -1 for what depends on the batch.
 
     torch's attention computes them from shapes of which all but the batch is known. ONNX Runtime computes sizes on the
-    processor even in a session on a GPU, and `kaem.backend` lets nothing there run elsewhere than asked.
+    processor even in a session on a GPU, and `kaem.engines.session` lets nothing there run elsewhere than asked.
     """
     sizes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
     known = {tensor.name for tensor in graph.initializer}

@@ -9,10 +9,10 @@ from scipy.special import ndtr
 
 from kaem.artifact import ImageType
 from kaem_export.families.compiled import Compiled
-from kaem_export.gaussian import NORMAL_U_ERROR_BOUND, normal_nodes
 from kaem_export.graph import join_generator
-from kaem_train.model.kaem import Kaem
-from kaem_train.settings import Config
+from kaem_export.tables.normal import NORMAL_U_ERROR_BOUND, normal_nodes
+from kaem_train.config.settings import Config
+from kaem_train.families.kaem import Kaem
 
 _PLOT_REACH = 4.0
 _PLOT_BINS = 64

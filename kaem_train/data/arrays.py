@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kaem.errors import DataError
+from kaem_train.config import DataConfig
 from kaem_train.data.pixels import as_bytes_where_exact
-from kaem_train.sections import DataConfig
 
 
 def checked_images(images: NDArray[Any], config: DataConfig, origin: str) -> NDArray[Any]:

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from kaem.errors import DataError, RequestError
 from kaem.files import FOLDER_VARIABLE, cache_folder, replacing
+from kaem_train.config import DataConfig
 from kaem_train.data.decode import decode_image
-from kaem_train.data.encoded import EncodedImages, split_by_folder
 from kaem_train.data.pixels import pixel_digest
-from kaem_train.sections import DataConfig
+from kaem_train.data.sources.encoded import EncodedImages, split_by_folder
 
 _FORMAT = 2
 

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from kaem.errors import DataError
+from kaem_train.config import DataConfig
+from kaem_train.config.preflight import require_data
 from kaem_train.data.arrays import checked_images
 from kaem_train.data.cache import DecodedImages, Progress, decoded_images
-from kaem_train.data.encoded import EncodedImages, Split, count_like_held_out, say_counts, split_by_folder
-from kaem_train.data.files import RawImages
-from kaem_train.data.hub import HubImages
 from kaem_train.data.pixels import Images, pixel_digest
-from kaem_train.data.source import open_source
-from kaem_train.inputs import require_data
-from kaem_train.sections import DataConfig
+from kaem_train.data.sources.encoded import EncodedImages, Split, count_like_held_out, say_counts, split_by_folder
+from kaem_train.data.sources.files import RawImages
+from kaem_train.data.sources.hub import HubImages
+from kaem_train.data.sources.source import open_source
 
 _DARKEST = 32
 """Of 255: where no pixel of a set is lighter, its numbers mean something else."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from kaem.errors import RequestError
-from kaem_train.evaluation.features import Features
+from kaem_train.evaluation.features.network import Features
 
 SUBSET = 1000
 """Vectors of each set in one subset of the kernel distance, where there are so many."""

@@ -22,7 +22,7 @@ from kaem.errors import DataError, RequestError
 from kaem_train.devices import device_of, tf32_set
 from kaem_train.evaluation.distances import kernel_distance
 from kaem_train.evaluation.extrapolation import Extrapolation, default_sizes, extrapolated, subset
-from kaem_train.evaluation.features import Features, Pixels, Progress, cached_features, extract_features
+from kaem_train.evaluation.features.network import Features, Pixels, Progress, cached_features, extract_features
 from kaem_train.evaluation.likelihood import MOST_IMAGES, held_out_bound
 from kaem_train.evaluation.manifolds import NEIGHBOURS, precision_and_recall
 from kaem_train.evaluation.models import ExportedModel, TrainedModel
@@ -30,9 +30,9 @@ from kaem_train.evaluation.options import Split
 from kaem_train.evaluation.reals import Reals, nothing, pixels_of_set, some_rows
 from kaem_train.evaluation.reconstruction import ACTIVE_VARIANCE, decoded_draws, reconstruction_error
 from kaem_train.evaluation.report import EvaluationReport, Figure, NetworkIdentity
-from kaem_train.model.kaem import Kaem
+from kaem_train.families.kaem import Kaem
 from kaem_train.posterior import Posterior
-from kaem_train.streams import noise_stream
+from kaem_train.rng import noise_stream
 
 _NUM, _NUM_INCEPTION = 10_000, 2_000
 _SUBSETS, _SUBSETS_OF_A_SIZE = 100, 20

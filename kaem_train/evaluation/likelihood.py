@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from kaem_train.data import Images
-from kaem_train.evidence import log_mean_exp
-from kaem_train.model.kaem import Kaem
+from kaem_train.families.kaem import Kaem
 from kaem_train.posterior import Posterior
+from kaem_train.training.objective import log_mean_exp
 
 _BATCH = 250
 MOST_IMAGES = 1000

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kaem.errors import RequestError
-from kaem_train.evaluation.features import Features
+from kaem_train.evaluation.features.network import Features
 
 NEIGHBOURS = 3
 """k."""

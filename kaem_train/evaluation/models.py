@@ -16,18 +16,17 @@ from kaem.config import from_mapping
 from kaem.errors import ArtifactError, ConfigError
 from kaem.images import to_uint8
 from kaem.sampler import Sampler
-from kaem_train.build import Model
-from kaem_train.checkpoint import load_model, read_checkpoint
+from kaem_train.checkpoint import fingerprint_weights, load_model, read_checkpoint
+from kaem_train.config import DataConfig
+from kaem_train.config.checks import require_device
+from kaem_train.config.settings import Config
 from kaem_train.devices import choose_device
-from kaem_train.evaluation.features import Pixels
+from kaem_train.evaluation.features.network import Pixels
+from kaem_train.families.build import Model
+from kaem_train.families.kaem import Kaem
 from kaem_train.model.encoder import Encoder
-from kaem_train.model.kaem import Kaem
 from kaem_train.posterior import Posterior, build_posterior
-from kaem_train.sections import DataConfig
-from kaem_train.sections.checks import require_device
-from kaem_train.settings import Config
-from kaem_train.streams import noise_stream
-from kaem_train.weights import fingerprint_weights
+from kaem_train.rng import noise_stream
 
 _TOGETHER = 500
 

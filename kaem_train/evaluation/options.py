@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kaem.errors import RequestError
+from kaem_train.config.checks import require_device
 from kaem_train.evaluation.extrapolation import require_sizes
-from kaem_train.sections.checks import require_device
 
 Split = Literal["train", "test", "all"]
 

@@ -12,15 +12,15 @@ import numpy as np
 
 from kaem.errors import ConfigError, DataError
 from kaem.images import to_uint8
+from kaem_train.config import DataConfig
 from kaem_train.data import Dataset, Images, load_dataset
-from kaem_train.data.labels import Labels, load_labels
-from kaem_train.evaluation.classifier import load_classifier
+from kaem_train.data.sources.labels import Labels, load_labels
 from kaem_train.evaluation.distances import FrechetDistance
-from kaem_train.evaluation.features import FeatureNetwork, Features, Pixels, Progress, cached_features
-from kaem_train.evaluation.inception import load_inception
-from kaem_train.evaluation.onnx_network import load_onnx_network
+from kaem_train.evaluation.features.classifier import load_classifier
+from kaem_train.evaluation.features.inception import load_inception
+from kaem_train.evaluation.features.network import FeatureNetwork, Features, Pixels, Progress, cached_features
+from kaem_train.evaluation.features.onnx_network import load_onnx_network
 from kaem_train.evaluation.options import EvaluationOptions, Split
-from kaem_train.sections import DataConfig
 
 _LARGEST_SIDE = 32
 _ALTERNATIVES = "choose --features inception (pip install 'kaem[inception]') or --features net.onnx"

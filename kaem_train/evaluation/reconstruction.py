@@ -17,10 +17,10 @@ from torch import Tensor
 
 from kaem_train.data import Images
 from kaem_train.devices import normal
-from kaem_train.evaluation.features import Pixels, Progress
+from kaem_train.evaluation.features.network import Pixels, Progress
 from kaem_train.evaluation.models import pixels_of
+from kaem_train.families.kaem import Kaem
 from kaem_train.model.encoder import Encoder
-from kaem_train.model.kaem import Kaem
 
 ACTIVE_VARIANCE = 0.01
 """Of a posterior mean, in the latent's own unit, in which the reference N(0, 1) has variance 1."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kaem_train.sections import BaseActivation
+from kaem_train.config import BaseActivation
 
 ACTIVATIONS: dict[BaseActivation, Callable[[Tensor], Tensor]] = {
     "none": torch.zeros_like,

@@ -11,15 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kaem_train.config import PosteriorConfig
 from kaem_train.data import Images
 from kaem_train.devices import moved_to_cpu, normal
+from kaem_train.families.kaem import Kaem
 from kaem_train.model.encoder import Encoder
-from kaem_train.model.kaem import Kaem
-from kaem_train.model.reference import log_reference
-from kaem_train.objective import gaussian_entropy, log_likelihood, standard_normal_divergence
+from kaem_train.model.prior.reference import log_reference
+from kaem_train.posterior.protocol import Terms
 from kaem_train.posterior.start import start_prior
-from kaem_train.posterior.terms import Terms
-from kaem_train.sections import PosteriorConfig
+from kaem_train.training.objective import gaussian_entropy, log_likelihood, standard_normal_divergence
 
 _START_IMAGES = 8192
 _ENCODED_TOGETHER = 512

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kaem_train.config import PosteriorConfig
 from kaem_train.devices import normal, uniform
 from kaem_train.posterior.power import ChainState, PowerPosterior, per_chain
-from kaem_train.sections import PosteriorConfig
 
 _ADAPTATION_GAIN = 1.0
 

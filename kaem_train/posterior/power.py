@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from kaem_train.model.abstract_prior import AbstractPrior
-from kaem_train.model.kaem import Kaem
-from kaem_train.objective import log_likelihood
+from kaem_train.families.kaem import Kaem
+from kaem_train.model.prior.abstract_prior import AbstractPrior
+from kaem_train.training.objective import log_likelihood
 
 LogDensity = Callable[[Tensor], Tensor]
 """Latents, shape (S, *latent_shape), to nats, shape (S,), differentiable."""

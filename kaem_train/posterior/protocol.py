@@ -1,24 +1,21 @@
-"""What the trainer asks of a posterior."""
+"""What the trainer asks of a posterior.
+
+The loss of one batch and what it is made of.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, assert_never, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from kaem_train.data import Images
-from kaem_train.model.kaem import Kaem
-from kaem_train.posterior.amortized import AmortizedPosterior
-from kaem_train.posterior.importance import ImportancePosterior
-from kaem_train.posterior.refined import RefinedPosterior
-from kaem_train.posterior.short_run import LangevinPosterior
-from kaem_train.posterior.tempering import TemperingPosterior
-from kaem_train.posterior.terms import Terms
-from kaem_train.posterior.weighted_bound import WeightedBoundPosterior
-from kaem_train.settings import Config
+from kaem_train.families.kaem import Kaem
 
-__all__ = ["InfersLatents", "Objective", "Posterior", "Terms", "build_posterior"]
+__all__ = ["InfersLatents", "Objective", "Posterior", "Terms"]
 
 
 class Objective(Protocol):
@@ -61,25 +58,20 @@ class Posterior(Objective, InfersLatents, Protocol):
         """Return log p(x, z) / q(z) of `num` latents per image, without gradient: shape (B, num)."""
 
 
-def build_posterior(config: Config, latent_shape: tuple[int, ...]) -> Posterior:
-    """Return the configured posterior."""
-    settings, gradient, updates = config.posterior, config.training.prior_gradient, config.training.updates
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """The loss of one batch.
 
-    def encoder() -> AmortizedPosterior:
-        return AmortizedPosterior(settings, config.data.image_shape, latent_shape, updates=updates)
+    Attributes:
+        loss: What to minimise, scalar; in nats per image where it bounds a likelihood.
+        squared_error: |x - G(z)|^2 per image under the posterior, without gradient, scalar; None where nothing is
+            reconstructed.
+        latents: Encoded latents that the prior learned from, without gradient: (S, *latent_shape); None where it did
+            not, or they cannot leave its domain.
+        metrics: Parts of the loss and diagnostics, for people to watch; scalars without gradient.
+    """
 
-    match settings.kind:
-        case "amortized":
-            return encoder()
-        case "weighted_bound":
-            return WeightedBoundPosterior(encoder(), settings, updates=updates)
-        case "refined":
-            return RefinedPosterior(encoder(), settings)
-        case "importance":
-            return ImportancePosterior(settings, gradient)
-        case "langevin":
-            return LangevinPosterior(settings, gradient)
-        case "tempering":
-            return TemperingPosterior(settings, gradient, updates=updates)
-        case _:
-            assert_never(settings.kind)
+    loss: Tensor
+    squared_error: Tensor | None
+    metrics: Mapping[str, Tensor]
+    latents: Tensor | None = None

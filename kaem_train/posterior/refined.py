@@ -14,17 +14,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from kaem_train.config import PosteriorConfig
 from kaem_train.data import Images
 from kaem_train.devices import normal
-from kaem_train.model.kaem import Kaem
-from kaem_train.objective import gaussian_entropy, log_likelihood
+from kaem_train.families.kaem import Kaem
 from kaem_train.posterior.amortized import AmortizedPosterior
 from kaem_train.posterior.langevin import StepSizes
 from kaem_train.posterior.power import PowerPosterior, frozen, log_likelihood_of, squared_error_of
+from kaem_train.posterior.protocol import Terms
 from kaem_train.posterior.short_run import ChainRun, run_chains
-from kaem_train.posterior.terms import Terms
 from kaem_train.posterior.weighted_bound import prior_at
-from kaem_train.sections import PosteriorConfig
+from kaem_train.training.objective import gaussian_entropy, log_likelihood
 
 
 class RefinedPosterior:

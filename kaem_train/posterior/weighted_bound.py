@@ -11,16 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kaem_train.config import PosteriorConfig
 from kaem_train.data import Images
 from kaem_train.devices import normal
-from kaem_train.evidence import log_mean_exp
-from kaem_train.model.kaem import Kaem
-from kaem_train.model.reference import log_reference
-from kaem_train.objective import effective_sample_size, log_likelihood
+from kaem_train.families.kaem import Kaem
+from kaem_train.model.prior.reference import log_reference
 from kaem_train.posterior.amortized import AmortizedPosterior
 from kaem_train.posterior.power import squared_error_of
-from kaem_train.posterior.terms import Terms
-from kaem_train.sections import PosteriorConfig
+from kaem_train.posterior.protocol import Terms
+from kaem_train.training.objective import effective_sample_size, log_likelihood, log_mean_exp
 
 
 class WeightedBoundPosterior:

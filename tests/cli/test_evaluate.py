@@ -14,13 +14,13 @@ from cli.evaluate import evaluate
 from kaem.errors import ArtifactError, ConfigError, DataError, RequestError
 from kaem_export.compile import export
 from kaem_train.checkpoint import read_checkpoint, write_checkpoint
+from kaem_train.config.settings import load_config
 from kaem_train.data import load_dataset
 from kaem_train.evaluation.evaluate import evaluate as measure
 from kaem_train.evaluation.models import open_model
 from kaem_train.evaluation.options import EvaluationOptions
 from kaem_train.evaluation.reals import prepare_reals
-from kaem_train.settings import load_config
-from kaem_train.trainer import train
+from kaem_train.training.trainer import train
 
 SAMPLE_BASED = {
     "frechet_infinity",
@@ -170,7 +170,7 @@ def test_mistakes_are_named_before_any_work_is_done(folder, tmp_path):
 
 
 def test_a_set_of_another_shape_is_refused_by_the_function_too(folder, tmp_path):
-    from kaem_train.sections import DataConfig
+    from kaem_train.config import DataConfig
 
     rng = np.random.default_rng(0)
     np.savez(

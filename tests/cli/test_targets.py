@@ -97,7 +97,7 @@ def test_a_finished_artifact_in_8_bits_becomes_a_model_of_triton_and_no_package(
 @pytest.mark.parametrize("text", ["0", "3:2:1", "1:2", "1:2:3:4", "a", "1:8:100000000", "-1", ""])
 def test_a_profile_is_three_ascending_sizes_or_one(text):
     from kaem.errors import ConfigError
-    from kaem_export.tensorrt import parse_profile
+    from kaem_export.targets.tensorrt import parse_profile
 
     with pytest.raises(ConfigError, match="LEAST:BEST:MOST"):
         parse_profile(text)

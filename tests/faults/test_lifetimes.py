@@ -27,7 +27,7 @@ SampleRequest = kaem_pb2.SampleRequest
 
 GATED = """
 import pathlib, sys
-from kaem.runtime import LocalSampler
+from kaem.engines.cpu import LocalSampler
 from serve.server import run
 from serve.settings import ServeSettings
 

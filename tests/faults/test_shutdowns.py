@@ -43,7 +43,7 @@ def seconds_to_end(server, timeout=120):
 
 def workers_of(server):
     found = psutil.Process(server.process.pid).children()
-    assert all("serve.worker" in child.cmdline() for child in found)
+    assert all("serve.devices.worker_main" in child.cmdline() for child in found)
     return found
 
 
@@ -92,7 +92,7 @@ def _answers(stub):
 
 HANGING = """
 import pathlib, sys, threading, time
-from kaem.runtime import LocalSampler
+from kaem.engines.cpu import LocalSampler
 from serve.server import run
 from serve.settings import ServeSettings
 

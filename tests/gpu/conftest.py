@@ -3,8 +3,8 @@ from __future__ import annotations
 import onnxruntime
 import pytest
 
+from kaem.engines.gpu import Gpu, installed_gpu
 from kaem.errors import BackendError
-from kaem.gpu import Gpu, installed_gpu
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -71,8 +71,8 @@ def test_a_tensorrt_engine_is_built_sealed_loaded_and_computes_the_same(tmp_path
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("torch is a CPU build; here it holds the buffers")
-    from kaem.engine import load_engine
-    from kaem_export.tensorrt import build_engine, parse_profile
+    from kaem.engines.tensorrt_file import load_engine
+    from kaem_export.targets.tensorrt import build_engine, parse_profile
 
     monkeypatch.setenv("KAEM_ENGINE_SECRET", str(tmp_path / "secret"))
     monkeypatch.setenv("KAEM_CACHE_DIR", str(tmp_path / "cache"))

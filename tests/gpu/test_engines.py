@@ -15,12 +15,12 @@ from onnx import helper
 
 import kaem
 from kaem.artifact import MANIFEST_KEY, Manifest, write_manifest
-from kaem.cuda import CudaEngine
+from kaem.engines.cuda import CudaEngine
 from kaem.noise import uniforms
 from kaem_export.graph import graph_fingerprint
-from serve.devices import Device, parse_devices
-from serve.engine import warm_up
-from serve.fleet import Fleet
+from serve.devices.device_pool import Fleet
+from serve.devices.devices import Device, parse_devices
+from serve.devices.engine import warm_up
 
 pytestmark = pytest.mark.gpu
 
@@ -60,7 +60,7 @@ def engine_file(artifact, tmp_path_factory):
     """Beside the artifact, as `kaem export --target tensorrt` puts it."""
     pytest.importorskip("tensorrt", reason="pip install 'kaem[tensorrt]'")
     pytest.importorskip("cuda.bindings.runtime", reason="pip install 'kaem[tensorrt]'")
-    from kaem_export.tensorrt import build_engine
+    from kaem_export.targets.tensorrt import build_engine
 
     folder = tmp_path_factory.mktemp("secret")
     with pytest.MonkeyPatch.context() as patch:
@@ -91,7 +91,7 @@ def test_onnx_runtime_on_cuda(artifact):
 
 
 def test_tensorrt(artifact, engine_file):
-    from kaem.tensorrt import TensorRtEngine
+    from kaem.engines.tensorrt import TensorRtEngine
 
     with TensorRtEngine(artifact) as engine, TensorRtEngine(artifact) as again:
         check(engine, artifact)
@@ -140,8 +140,8 @@ def test_every_gpu_here_behind_one_port(artifact, kind, request):
 
 
 def _num_gpus():
+    from kaem.engines.gpu import installed_gpu
     from kaem.errors import BackendError
-    from kaem.gpu import installed_gpu
 
     num = 0
     while True:

@@ -14,8 +14,8 @@ from live_server import LiveServer
 import kaem
 from kaem import noise
 from kaem.errors import RequestError
-from kaem.requests import NUM_INDICES
 from kaem.sampler import Sampler
+from kaem.validation import NUM_INDICES
 
 SEEDS = st.integers(0, NUM_INDICES - 1)
 

@@ -14,9 +14,9 @@ from onnx import helper
 
 import kaem
 from kaem.artifact import Manifest
+from kaem.engines.cpu import read_file
 from kaem.errors import ArtifactError
 from kaem.onnx_file import read_artifact, require_whole
-from kaem.runtime import read_file
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from live_server import Backend, LiveServer
 import kaem
 from kaem.client.asynchronous import AsyncRemoteSampler
 from kaem.client.remote import RemoteSampler
+from kaem.engines.cpu import LocalSampler
 from kaem.errors import ArtifactError, RemoteError
-from kaem.runtime import LocalSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from gpu.network import sweep_graphs
 
-from kaem.backend import open_session
+from kaem.engines.session import open_session
 from kaem.noise import uniforms
 
 

@@ -11,8 +11,8 @@ from models import VARIANTS, random_model
 from kaem.errors import ArtifactError
 from kaem.noise import uniforms
 from kaem_export.graph import OPSET, build_graph, traced_generator
-from kaem_export.head import Frame
-from kaem_export.prior_tables import choice_weights, tabulate
+from kaem_export.priors.prior_nodes import Frame
+from kaem_export.priors.prior_tables import choice_weights, tabulate
 
 
 @pytest.fixture(scope="module")

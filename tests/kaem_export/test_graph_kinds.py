@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 
 from kaem.errors import ArtifactError, ConfigError
 from kaem.noise import uniforms
-from kaem_export.tensorrt import DEFAULT_PROFILES, Profile, build_plan
-from kaem_export.torch_twin import TorchTwin
+from kaem_export.targets.tensorrt import DEFAULT_PROFILES, Profile, build_plan
+from kaem_export.targets.torch_twin import TorchTwin
 
 FOR_GPUS = KINDS | LOOPS
 FLOAT = FOR_GPUS | LARGE_BATCH

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kaem_train.settings import load_config
+from kaem_train.config.settings import load_config
 
 TINY = (
     "prior.variant=mixture",

@@ -10,7 +10,7 @@ import torch
 from kaem.config import to_mapping
 from kaem.errors import ArtifactError, RequestError
 from kaem_train.checkpoint import Checkpoint, FinishedModel, load_model, read_checkpoint, write_checkpoint
-from kaem_train.model.kaem import Kaem
+from kaem_train.families.kaem import Kaem
 
 
 @pytest.fixture

@@ -5,22 +5,22 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from other_device import DEVICE, OtherDevice, OtherTensor, no_waiting, waiting
 
 from kaem.errors import ConfigError, KaemError
 from kaem_train import devices
 from kaem_train.checkpoint import read_checkpoint
+from kaem_train.config.settings import load_config
 from kaem_train.data import load_dataset, training_batch
 from kaem_train.data.order import PixelsAhead
 from kaem_train.devices import choose_device, device_of, moved_to_cpu, normal, on_cpu
-from kaem_train.model.kaem import Kaem
-from kaem_train.optimisation import FiniteGuard
+from kaem_train.families.kaem import Kaem
 from kaem_train.posterior.amortized import AmortizedPosterior
 from kaem_train.posterior.langevin import StepNoise, langevin_step
 from kaem_train.posterior.power import frozen, power_posterior
 from kaem_train.posterior.short_run import run_chains
-from kaem_train.settings import load_config
-from kaem_train.trainer import Trainer, train
-from tests.other_device import DEVICE, OtherDevice, OtherTensor, no_waiting, waiting
+from kaem_train.training.optimiser import FiniteGuard
+from kaem_train.training.trainer import Trainer, train
 
 REFIT = ("refit.kind=experts", "refit.num_experts=[2]", "refit.correction_steps=2", "refit.num_images=100")
 CHAINS = ("posterior.num_steps=3",)
@@ -83,7 +83,7 @@ class PortableAdam(torch.optim.Adam):
 def test_a_run_on_another_device_is_the_same_run(tmp_path, tiny, digits, monkeypatch, overrides):
     config = tiny("training.updates=4", *overrides)
     here = train(config, digits, tmp_path / "cpu")
-    monkeypatch.setattr("kaem_train.trainer.choose_device", lambda _name: DEVICE)
+    monkeypatch.setattr("kaem_train.training.trainer.choose_device", lambda _name: DEVICE)
     drawn = []
     with OtherDevice():
         trainer = Trainer(config, digits)
@@ -111,7 +111,7 @@ WITHOUT_WAITING = {
 
 @pytest.mark.parametrize("overrides", WITHOUT_WAITING.values(), ids=WITHOUT_WAITING)
 def test_an_update_does_not_wait_for_its_device(tiny, digits, monkeypatch, overrides):
-    monkeypatch.setattr("kaem_train.trainer.choose_device", lambda _name: DEVICE)
+    monkeypatch.setattr("kaem_train.training.trainer.choose_device", lambda _name: DEVICE)
     config = tiny("training.updates=9", "training.log_every=4", *overrides)
     with OtherDevice():
         trainer = Trainer(config, digits)
@@ -125,7 +125,7 @@ def test_an_update_does_not_wait_for_its_device(tiny, digits, monkeypatch, overr
 def test_an_update_that_is_not_finite_changes_nothing_on_another_device_and_is_told_at_the_report(
     tiny, digits, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr("kaem_train.trainer.choose_device", lambda _name: DEVICE)
+    monkeypatch.setattr("kaem_train.training.trainer.choose_device", lambda _name: DEVICE)
     config = tiny("training.updates=20", "training.log_every=5")
     with OtherDevice():
         trainer = Trainer(config, digits)

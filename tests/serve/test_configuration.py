@@ -11,9 +11,9 @@ from typer.main import get_command
 
 from cli.main import app
 from kaem.errors import ConfigError
+from serve.calls.tokens import read_tokens
 from serve.configuration import load_settings
 from serve.settings import ServeSettings
-from serve.tokens import read_tokens
 
 NAMES = {"port": "--port", "drain_grace_s": "--grace"}
 

@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from live_server import PARTIAL, Backend, LiveServer, server_process, stub_of
 
 import kaem
+from kaem.engines.cpu import LocalSampler
 from kaem.protocol import kaem_pb2
-from kaem.runtime import LocalSampler
 from serve.server import run
 from serve.settings import ServeSettings
 

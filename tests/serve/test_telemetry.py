@@ -29,9 +29,9 @@ from scraping import Scrape, get
 
 from kaem.errors import ConfigError
 from kaem.protocol import kaem_pb2, kaem_pb2_grpc
-from serve.logs import JsonLines, TextLines
+from serve.monitoring.logs import JsonLines, TextLines
+from serve.monitoring.tracing import Tracing, goes_straight
 from serve.settings import ServeSettings
-from serve.tracing import Tracing, goes_straight
 
 ROOT = Path(__file__).parents[2]
 SECTION_4 = """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from kaem_train.config import BasisName
 from kaem_train.model.bases.bspline import BSplineBasis
 from kaem_train.model.bases.chebyshev import ChebyshevBasis
 from kaem_train.model.bases.fourier import FourierBasis
@@ -15,7 +16,6 @@ from kaem_train.model.bases.morlet import MorletBasis
 from kaem_train.model.bases.protocol import Basis, ClosedExpectation, hold_tensors, knots_of, tensors_of
 from kaem_train.model.bases.rbf import RbfBasis
 from kaem_train.model.bases.rswaf import RswafBasis
-from kaem_train.sections import BasisName
 
 __all__ = ["Basis", "ClosedExpectation", "build_basis", "hold_tensors", "knots_of", "mixed_knots", "tensors_of"]
 

@@ -13,9 +13,9 @@ import pytest
 from artifacts import write_changed, write_small_artifact
 
 import kaem
-from kaem.bench.contestant import Contestant, Process
-from kaem.bench.engines import Job
-from kaem.bench.local import Effort, _differences, measure
+from kaem.bench.scenarios.engines import Job
+from kaem.bench.scenarios.local import Effort, _differences, measure
+from kaem.bench.scenarios.process import Contestant, Process
 from kaem.errors import ArtifactError, BackendError, ConfigError, RequestError, VerificationError
 
 
@@ -84,7 +84,7 @@ def test_progress_rises_to_one(measured):
 @needs_openvino
 def test_importing_openvino_reports_nothing_to_anybody():
     code = (
-        "import sys; from kaem.bench.engines import require; require('openvino');"
+        "import sys; from kaem.bench.scenarios.engines import require; require('openvino');"
         "print([n for n in sys.modules if n.startswith('openvino_telemetry.')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

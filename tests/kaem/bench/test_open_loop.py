@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 from virtual_clock import run_virtually
 
-from kaem.bench.arrivals import DEFAULT_MIX, Arrival, Kind, parse_mix, poisson_arrivals
-from kaem.bench.open_loop import CallError, Watch, drive, run_precisely
+from kaem.bench.scenarios.arrivals import DEFAULT_MIX, Arrival, Kind, parse_mix, poisson_arrivals
+from kaem.bench.scenarios.open_loop import CallError, Watch, drive, run_precisely
 from kaem.errors import RequestError
 
 

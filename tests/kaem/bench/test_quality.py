@@ -11,9 +11,9 @@ from artifacts import write_small_artifact
 
 import kaem
 from kaem.artifact import Manifest
-from kaem.bench.frontier import frontier_points
 from kaem.bench.quality import attach, read_evaluation, subject_of
 from kaem.bench.record import Entrant, LocalRow, Quality, Report
+from kaem.bench.report.frontier import frontier_points
 from kaem.bench.statistics import Estimate
 from kaem.errors import ArtifactError, RequestError
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live_server import Backend, LiveServer
 
-from kaem.bench.arrivals import parse_mix
-from kaem.bench.remote import Load, Objective, Target, is_late, lowest_judged, search_rate, search_target
+from kaem.bench.scenarios.arrivals import parse_mix
+from kaem.bench.scenarios.remote import Load, Objective, Target, is_late, lowest_judged, search_rate, search_target
 from kaem.errors import RemoteError, RequestError
 from kaem.protocol import kaem_pb2, kaem_pb2_grpc
 from kaem.protocol.messages import Limits, Model, message_from_model

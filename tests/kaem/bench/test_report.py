@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from kaem.bench.cells import NO_DIFFERENCE, NOT_GIVEN, TOO_FEW, figure, half_width
 from kaem.bench.compare import compare, differing_machines
 from kaem.bench.record import (
     QUANTILES,
@@ -24,8 +23,9 @@ from kaem.bench.record import (
     read_report,
     write_report,
 )
+from kaem.bench.report.formatting import NO_DIFFERENCE, NOT_GIVEN, TOO_FEW, figure, half_width
+from kaem.bench.report.tables import report_markdown, tables_of
 from kaem.bench.statistics import Estimate, median_estimate
-from kaem.bench.tables import report_markdown, tables_of
 from kaem.errors import ArtifactError, RequestError
 
 COLD = {"start": 0.1, "import": 0.2, "load": 0.3, "first_image": 0.01, "total": 0.61}
@@ -235,7 +235,7 @@ class _Page(HTMLParser):
 
 def test_the_page_is_whole_needs_no_network_and_takes_its_colours_from_the_reader():
     pytest.importorskip("matplotlib")
-    from kaem.bench.page import page_of
+    from kaem.bench.report.page import page_of
 
     html = page_of(FULL)
     page = _Page()
@@ -283,7 +283,7 @@ def test_quality_stands_beside_speed_and_untrained_weights_are_labelled(tmp_path
     frontier = text[text.index("## Quality against speed") :]
     assert "| a.onnx | onnxruntime, 1 thread | 2.50 ± 0.04 |" in frontier
     pytest.importorskip("matplotlib")
-    from kaem.bench.page import page_of
+    from kaem.bench.report.page import page_of
 
     page = page_of(shown)
     assert "Frechet distance over images" in page
@@ -306,7 +306,7 @@ def test_a_width_is_given_only_of_times_that_end():
 @pytest.mark.parametrize("is_late", [False, True])
 def test_a_search_that_a_late_generator_ended_says_so(is_late):
     pytest.importorskip("matplotlib")
-    from kaem.bench.page import findings
+    from kaem.bench.report.page import findings
 
     rows = [dataclasses.replace(server_row(rate, (1.0, 2.0, 3.0)), is_generator_late=is_late) for rate in (50.0, 56.0)]
     search = Search(target="grpc://host:1", objective="p99 <= 50 ms", highest_met=50.0, lowest_missed=56.0)

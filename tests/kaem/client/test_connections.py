@@ -16,7 +16,7 @@ from live_server import Backend, LiveServer
 
 import kaem
 from kaem import noise
-from kaem.client import channel
+from kaem.client import connection
 
 
 class Relay:
@@ -72,8 +72,8 @@ class Relay:
 @pytest.fixture
 def relayed(monkeypatch):
     """A server and a relay in front of it; clients try their connections more often than usual."""
-    monkeypatch.setattr(channel, "PING_AFTER_S", 1.0)
-    monkeypatch.setattr(channel, "PING_ANSWER_S", 1.0)
+    monkeypatch.setattr(connection, "PING_AFTER_S", 1.0)
+    monkeypatch.setattr(connection, "PING_ANSWER_S", 1.0)
     with (
         LiveServer(Backend(), max_chunk_bytes=1 << 12) as live,
         contextlib.closing(Relay(int(live.address.rpartition(":")[2]))) as relay,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kaem.client.hedging import Hedging, Latencies, hedge_after_s
+from kaem.client.retry import Hedging, Latencies, hedge_after_s
 from kaem.errors import ConfigError
 
 

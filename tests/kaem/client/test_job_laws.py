@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 
 from kaem.artifact import Manifest
 from kaem.client.addresses import Target
-from kaem.client.blocks import Blocks
-from kaem.client.credentials import Credentials
-from kaem.client.exchange import READ_AHEAD, Exchange
+from kaem.client.connection import Credentials
 from kaem.client.failure import Failure, failure_from_status
 from kaem.client.job import Job, Rules
-from kaem.client.patience import Patience
-from kaem.client.questions import Samples
-from kaem.client.reputation import Reputation
+from kaem.client.plan import READ_AHEAD, Exchange
+from kaem.client.requests import Blocks, Samples
+from kaem.client.retry import Patience, Reputation
 from kaem.errors import KaemError, RemoteError, RequestError
 from kaem.protocol import kaem_pb2
 from kaem.protocol.messages import Limits, Model, chunk_from_images

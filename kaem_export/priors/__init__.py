@@ -1,0 +1,1 @@
+"""The nodes in front of the generator, by the layout of the prior."""

@@ -1,0 +1,1 @@
+"""What an artifact promises, measured on the file itself."""

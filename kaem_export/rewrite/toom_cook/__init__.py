@@ -1,0 +1,1 @@
+"""Transposed convolutions with fewer products, for large batches."""

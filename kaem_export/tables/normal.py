@@ -1,0 +1,43 @@
+"""Standard normal draws inside a graph: the normal quantile of uniforms, by the same tables as a prior's.
+
+No Box-Muller: one uniform makes one draw, so a row of draws depends on its own uniforms alone, and both tails reach
+6.3 deviations.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx
+
+from kaem_export.tables.collapse import standard_normal
+from kaem_export.tables.fit_tables import Baked, bake
+from kaem_export.tables.laws import Laws
+from kaem_export.tables.lookup import Constants, quantile_nodes, signed_nodes
+
+NORMAL_U_ERROR_BOUND = 2.0**-22
+"""What |Phi(x(u)) - u| stays under: the tables' 2^-24, one float of x where the density is largest, and a reserve."""
+
+
+def normal_nodes(source: str, target: str, prefix: str) -> tuple[list[onnx.NodeProto], Constants]:
+    """Turn uniforms into standard normal draws.
+
+    Args:
+        source: Uniforms, float32 (N, M): signed ones in [-1/2, 1/2], or plain ones in [0, 1).
+        target: Gets the draws, float32 (N, M).
+        prefix: Prefix of the names of all nodes' outputs and constants.
+
+    Returns:
+        Nodes and constants; 2 KB, however large M is.
+    """
+    nodes, constants = signed_nodes(source, f"{prefix}signed", prefix)
+    more, tables = quantile_nodes(normal_tables().tables, f"{prefix}signed", target, prefix)
+    return nodes + more, constants | tables
+
+
+@cache
+def normal_tables() -> Baked:
+    """Return the tables of N(0, 1), one function that any number of columns follows."""
+    alone = np.zeros(1)
+    return bake(Laws(parts=(standard_normal(),), law_of=np.zeros(1, int), offset=alone, scale=alone + 1.0))

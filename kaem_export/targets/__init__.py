@@ -1,0 +1,1 @@
+"""What an artifact is turned into for other machines."""

@@ -1,0 +1,1 @@
+"""Where images lie: files, folders, archives, the hub."""

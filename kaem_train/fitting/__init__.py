@@ -1,0 +1,1 @@
+"""A prior for a finished decoder: fitted to latents by maximum likelihood."""

@@ -1,0 +1,1 @@
+"""From latents to images: convolutions, Kolmogorov-Arnold layers, and decoders of the user's."""

@@ -1,1 +1,0 @@
-"""Training presets as TOML files, one per result they reproduce; `kaem_train.settings` reads them."""

@@ -1,0 +1,1 @@
+"""The models of a server: which files there are, how they are loaded, what is served."""

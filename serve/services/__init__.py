@@ -1,0 +1,1 @@
+"""What may be asked: samples, the Open Inference Protocol, administration, HTTP."""
