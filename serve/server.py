@@ -157,7 +157,7 @@ class Server:
         """Refuse new calls and let the running ones complete, for nearly all of the grace; then stop."""
         self._health.set_serving(False)
         self.gate.close("is shutting down")
-        grace_s = self._settings.drain_grace_s
+        grace_s = self._settings.grace
         if not await self.gate.wait_empty(grace_s - min(_CLOSING_S, _CLOSING_SHARE * grace_s)):
             _log.warning("%d calls did not complete in time and are cut off", self.gate.num_inside)
         self._health.end_watches()
@@ -270,7 +270,7 @@ def run(path: Path, settings: ServeSettings, *, on_serving: Callable[[str], None
     keep_large_blocks()
     raise_limit()
     repository = open_repository(path, name=settings.name)
-    with Signals(settings.drain_grace_s) as signals:
+    with Signals(settings.grace) as signals:
         early = asyncio.run(_run_until_signal(repository, settings, on_serving, signals))
     if early is not None:
         raise SystemExit(128 + early)

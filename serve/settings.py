@@ -3,102 +3,138 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from kaem.client.addresses import parse_admin_address
-from kaem.engines.providers import PROVIDERS
-from kaem.engines.workers import MOST_WORKERS
 from kaem.errors import ConfigError
-from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
-from serve.devices.devices import parse_devices
-from serve.scheduling.demand import CALL_BYTES, Bounds
 
-_LEAST_HELD_BYTES = 6 * MAX_MESSAGE_BYTES  # half is for what requests may always hold: two messages and one that came
+if TYPE_CHECKING:
+    from serve.scheduling.demand import Bounds
+
 _STREAM_SHARE, _LEAST_STREAMS = 16, 64
 LOG_FORMATS = ("text", "json")
-_PROVIDERS = (*PROVIDERS, "tensorrt")
 
 _MAX_NAME_CHARS = 128  # it travels in errors, hints and health requests
 
 
+ADDRESSES, SCHEDULING, SECURITY, TELEMETRY = "Addresses", "Scheduling", "Security", "Telemetry"
+"""Groups of settings in `kaem serve --help`."""
+
+
+def _setting(default: Any, meaning: str, *, unit: str = "", panel: str = "") -> Any:
+    """Return a field of the settings.
+
+    Args:
+        default: Value where nobody says another.
+        meaning: Sentence for people, without the default.
+        unit: Unit of the number, as `kaem serve --help` shows it.
+        panel: Group in that help.
+    """
+    return field(default=default, metadata={"meaning": meaning, "unit": unit, "panel": panel})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings:
-    """Settings of one server.
+    """Settings of one server: what each means stands with it, and in `kaem serve --help`.
 
-    Attributes:
-        host: Name or address to listen on; anything but a loopback address needs `insecure`.
-        port: TCP port, 0 for a free one.
-        name: Name under which the model of one file is offered; None for the name in its manifest.
-        poll_models_s: Seconds between two looks for new, changed and removed models; None for none.
-        admin: Where the admin service listens, `unix:PATH` or a port of this machine; None for nowhere.
-        provider: Where images are computed: "cpu", "cuda", "ort-tensorrt" or "tensorrt".
-        device: Devices that compute instead, each in a process of its own, such as "cuda:0,cuda:1"; see
-            `serve.devices.devices`.
-        workers: Threads that share each batch by rows; None for one per available core, shared by processes on a CPU.
-        max_batch: Rows computed together; None for as many as make batches more efficient, by measurement.
-        max_chunk_bytes: Bytes of images in one message; one image that is larger travels alone.
-        interactive_samples: Requests of at most so many samples are interactive: they go before larger ones.
-        max_queue_samples: Samples that may wait for a batch, of each request at most a full one; requests beyond are
-            refused.
-        max_pending_calls: Calls that may wait until the server looks at them, before their requests are read; gRPC
-            ends calls beyond with CANCELLED.
-        max_held_bytes: Bytes that all calls together may hold: images for their readers, what was sent along, and what
-            each open call takes.
-        max_queue_delay_us: Microseconds that a batch which is not full waits for more samples.
-        keepalive_s: Seconds of silence after which a client's connection is tried by a ping; inf for never.
-        max_connection_age_s: Seconds after which a client is asked to connect again, give or take a tenth, so that new
-            servers get a share; inf for never.
-        max_connection_grace_s: Seconds that calls then still get to complete; inf for as long as they take.
-        drain_grace_s: Seconds that the whole shutdown may take, running calls included.
-        insecure: Allow listening beyond this machine although nothing is encrypted or authenticated.
-        certificate_file: PEM file of the server's certificate and its chain; with `key_file` it turns TLS on.
-        key_file: PEM file of that certificate's private key, without a password.
-        client_ca_file: PEM file of the authorities that may vouch for clients; with it clients need a certificate.
-        token_file: File of bearer tokens, one of which every call but health checks must carry; see `calls/tokens.py`.
-        token_rate: Samples a second that each token may have sent; None for any number.
-        token_concurrency: Requests that each token may have running; None for any number.
-        http_host: Name or address to listen on for HTTP.
-        http_port: TCP port of `/metrics`, `/healthz` and `/readyz`, 0 for a free one; None for no HTTP at all.
-        http_samples: Answer `/v1/sample.png` on that port too, to whoever may call the gRPC port.
-        log_format: "text", or "json" for one object a line.
-        log_calls: Write a line to the log for every call that ends.
-        traces: Send OpenTelemetry traces to where the OTEL_* environment variables say.
+    The name of a setting is its flag, its key in TOML and, in capitals, its environment variable.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 50051
-    name: str | None = None
-    poll_models_s: float | None = None
-    admin: str | None = None
-    provider: str = "cpu"
-    device: str | None = None
-    workers: int | None = None
-    max_batch: int | None = None
-    max_chunk_bytes: int = 1 << 20
-    interactive_samples: int = 64
-    max_queue_samples: int = 1 << 20
-    max_pending_calls: int = 100
-    max_held_bytes: int = 1 << 30
-    max_queue_delay_us: int = 0
-    keepalive_s: float = 60.0
-    max_connection_age_s: float = 1800.0
-    max_connection_grace_s: float = math.inf
-    drain_grace_s: float = 30.0
-    insecure: bool = False
-    certificate_file: str | None = None
-    key_file: str | None = None
-    client_ca_file: str | None = None
-    token_file: str | None = None
-    token_rate: float | None = None
-    token_concurrency: int | None = None
-    http_host: str = "127.0.0.1"
-    http_port: int | None = None
-    http_samples: bool = False
-    log_format: str = "text"
-    log_calls: bool = False
-    traces: bool = False
+    host: str = _setting("127.0.0.1", "Name or address to listen on.", panel=ADDRESSES)
+    port: int = _setting(50051, "TCP port; 0 takes a free one.", panel=ADDRESSES)
+    name: str | None = _setting(None, "Name of the model of one file; by default the one in the file.")
+    poll_models: float | None = _setting(
+        None, "Look for new, changed and removed models so often; by default only when asked.", unit="SECONDS"
+    )
+    admin: str | None = _setting(
+        None, "Where `kaem admin` may connect: unix:PATH or 127.0.0.1:PORT; nowhere by default.", panel=ADDRESSES
+    )
+    provider: str = _setting(
+        "cpu", "Where the model runs: cpu, cuda, ort-tensorrt or tensorrt. Never silently another."
+    )
+    device: str | None = _setting(
+        None,
+        "Devices that share the work instead, such as cuda:0,cuda:1; each gets a process of its own, which is started "
+        "again if it dies.",
+    )
+    workers: int | None = _setting(None, "Threads that share each batch; by default one per core.")
+    max_batch: int | None = _setting(
+        None, "Most samples computed together; by default as many as pay, by measurement.", panel=SCHEDULING
+    )
+    max_chunk_bytes: int = _setting(
+        1 << 20, "Bytes of images in one message; one image that is larger travels alone.", panel=SCHEDULING
+    )
+    interactive: int = _setting(64, "Requests of at most so many samples go before larger ones.", panel=SCHEDULING)
+    max_queue: int = _setting(
+        1 << 20,
+        "Samples that may wait, of each request at most a full batch; requests beyond are refused.",
+        panel=SCHEDULING,
+    )
+    max_pending_calls: int = _setting(
+        100,
+        "Calls that may wait until the server looks at them; more that come at once are ended with CANCELLED.",
+        panel=SCHEDULING,
+    )
+    max_memory: int = _setting(
+        1024, "What all calls together may hold, most of it images.", unit="MiB", panel=SCHEDULING
+    )
+    queue_delay: int = _setting(0, "How long a batch waits to become fuller.", unit="MICROSECONDS", panel=SCHEDULING)
+    keepalive: float = _setting(
+        60.0,
+        "Try a client's connection by a ping after so long a silence; inf for never.",
+        unit="SECONDS",
+        panel=ADDRESSES,
+    )
+    max_connection_age: float = _setting(
+        1800.0,
+        "Ask clients to connect again after so long, give or take a tenth, so that new servers get a share; inf for "
+        "never.",
+        unit="SECONDS",
+        panel=ADDRESSES,
+    )
+    max_connection_grace: float = _setting(
+        math.inf,
+        "Let calls on such a connection complete for so long; inf for as long as they take.",
+        unit="SECONDS",
+        panel=ADDRESSES,
+    )
+    grace: float = _setting(30.0, "How long the whole shutdown may take, running requests included.", unit="SECONDS")
+    insecure: bool = _setting(False, "Allow other machines to connect although nothing is encrypted.", panel=SECURITY)
+    certificate_file: str | None = _setting(
+        None, "PEM file of the server's certificate and chain: turns TLS on.", panel=SECURITY
+    )
+    key_file: str | None = _setting(
+        None, "PEM file of that certificate's private key, without a password.", panel=SECURITY
+    )
+    client_ca_file: str | None = _setting(
+        None, "PEM file of authorities; clients need a certificate of theirs.", panel=SECURITY
+    )
+    token_file: str | None = _setting(
+        None, "File of bearer tokens, a name and a token a line; all calls but health checks need one.", panel=SECURITY
+    )
+    token_rate: float | None = _setting(None, "Samples a second that each token may have.", panel=SECURITY)
+    token_concurrency: int | None = _setting(None, "Requests that each token may have running.", panel=SECURITY)
+    http_host: str = _setting("127.0.0.1", "Where to listen for HTTP.", panel=ADDRESSES)
+    http_port: int | None = _setting(
+        None,
+        "TCP port of /metrics, /healthz and /readyz; 0 takes a free one, none is opened by default.",
+        panel=ADDRESSES,
+    )
+    http_samples: bool = _setting(
+        False, "Answer /v1/sample.png?seed=7 on the HTTP port too, to whoever may call the gRPC port.", panel=ADDRESSES
+    )
+    log_format: str = _setting("text", "text, or json for one object a line.", panel=TELEMETRY)
+    log_calls: bool = _setting(False, "A line for every call.", panel=TELEMETRY)
+    traces: bool = _setting(
+        False, "Send OpenTelemetry traces to where OTEL_EXPORTER_OTLP_ENDPOINT says.", panel=TELEMETRY
+    )
+
+    # The command line reads the fields above: what their checks need is loaded by those who make an object of them.
 
     def __post_init__(self) -> None:
+        from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
+
+        least_memory = 6 * MAX_MESSAGE_BYTES >> 20  # half is for what is always allowed: two messages and one that came
         if not self.host:
             raise ConfigError("host is empty", hint="use 127.0.0.1")
         if not 0 <= self.port <= 65535:
@@ -111,32 +147,34 @@ class ServeSettings:
             raise ConfigError(
                 f"max_chunk_bytes is {self.max_chunk_bytes}, outside 1024 .. {MAX_MESSAGE_BYTES - MESSAGE_HEADROOM}"
             )
-        if self.interactive_samples < 0:
-            raise ConfigError(f"interactive_samples is {self.interactive_samples}; give 0 or more")
-        if self.max_queue_samples < 1:
-            raise ConfigError(f"max_queue_samples is {self.max_queue_samples}; at least 1 is needed")
+        if self.interactive < 0:
+            raise ConfigError(f"interactive is {self.interactive}; give 0 or more")
+        if self.max_queue < 1:
+            raise ConfigError(f"max_queue is {self.max_queue}; at least 1 is needed")
         if not 1 <= self.max_pending_calls <= 1 << 20:
             raise ConfigError(f"max_pending_calls is {self.max_pending_calls}, outside 1 .. {1 << 20}")
-        if self.max_held_bytes < _LEAST_HELD_BYTES:
+        if self.max_memory < least_memory:
             raise ConfigError(
-                f"max_held_bytes is {self.max_held_bytes}; at least {_LEAST_HELD_BYTES} are needed",
+                f"max_memory is {self.max_memory} MiB; at least {least_memory} are needed",
                 hint="one reader of the largest messages needs them",
             )
-        if not 0 <= self.max_queue_delay_us <= 1_000_000:
-            raise ConfigError(f"max_queue_delay_us is {self.max_queue_delay_us}, outside 0 .. 1000000 microseconds")
-        for name in ("keepalive_s", "max_connection_age_s", "max_connection_grace_s"):
+        if not 0 <= self.queue_delay <= 1_000_000:
+            raise ConfigError(f"queue_delay is {self.queue_delay}, outside 0 .. 1000000 microseconds")
+        for name in ("keepalive", "max_connection_age", "max_connection_grace"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0 seconds, or inf")
-        if not (math.isfinite(self.drain_grace_s) and self.drain_grace_s >= 0):
-            raise ConfigError(f"drain_grace_s is {self.drain_grace_s}; give 0 seconds or more")
+        if not (math.isfinite(self.grace) and self.grace >= 0):
+            raise ConfigError(f"grace is {self.grace}; give 0 seconds or more")
         self._check_security()
         self._check_telemetry()
 
     def _check_models(self) -> None:
+        from kaem.client.addresses import parse_admin_address
+
         if self.name is not None:
             check_name(self.name)
-        if self.poll_models_s is not None and not (math.isfinite(self.poll_models_s) and self.poll_models_s > 0):
-            raise ConfigError(f"poll_models_s is {self.poll_models_s}; give more than 0 seconds")
+        if self.poll_models is not None and not (math.isfinite(self.poll_models) and self.poll_models > 0):
+            raise ConfigError(f"poll_models is {self.poll_models}; give more than 0 seconds")
         if self.admin is not None:
             try:
                 parse_admin_address(self.admin)
@@ -144,8 +182,13 @@ class ServeSettings:
                 raise ConfigError(f"admin: {error.message}", hint=error.hint) from None
 
     def _check_place(self) -> None:
-        if self.provider not in _PROVIDERS:
-            raise ConfigError(f"unknown provider {self.provider!r}", hint=f"choose one of: {', '.join(_PROVIDERS)}")
+        from kaem.engines.providers import PROVIDERS
+        from kaem.engines.workers import MOST_WORKERS
+        from serve.devices.devices import parse_devices
+
+        providers = (*PROVIDERS, "tensorrt")
+        if self.provider not in providers:
+            raise ConfigError(f"unknown provider {self.provider!r}", hint=f"choose one of: {', '.join(providers)}")
         if self.device is not None:
             kind = parse_devices(self.device)[0].kind
             if self.provider not in ("cpu", kind):
@@ -193,18 +236,27 @@ class ServeSettings:
         return self.certificate_file is not None
 
     @property
+    def max_held_bytes(self) -> int:
+        """Bytes that all calls together may hold."""
+        return self.max_memory << 20
+
+    @property
     def max_streams(self) -> int:
         """Calls that hold no images and may last for ever: as many as a sixteenth of the memory is enough for."""
+        from serve.scheduling.demand import CALL_BYTES
+
         return max(_LEAST_STREAMS, self.max_held_bytes // _STREAM_SHARE // CALL_BYTES)
 
     @property
     def bounds(self) -> Bounds:
         """What may wait and be held."""
+        from serve.scheduling.demand import CALL_BYTES, Bounds
+
         return Bounds(
-            max_queue_samples=self.max_queue_samples,
+            max_queue_samples=self.max_queue,
             max_held_bytes=self.max_held_bytes,
-            max_delay_s=1e-6 * self.max_queue_delay_us,
-            interactive_turn=self.interactive_samples,
+            max_delay_s=1e-6 * self.queue_delay,
+            interactive_turn=self.interactive,
             stream_bytes=self.max_streams * CALL_BYTES,
         )
 

@@ -55,13 +55,7 @@ def unit():
 def settings_of(arguments):
     """What the command would make of arguments; --config is a file of the machine it is deployed to."""
     given = get_command(app).commands["serve"].make_context("serve", list(arguments)).params
-    names = {"interactive": "interactive_samples", "max_queue": "max_queue_samples", "grace": "drain_grace_s"}
-    names |= {
-        name.removesuffix("_s"): name for name in ("keepalive_s", "max_connection_age_s", "max_connection_grace_s")
-    }
-    settings = {names.get(name, name): value for name, value in given.items() if value is not None}
-    memory = settings.pop("max_memory", None)
-    settings |= {} if memory is None else {"max_held_bytes": memory << 20}
+    settings = {name: value for name, value in given.items() if value is not None}
     files = {name: str(value) for name, value in settings.items() if name.endswith("_file")}
     return ServeSettings(**{name: v for name, v in (settings | files).items() if name not in ("model", "config")})
 
@@ -108,7 +102,7 @@ def test_the_image_is_built_from_all_that_the_wheel_holds_and_from_files_that_do
 def test_the_unit_is_killed_only_well_after_its_grace_and_can_write_nowhere(unit):
     _, *arguments = shlex.split(unit["ExecStart"][-1].partition(" ")[2])
     settings = settings_of(arguments)
-    assert float(unit["TimeoutStopSec"][-1]) >= settings.drain_grace_s + AFTER_GRACE_S
+    assert float(unit["TimeoutStopSec"][-1]) >= settings.grace + AFTER_GRACE_S
     assert unit["KillSignal"] == ["SIGTERM"]
     hardened = {"DynamicUser": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "NoNewPrivileges": "yes"}
     assert {name: unit[name][-1] for name in hardened} == hardened
@@ -134,7 +128,7 @@ def test_pods_are_told_the_ports_they_listen_on_and_get_their_grace(manifests):
     assert settings.is_encrypted
     assert not settings.insecure
     pause_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] >= pause_s + settings.drain_grace_s + AFTER_GRACE_S
+    assert pod["terminationGracePeriodSeconds"] >= pause_s + settings.grace + AFTER_GRACE_S
     paths = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
     assert {name: get["path"] for name, get in paths.items()} == {
         "startup": "/readyz",
@@ -143,7 +137,7 @@ def test_pods_are_told_the_ports_they_listen_on_and_get_their_grace(manifests):
     }
     assert {(get["port"], get["scheme"]) for get in paths.values()} == {("http", "HTTPS")}
     limit = container["resources"]["limits"]["memory"]
-    assert int(limit.removesuffix("Gi")) << 30 > settings.max_held_bytes
+    assert int(limit.removesuffix("Gi")) << 30 > settings.max_memory
 
 
 def test_pods_are_nobody_can_write_nowhere_and_mount_what_their_arguments_name(manifests):

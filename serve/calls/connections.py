@@ -18,7 +18,7 @@ def connection_options(settings: ServeSettings) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # A client that is gone without a word is found out, and what is held for it given back.
-        ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_s)),
+        ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive)),
         ("grpc.keepalive_timeout_ms", _milliseconds(_PING_ANSWER_S)),
         ("grpc.http2.ping_timeout_ms", _milliseconds(_PING_ANSWER_S)),  # a minute otherwise, and it counts instead
         # Python looks at two or three thousand calls a second, and each that it looks at, be it to refuse it, takes the
@@ -26,8 +26,8 @@ def connection_options(settings: ServeSettings) -> tuple[tuple[str, int], ...]:
         ("grpc.server.max_pending_requests", settings.max_pending_calls),
         ("grpc.server.max_pending_requests_hard_limit", settings.max_pending_calls),
         # Clients connect again from time to time, so that new servers get their share; what runs may complete.
-        ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_s)),
-        ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_grace_s)),
+        ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age)),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_grace)),
     )
 
 

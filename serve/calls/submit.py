@@ -25,7 +25,7 @@ class Orders:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
-        self._interactive_samples = settings.interactive_samples
+        self._interactive_samples = settings.interactive
 
     def whole(
         self,

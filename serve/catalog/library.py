@@ -88,8 +88,8 @@ class Library:
             self.admin_address = await port.start()
             _log.info("admin service at %s", self.admin_address)
         await self.loader.start()
-        if self._settings.poll_models_s is not None:
-            polling = asyncio.create_task(self.loader.watch(self._settings.poll_models_s))
+        if self._settings.poll_models is not None:
+            polling = asyncio.create_task(self.loader.watch(self._settings.poll_models))
             self._running.push_async_callback(_cancel, polling)
 
     async def close(self) -> None:

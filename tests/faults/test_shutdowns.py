@@ -103,7 +103,7 @@ def serving(address):
     print(address, flush=True)
     hangs.set()
 
-run(pathlib.Path(sys.argv[1]), ServeSettings(port=0, drain_grace_s=float(sys.argv[2])), on_serving=serving)
+run(pathlib.Path(sys.argv[1]), ServeSettings(port=0, grace=float(sys.argv[2])), on_serving=serving)
 """
 """A server whose batches never end, in a thread that nobody can interrupt."""
 

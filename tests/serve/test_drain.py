@@ -65,7 +65,7 @@ async def _inside(gate, num):
 
 def test_calls_that_outlast_the_grace_are_cut_off(caplog):
     backend = Backend()
-    with LiveServer(backend, drain_grace_s=0.1) as live, stub_of(live.address) as stub:
+    with LiveServer(backend, grace=0.1) as live, stub_of(live.address) as stub:
         stream = stub.StreamSamples(kaem_pb2.SampleRequest(count=10**9), timeout=60, metadata=PARTIAL)
         next(iter(stream))
         live.run(live.server.drain())

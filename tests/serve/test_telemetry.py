@@ -261,7 +261,7 @@ def test_lines_for_people_show_what_a_terminal_would_obey():
 
 def test_probes_follow_the_life_of_the_server():
     backend = Backend()
-    with monitored(drain_grace_s=20) as (live, stub):
+    with monitored(grace=20) as (live, stub):
         backend = live.backend
         url = live.server.http_address
         assert get(f"{url}/healthz") == (200, "ok\n")

@@ -73,7 +73,7 @@ def model_config(model: ServedModel, settings: ServeSettings) -> inference_pb2.M
         instance_group=[kinds(count=1, kind=kinds.KIND_CPU if model.info.provider == "cpu" else kinds.KIND_GPU)],
         dynamic_batching=inference_pb2.ModelDynamicBatching(
             preferred_batch_size=model.scheduler.costs.sizes,
-            max_queue_delay_microseconds=settings.max_queue_delay_us,
+            max_queue_delay_microseconds=settings.queue_delay,
             priority_levels=2,
         ),
         model_transaction_policy=inference_pb2.ModelTransactionPolicy(decoupled=True),

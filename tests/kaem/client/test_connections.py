@@ -130,7 +130,7 @@ def test_a_client_that_pings_often_is_not_sent_away():
 def test_a_connection_that_is_old_is_ended_and_no_bit_changes(grace_s):
     backend = Backend(image_shape=(1, 64, 64))  # 16 KiB an image: far more than gRPC holds on its way
     with (
-        LiveServer(backend, max_connection_age_s=0.3, max_connection_grace_s=grace_s) as live,
+        LiveServer(backend, max_connection_age=0.3, max_connection_grace=grace_s) as live,
         kaem.connect(live.target) as sampler,
     ):
         parts = []

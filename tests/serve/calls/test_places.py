@@ -22,7 +22,7 @@ from serve.calls.places import Places
 from serve.scheduling.demand import CALL_BYTES
 from serve.settings import ServeSettings
 
-LITTLE = 24 << 20  # room for 64 such calls, 16 of one connection
+LITTLE = 24  # MiB: room for 64 such calls, 16 of one connection
 _ASK = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
 KINDS = {
     "/grpc.health.v1.Health/Watch": health_pb2.HealthCheckRequest().SerializeToString(),
@@ -99,7 +99,7 @@ def wait_until(is_true):
 
 @pytest.mark.parametrize("method", KINDS)
 def test_one_connection_may_have_so_many_and_another_and_samples_do_not_suffer(method):
-    with LiveServer(Backend(), max_held_bytes=LITTLE) as live, Client(live.address) as one, Client(live.address) as two:
+    with LiveServer(Backend(), max_memory=LITTLE) as live, Client(live.address) as one, Client(live.address) as two:
         places = live.server._reception._places
         for _ in range(places.most_of_one):
             one.open(method)
@@ -114,7 +114,7 @@ def test_one_connection_may_have_so_many_and_another_and_samples_do_not_suffer(m
 
 
 def test_all_connections_together_may_have_so_many():
-    with LiveServer(Backend(), max_held_bytes=LITTLE) as live, contextlib.ExitStack() as stack:
+    with LiveServer(Backend(), max_memory=LITTLE) as live, contextlib.ExitStack() as stack:
         places = live.server._reception._places
         clients = [stack.enter_context(Client(live.address)) for _ in range(places.most // places.most_of_one + 1)]
         for client in clients[:-1]:
@@ -129,12 +129,12 @@ def test_all_connections_together_may_have_so_many():
         clients[-1].open("/grpc.health.v1.Health/Watch")
 
 
-@given(st.integers(LITTLE, 1 << 40))
-def test_what_is_set_aside_for_all_kinds_of_calls_is_the_limit(max_held_bytes):
-    settings = ServeSettings(max_held_bytes=max_held_bytes)
+@given(st.integers(LITTLE, 1 << 20))
+def test_what_is_set_aside_for_all_kinds_of_calls_is_the_limit(max_memory):
+    settings = ServeSettings(max_memory=max_memory)
     bounds = settings.bounds
     parts = (bounds.base_bytes, bounds.interactive_bytes, bounds.spare_bytes, bounds.stream_bytes)
-    assert sum(parts) == max_held_bytes
+    assert sum(parts) == max_memory << 20
     assert min(parts) > 0
     assert bounds.stream_bytes == settings.max_streams * CALL_BYTES
     assert Places(settings.max_streams).most_of_one <= settings.max_streams

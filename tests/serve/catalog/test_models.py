@@ -211,7 +211,7 @@ def test_health_and_metrics_follow_what_is_loaded(tmp_path):
 def test_polling_finds_new_models_by_itself(tmp_path):
     folder = tmp_path / "models"
     put(folder / "x.onnx", 1)
-    with FolderServer(folder, poll_models_s=0.01) as live, watching(live, "kaem.model/y") as watch:
+    with FolderServer(folder, poll_models=0.01) as live, watching(live, "kaem.model/y") as watch:
         assert next(watch).status == Status.SERVICE_UNKNOWN
         put(folder / "y" / "3" / "model.onnx", 2)
         assert next(watch).status == Status.SERVING
@@ -226,7 +226,7 @@ def test_a_file_that_is_overwritten_in_place_is_served_whole_or_not_at_all(tmp_p
     versions = [path.read_bytes(), put(tmp_path / "y.onnx", 2).read_bytes()]
     known = {id_of(p): bytes_of(p, 2, 5) for p in (path, tmp_path / "y.onnx")}
     reload = admin_pb2.ReloadModelsRequest()
-    with served(path.parent, tmp_path, poll_models_s=0.02, device=device) as (_, stub, admin):
+    with served(path.parent, tmp_path, poll_models=0.02, device=device) as (_, stub, admin):
         for new in (*versions[::-1], versions[1]):
             with path.open("r+b") as file:
                 for place in range(0, len(new), len(new) // 6):

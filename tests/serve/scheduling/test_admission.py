@@ -98,7 +98,7 @@ def fill(live, stub, num):
 
 def test_a_full_queue_is_said_at_once_with_the_time_to_try_again():
     backend = Backend()
-    with LiveServer(backend, max_batch=4, max_queue_samples=8) as live, stub_of(live.address) as stub:
+    with LiveServer(backend, max_batch=4, max_queue=8) as live, stub_of(live.address) as stub:
         calls = fill(live, stub, 3)
         error = refusal(lambda: stub.Sample(SampleRequest(count=4), timeout=30))
         found, pushback = details_of(error)
@@ -124,7 +124,7 @@ def test_a_stock_client_with_a_retry_policy_waits_as_it_is_told_and_then_succeed
         '{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 5, "initialBackoff": "30s", '
         '"maxBackoff": "30s", "backoffMultiplier": 2, "retryableStatusCodes": ["RESOURCE_EXHAUSTED"]}}]}'
     )
-    with LiveServer(backend, max_batch=4, max_queue_samples=4) as live, stub_of(live.address) as stub:
+    with LiveServer(backend, max_batch=4, max_queue=4) as live, stub_of(live.address) as stub:
         options = [("grpc.service_config", policy), ("grpc.use_local_subchannel_pool", 1)]
         calls = fill(live, stub, 2)
         with grpc.insecure_channel(live.address, options=options) as channel:
@@ -179,7 +179,7 @@ def test_manners_that_nobody_knows_are_refused(key, value):
     ],
 )
 def test_the_class_follows_from_the_number_of_samples_unless_the_call_says_otherwise(count, metadata, is_bulk):
-    with LiveServer(Backend(), interactive_samples=3) as live, stub_of(live.address) as stub:
+    with LiveServer(Backend(), interactive=3) as live, stub_of(live.address) as stub:
         stub.Sample(SampleRequest(count=count), timeout=10, metadata=metadata)
         assert live.server.observer.admitted == [(is_bulk, count)]
 

@@ -118,7 +118,7 @@ def test_cancelling_a_stream_ends_the_work_of_all_its_requests():
 
 def test_shutting_down_completes_requests_and_ends_the_stream_with_unavailable():
     backend = Backend()
-    with LiveServer(backend, drain_grace_s=20.0) as live, Stream(live.address) as stream:
+    with LiveServer(backend, grace=20.0) as live, Stream(live.address) as stream:
         stream.ask(seed=9)
         stream.result()
         assert live.run(live.server.gate.wait_empty(20))
