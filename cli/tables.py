@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kaem.artifact import Figure
-    from kaem_export.rewrite.effects import Estimate
+    from kaem_export.rewrite.effects import MedianInterval
     from kaem_export.rewrite.explain import Row
 
 
@@ -61,7 +61,7 @@ def rewrites_table(rows: Sequence[Row], batch: int) -> Table:
     return table
 
 
-def _gain(gain: Estimate | None) -> str:
+def _gain(gain: MedianInterval | None) -> str:
     if gain is None:
         return ""
     if not gain.excludes(1.0):

@@ -1,7 +1,7 @@
 """Tables + frame + generator -> one ONNX graph from `uniform` to `image` and `latent`.
 
-The head is written node by node in `prior_nodes.py`; the generator comes from torch's exporter, or is ONNX already, and is
-joined at `latent`.
+The head is written node by node in `prior_nodes.py`; the generator comes from torch's exporter, or is ONNX already, and
+is joined at `latent`.
 """
 
 from __future__ import annotations

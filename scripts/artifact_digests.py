@@ -2,9 +2,10 @@
 
     python scripts/artifact_digests.py CHECKPOINTS digests.json    # writes it, or compares where it exists
 
-Every checkpoint is exported as it is, and with the options that its name suits; of each artifact there are digests of
-its first 256 images and latent vectors, and the figures of its certificate. Bits depend on the machine and on the
-versions of torch and ONNX Runtime, so two commits are compared on one machine.
+An empty folder is first filled with small checkpoints of every kind, with random weights. Every checkpoint is
+exported as it is, and with the options that its name suits; of each artifact there are digests of its first 256
+images and latent vectors, and the figures of its certificate. Bits depend on the machine and on the versions of
+torch and ONNX Runtime, so two commits are compared on one machine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import io
 import json
 import platform
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 import kaem
 from cli.main import main as run_kaem
 
+ROOT = Path(__file__).parents[1]
 ROWS = 256
 OPTIONS: dict[str, tuple[str, ...]] = {
     "": (),
@@ -56,6 +59,8 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path)
     parser.add_argument("digests", type=Path)
     given = parser.parse_args()
+    if not list(given.checkpoints.glob("*.pt")):
+        _make_checkpoints(given.checkpoints)
     found = {}
     for path in sorted(given.checkpoints.glob("*.pt")):
         options = ["", *(names for start, names in _SUITED.items() if path.stem.startswith(start) for names in names)]
@@ -73,6 +78,26 @@ def main() -> None:
         print(f"DIFFERS {key}: {kept.get(key)} was, {found.get(key)} is")
     print(f"{len(found) - len(other)} of {len(kept)} artifacts are equal bit for bit")
     sys.exit(bool(other))
+
+
+def _make_checkpoints(folder: Path) -> None:
+    sys.path.insert(0, str(ROOT / "tests" / "support" / "models"))
+    from baselines import write_baseline_checkpoint
+    from models import MORE_FUNCTIONS, VARIANTS, write_random_checkpoint
+
+    wide = ("generator.dense=0", "generator.channels=[64,48]", "data.image_shape=[1,16,16]")
+    framed = ("prior.variant=experts", "prior.low=-8", "prior.high=8", "prior.frame=own")
+    kinds = {
+        re.sub(r"[ ,\[\]]+", "_", name).strip("_"): options for name, options in {**VARIANTS, **MORE_FUNCTIONS}.items()
+    }
+    kinds["wide"] = wide
+    kinds["wide_kan"] = ("generator.kind=kan", "generator.channels=[]", "generator.hidden=[100]")
+    kinds["rgb"] = ("data.image_shape=[3,16,16]", "generator.channels=[16,16]", *framed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, options in kinds.items():
+        write_random_checkpoint(folder / f"{name}.pt", *options)
+    for family in ("vae", "latent_ebm", "ddpm"):
+        write_baseline_checkpoint(folder / f"family_{family}.pt", family)
 
 
 def _digest(checkpoint: Path, options: tuple[str, ...]) -> dict[str, object]:

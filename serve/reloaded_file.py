@@ -18,7 +18,7 @@ _RETRY_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-class Watched(Generic[Value]):
+class ReloadedFile(Generic[Value]):
     """A value made from files; thread-safe.
 
     Files that are being replaced may for a moment not fit together, and a file may for a moment not be read, for want

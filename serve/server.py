@@ -24,7 +24,7 @@ import grpc
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
 from serve.address import bare_host, check_address, format_address, why_not_bound
 from serve.calls import health, reflection
-from serve.calls.auth import Guard
+from serve.calls.auth import Authenticator
 from serve.calls.call_context import Tally
 from serve.calls.connections import connection_options
 from serve.calls.interceptor import Gate, Reception
@@ -99,8 +99,8 @@ class Server:
         self._tls = Tls(settings) if settings.is_encrypted else None
         self._statistics = Statistics()
         self._watchers = Observers((Tally(), self._statistics, self.observer))
-        guard = Guard(settings, self._watchers)
-        self._watchers.add(guard)
+        auth = Authenticator(settings, self._watchers)
+        self._watchers.add(auth)
         self.library = Library(
             repository,
             open_engines or partial(engines_of, settings),
@@ -111,7 +111,7 @@ class Server:
             statistics=self._statistics,
             on_devices=self._follow_devices,
         )
-        self._reception = Reception(self.gate, self._watchers, guard, Places(settings.max_streams))
+        self._reception = Reception(self.gate, self._watchers, auth, Places(settings.max_streams))
         self._add_telemetry()
 
     async def start(self) -> str:
@@ -185,14 +185,14 @@ class Server:
             from serve.services.http import HttpServer, monitoring_routes
 
             metrics = Metrics(
-                self.models, lambda: self._why_not_ready() is None, draining=lambda: self.library.shelf.draining
+                self.models, lambda: self._why_not_ready() is None, draining=lambda: self.library.catalog.draining
             )
             self._watchers.add(metrics)
             routes = monitoring_routes(metrics.registry, lambda: self._why_not_ready() or "")
             if settings.http_samples:
-                from serve.services.http_samples import Pictures
+                from serve.services.http_samples import HttpSamples
 
-                routes += Pictures(self.models, settings, self._watchers, self._reception).routes()
+                routes += HttpSamples(self.models, settings, self._watchers, self._reception).routes()
             self._http = HttpServer(
                 routes,
                 host=settings.http_host,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import graphlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +40,22 @@ def test_imports_flow_one_way():
         [str(Path(sys.executable).with_name("lint-imports"))], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = grimp.build_graph("kaem", "kaem_train", "kaem_export", "serve", "cli", exclude_type_checking_imports=True)
+
+    def is_at_the_top(importer, imported):
+        path = ROOT / importer.replace(".", "/")
+        lines = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text().splitlines()
+        details = graph.get_import_details(importer=importer, imported=imported)
+        return any(lines[detail["line_number"] - 1].startswith(("from", "import")) for detail in details)
+
+    imports = {
+        name: [found for found in graph.find_modules_directly_imported_by(name) if is_at_the_top(name, found)]
+        for name in graph.modules
+    }
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
 
 
 def test_every_module_of_kaem_and_serve_imports_where_torch_is_blocked():

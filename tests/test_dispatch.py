@@ -17,7 +17,7 @@ from dispatch import find_falling_through, vocabulary
 
 from cli import evaluate, export, fit_prior
 from kaem.artifact import ImageType
-from kaem.bench.scenarios.engines import Job, open_engine
+from kaem.bench.scenarios.engines import EngineJob, open_engine
 from kaem.engines.session import hardware_id
 from kaem.errors import ConfigError
 from kaem_export.options import Level, Precision
@@ -221,7 +221,7 @@ def test_a_foreign_name_is_no_kind(dispatch):
 
 def test_an_engine_of_no_name_is_refused():
     with pytest.raises(ConfigError, match="legendre"):
-        open_engine(Job(engine=FOREIGN, source="x.onnx", threads=1))
+        open_engine(EngineJob(engine=FOREIGN, source="x.onnx", threads=1))
 
 
 def test_configurations_refuse_foreign_names_before():

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from serve.calls.call_options import Manners
-from serve.calls.submit import Orders, converting
+from serve.calls.call_options import CallOptions
+from serve.calls.submit import Submitter, converting
 from serve.catalog.model import limits_of, start_model, warm_engines
 from serve.devices.engine import Engine
 from serve.events import Observer
 from serve.scheduling.sources import Seeded
 from serve.settings import ServeSettings
 
-_AS_USUAL = Manners(priority="", is_partial_welcome=False, timeout_s=None)
+_AS_USUAL = CallOptions(priority="", is_partial_welcome=False, timeout_s=None)
 _KEEP = converting(to_bytes=False)
 _WITHOUT_END = 1 << 40
 
@@ -40,7 +40,7 @@ class Scheduled:
     def __init__(self, runner: asyncio.Runner, engine: Engine, max_batch: int) -> None:
         self._runner = runner
         self._settings = ServeSettings()
-        self._orders = Orders(self._settings)
+        self._submitter = Submitter(self._settings)
         self._row_bytes = engine.manifest.image_bytes
         observer = _Batches()
         self.batches = observer.rows
@@ -85,20 +85,20 @@ class Scheduled:
 
     async def _one(self, seed: int, index: int) -> np.ndarray:
         source = Seeded(seed, index)
-        async with self._orders.whole(
-            self._model, source, 1, row_bytes=self._row_bytes, convert=_KEEP, manners=_AS_USUAL
+        async with self._submitter.whole(
+            self._model, source, 1, row_bytes=self._row_bytes, convert=_KEEP, call_options=_AS_USUAL
         ) as job:
             return await anext(job)
 
     async def _stream(self, seed: int, rows: int) -> int:
-        async with self._orders.stream(
+        async with self._submitter.stream(
             self._model,
             Seeded(seed, 0),
             rows,
             chunk_rows=self._model.info.limits.max_sample_rows,
             row_bytes=self._row_bytes,
             convert=_KEEP,
-            manners=_AS_USUAL,
+            call_options=_AS_USUAL,
         ) as job:
             return sum([len(images) async for images in job])
 

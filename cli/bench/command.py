@@ -127,9 +127,9 @@ def bench(
 
     `kaem bench --compare old.json`
     """
-    from cli.bench.run import Options, run
+    from cli.bench.run import BenchOptions, run
 
-    options = Options(
+    options = BenchOptions(
         sources=tuple(sources or ()),
         scenario=scenario,
         engine=engine,

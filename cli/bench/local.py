@@ -14,14 +14,14 @@ from kaem.bench.options import parse_counts, parse_duration
 from kaem.bench.quality import Subject, attach, read_evaluation, subject_of
 from kaem.bench.record import Entrant, Quality, Report
 from kaem.bench.report.formatting import name_of
-from kaem.bench.scenarios.engines import NAMES, TORCH_NAMES, Job
+from kaem.bench.scenarios.engines import NAMES, TORCH_NAMES, EngineJob
 from kaem.bench.scenarios.local import DEFAULT_BATCHES, Effort, measure
 from kaem.bench.scenarios.process import OWN_ENGINES, Contestant
 from kaem.engines.processors import count_processors
 from kaem.errors import ArtifactError, ConfigError, RequestError
 
 if TYPE_CHECKING:
-    from cli.bench.run import Options
+    from cli.bench.run import BenchOptions
 
 TORCH_ENGINES = "kaem_export.targets.torch_engine"
 """Named, not imported: only the process of a contestant on torch loads it."""
@@ -30,7 +30,7 @@ MAX_BATCH = 1_048_576
 MAX_THREADS = 1024
 
 
-def compare_locally(options: Options) -> dict[str, Any]:
+def compare_locally(options: BenchOptions) -> dict[str, Any]:
     """Measure the local scenarios; return the fields of the report that they fill."""
     scenarios = options.scenario.split(",")
     for name in scenarios:
@@ -81,7 +81,7 @@ def _can_run(engine: str, source: str, subject: Subject) -> bool:
     return engine in TORCH_NAMES or not source.endswith(".pt")
 
 
-def _contestants(options: Options, subjects: Mapping[str, Subject]) -> list[Contestant]:
+def _contestants(options: BenchOptions, subjects: Mapping[str, Subject]) -> list[Contestant]:
     """Every source on every engine that can run it, with every number of threads."""
     engines = options.engine.split(",")
     for name in engines:
@@ -94,7 +94,7 @@ def _contestants(options: Options, subjects: Mapping[str, Subject]) -> list[Cont
     found = []
     for source in options.sources:
         if is_remote(source):
-            found.append(Contestant(job=Job(engine="server", source=source, threads=1)))
+            found.append(Contestant(job=EngineJob(engine="server", source=source, threads=1)))
             continue
         able = [name for name in engines if _can_run(name, source, subjects[source])]
         if not able and source.endswith(".pt"):
@@ -107,7 +107,7 @@ def _contestants(options: Options, subjects: Mapping[str, Subject]) -> list[Cont
             )
         found += [
             Contestant(
-                job=Job(engine=name, source=source, threads=number, provider=options.provider),
+                job=EngineJob(engine=name, source=source, threads=number, provider=options.provider),
                 module=TORCH_ENGINES if name in TORCH_NAMES else OWN_ENGINES,
             )
             for name in able
@@ -116,7 +116,7 @@ def _contestants(options: Options, subjects: Mapping[str, Subject]) -> list[Cont
     return found
 
 
-def local_notes(report: Report, options: Options) -> list[str]:
+def local_notes(report: Report, options: BenchOptions) -> list[str]:
     """Say what keeps a reader from trusting a row, and which rows are missing."""
     notes = [
         f"{name_of(one)}: these weights have never been trained; only the speed of their shapes is measured."

@@ -24,7 +24,7 @@ from kaem.bench.report.formatting import Table
 from kaem.bench.report.page import write_page
 from kaem.bench.report.tables import closing_lines, report_markdown, tables_of
 from kaem.bench.scenarios.arrivals import check_arrivals, parse_mix
-from kaem.bench.scenarios.remote import Load, Target, search_target
+from kaem.bench.scenarios.remote import Load, ServerUnderLoad, search_target
 from kaem.errors import ArtifactError, ConfigError, RequestError
 from kaem.files import replacing, require_place
 from kaem.validation import check_range
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class BenchOptions:
     """What to measure, as words; see `cli.bench.command.bench`."""
 
     sources: tuple[str, ...]
@@ -79,7 +79,7 @@ _WHAT = ("scenario", "seed", *_LOCAL_ONLY, *_SERVER_ONLY)
 
 
 def run(
-    options: Options,
+    options: BenchOptions,
     *,
     given: Collection[str],
     compare_with: Path | None,
@@ -134,7 +134,7 @@ def run(
         raise typer.Exit(1)
 
 
-def _refuse_ignored(options: Options, given: Collection[str], *, is_compared: bool) -> None:
+def _refuse_ignored(options: BenchOptions, given: Collection[str], *, is_compared: bool) -> None:
     """Refuse what would silently do nothing: the user believes that it was measured so."""
 
     def written(names: Sequence[str]) -> str:
@@ -157,7 +157,7 @@ def _is_report(sources: Sequence[str]) -> bool:
     return len(sources) == 1 and sources[0].endswith(".json")
 
 
-def _obtain(options: Options, old: Report | None) -> Report:
+def _obtain(options: BenchOptions, old: Report | None) -> Report:
     """Return the report that was named, or measure: what was asked, or what the earlier report measured."""
     sources = options.sources
     if _is_report(sources):
@@ -169,7 +169,7 @@ def _obtain(options: Options, old: Report | None) -> Report:
     return _measured(options if sources else _options_of(old))
 
 
-def _options_of(old: Report | None) -> Options:
+def _options_of(old: Report | None) -> BenchOptions:
     from typer.main import get_command
 
     from cli.main import app
@@ -181,12 +181,12 @@ def _options_of(old: Report | None) -> Options:
         given = command.commands["bench"].make_context("bench", list(old.arguments)).params
     except Exception as error:  # the command line's own classes
         raise ArtifactError(f"the earlier report's command cannot be read: {error}") from None
-    names = [field.name for field in dataclasses.fields(Options) if field.name != "sources"]
+    names = [field.name for field in dataclasses.fields(BenchOptions) if field.name != "sources"]
     lists = {name: tuple(given[name] or ()) for name in ("sources", "quality")}
-    return Options(**{**{name: given[name] for name in names}, **lists})
+    return BenchOptions(**{**{name: given[name] for name in names}, **lists})
 
 
-def _measured(options: Options) -> Report:
+def _measured(options: BenchOptions) -> Report:
     if len(set(options.sources)) < len(options.sources):
         raise RequestError(f"a model is named twice: {', '.join(options.sources)}")
     check_range(1, options.seed, 0)
@@ -200,7 +200,7 @@ def _measured(options: Options) -> Report:
     return dataclasses.replace(report, notes=tuple(_notes(report, options)))
 
 
-def _load_servers(options: Options, machine: dict[str, str]) -> dict[str, Any]:
+def _load_servers(options: BenchOptions, machine: dict[str, str]) -> dict[str, Any]:
     """Measure the server scenario; return the fields of the report that it fills, and note in `machine` who served."""
     for source in options.sources:
         if not is_remote(source):
@@ -229,7 +229,7 @@ def _load_servers(options: Options, machine: dict[str, str]) -> dict[str, Any]:
             update(watch.sent / max(1, watch.total), f"{rate:g}/s: {watch.in_flight:,} in flight; {ends}")
 
         for source in options.sources:
-            target = Target(source, seed=options.seed)
+            target = ServerUnderLoad(source, seed=options.seed)
             machine[f"served by {source}"] = f"{target.model}, numerics {target.numerics_id}"
             for rate in rates:
                 rows += target.run(rate, load, on_watch)
@@ -238,7 +238,7 @@ def _load_servers(options: Options, machine: dict[str, str]) -> dict[str, Any]:
     return {"server": tuple(rows), "searches": tuple(searches)}
 
 
-def _notes(report: Report, options: Options) -> list[str]:
+def _notes(report: Report, options: BenchOptions) -> list[str]:
     """Say what keeps a reader from trusting a row."""
     notes = local_notes(report, options)
     first_of = {(row.target, row.rate): row for row in reversed(report.server)}  # of all kinds together

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from kaem.bench.scenarios.remote import Objective
+from kaem.bench.scenarios.remote import LatencyObjective
 from kaem.errors import RequestError
 
 _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
@@ -63,7 +63,7 @@ def parse_duration(text: str, what: str) -> float:
     return float(found[1]) * _UNITS_S[found[2] or "s"]
 
 
-def parse_objective(text: str) -> Objective:
+def parse_objective(text: str) -> LatencyObjective:
     """Read `p99=50ms`.
 
     Raises:
@@ -72,4 +72,6 @@ def parse_objective(text: str) -> Objective:
     found = re.fullmatch(r"p([0-9]+(?:\.[0-9]+)?)(?:=|<=|<)(.+)", text.strip(), re.ASCII)
     if found is None or not 0 < float(found[1]) < 100:
         raise RequestError(f"cannot read objective {text!r}", hint="write p99=50ms")
-    return Objective(percent=float(found[1]), limit_ms=1e3 * parse_duration(found[2], "the limit of the objective"))
+    return LatencyObjective(
+        percent=float(found[1]), limit_ms=1e3 * parse_duration(found[2], "the limit of the objective")
+    )

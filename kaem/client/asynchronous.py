@@ -17,7 +17,7 @@ from kaem.artifact import Manifest
 from kaem.client.addresses import Target, parse_targets
 from kaem.client.connection import Credentials, check_process, not_picklable, open_async_channel
 from kaem.client.handshake import GRACE_S, Greeting, NoAnswerError, Outcome, models_met
-from kaem.client.plan import Plan, agreed, check_timeout, failure_of
+from kaem.client.plan import ClientPlan, agreed, check_timeout, failure_of
 from kaem.client.requests import model_question
 from kaem.client.retry import Hedging, Patience
 from kaem.client.tasks import pieces
@@ -106,7 +106,7 @@ class Connecting:
             channels += [open_async_channel(target, self._credentials) for target in self._targets]
             stubs = [kaem_pb2_grpc.SamplerStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
             models = await _meet(self._targets, stubs, self._question, self._credentials, self._timeout_s)
-            plan = Plan(
+            plan = ClientPlan(
                 targets=self._targets,
                 models=agreed(self._targets, models),
                 credentials=self._credentials,
@@ -131,7 +131,7 @@ class AsyncRemoteSampler:
 
     _is_closed = True  # until it is made
 
-    def __init__(self, channels: Sequence[grpc.aio.Channel], stubs: Sequence[Any], plan: Plan) -> None:
+    def __init__(self, channels: Sequence[grpc.aio.Channel], stubs: Sequence[Any], plan: ClientPlan) -> None:
         self._channels = channels
         self._stubs = stubs
         self._plan = plan

@@ -46,7 +46,12 @@ class Greeting:
     """
 
     def __init__(
-        self, target: Target, timeout_s: float, *, now: float, share: Callable[[], float] = random.random
+        self,
+        target: Target,
+        timeout_s: float,
+        *,
+        now: float,
+        share: Callable[[], float] = random.random,  # noqa: S311  # jitter
     ) -> None:
         self._target = target
         self._timeout_s = timeout_s

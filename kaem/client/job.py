@@ -83,7 +83,7 @@ class Rules:
     reputation: Reputation | None = None
 
 
-class Job:
+class ClientJob:
     """Rows on their way to one caller.
 
     Args:

@@ -17,7 +17,7 @@ from kaem.artifact import Manifest
 from kaem.client.addresses import Target
 from kaem.client.connection import Credentials
 from kaem.client.failure import Failure, failure_from_status
-from kaem.client.job import Job, Rules, Start, Stop
+from kaem.client.job import ClientJob, Rules, Start, Stop
 from kaem.client.requests import Blocks, Decoding, Question, Request, Samples
 from kaem.client.retry import MAX_TIMEOUT_S, Hedging, Latencies, Patience, Reputation, hedge_after_s
 from kaem.errors import ConfigError, RemoteError
@@ -34,7 +34,7 @@ _BLOCKS_PER_TARGET = 3  # open at a time: what a slow server may hold up, and al
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ClientPlan:
     """What a client knows about its servers, and how it deals with them.
 
     Attributes:
@@ -105,11 +105,11 @@ class Plan:
             timeout_s=check_timeout(timeout_s) or self.patience.job_timeout_s(num),
             hedge_after_s=lambda: hedge_after_s(self.hedging, latencies),
             on_latency=latencies.record,
-            share=random.random,
+            share=random.random,  # noqa: S311  # jitter
             reputation=self._reputations.setdefault(num_targets, Reputation(num_targets)) if is_shared else None,
         )
         window = _BLOCKS_PER_TARGET * num_targets if is_shared else 1
-        job = Job(Blocks(start, num, block_rows=rows, window=window), rules, now=now)
+        job = ClientJob(Blocks(start, num, block_rows=rows, window=window), rules, now=now)
         is_partial = question.is_stream and timeout_s is None
         return Exchange(job, question, self.models, self.credentials, is_partial=is_partial)
 
@@ -220,7 +220,7 @@ class Exchange:
     """
 
     def __init__(
-        self, job: Job, question: Question, models: Sequence[Model], credentials: Credentials, *, is_partial: bool
+        self, job: ClientJob, question: Question, models: Sequence[Model], credentials: Credentials, *, is_partial: bool
     ) -> None:
         self.job = job
         self.is_stream = question.is_stream

@@ -23,7 +23,7 @@ from kaem.artifact import Manifest
 from kaem.client.addresses import Target, parse_targets
 from kaem.client.connection import Credentials, check_process, not_picklable, open_channel
 from kaem.client.handshake import GRACE_S, Greeting, NoAnswerError, Outcome, models_met
-from kaem.client.plan import Exchange, Plan, agreed, check_timeout, failure_of
+from kaem.client.plan import ClientPlan, Exchange, agreed, check_timeout, failure_of
 from kaem.client.requests import model_question
 from kaem.client.retry import Hedging, Patience
 from kaem.client.threads import pieces
@@ -72,7 +72,7 @@ def connect(
         channels = [stack.enter_context(open_channel(target, credentials)) for target in found]
         stubs = [kaem_pb2_grpc.SamplerStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
         models = _meet(found, stubs, question, credentials, timeout_s)
-        plan = Plan(
+        plan = ClientPlan(
             targets=found,
             models=agreed(found, models),
             credentials=credentials,
@@ -96,7 +96,7 @@ class RemoteSampler:
 
     _is_closed = True  # until it is made
 
-    def __init__(self, channels: Sequence[grpc.Channel], stubs: Sequence[Any], plan: Plan) -> None:
+    def __init__(self, channels: Sequence[grpc.Channel], stubs: Sequence[Any], plan: ClientPlan) -> None:
         self._channels = channels
         self._stubs = stubs
         self._plan = plan

@@ -1,7 +1,7 @@
 """An engine of native TensorRT, run for batches of a few fixed sizes: a context, buffers and a CUDA graph for each.
 
-The engine is a file of `kaem export --target tensorrt`; `tensorrt_file.py` opens it only for the very model, TensorRT, GPU
-and driver that it was built for. Two builds of one model may choose other kernels, so the numerics id names the build.
+The engine is a file of `kaem export --target tensorrt`; `tensorrt_file.py` opens it only for the very model, TensorRT,
+GPU and driver it was built for. Two builds of one model may choose other kernels, so the numerics id names the build.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class EngineKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
+class EngineFile:
     """An engine and what is known of it.
 
     Attributes:
@@ -70,7 +70,7 @@ class Engine:
     plan: bytes
 
 
-def write_engine(engine: Engine) -> bytes:
+def write_engine(engine: EngineFile) -> bytes:
     """Return the file's bytes, sealed with this user's secret, which is made if there is none.
 
     Raises:
@@ -82,7 +82,7 @@ def write_engine(engine: Engine) -> bytes:
     return body + _seal(body, _secret(may_make=True))
 
 
-def read_engine(path: Path) -> Engine:
+def read_engine(path: Path) -> EngineFile:
     """Read an engine that this user built.
 
     Raises:
@@ -105,7 +105,7 @@ def read_engine(path: Path) -> Engine:
     # The seal holds, so what follows is what write_engine wrote.
     length = int.from_bytes(body[8:16], "little")
     manifest: dict[str, Any] = json.loads(body[16 : 16 + length])
-    return Engine(
+    return EngineFile(
         key=EngineKey(**manifest["key"]),
         profiles=tuple((least, best, most) for least, best, most in manifest["profiles"]),
         tf32=manifest["tf32"],
@@ -113,7 +113,7 @@ def read_engine(path: Path) -> Engine:
     )
 
 
-def require_match(engine: Engine, here: EngineKey, path: Path) -> None:
+def require_match(engine: EngineFile, here: EngineKey, path: Path) -> None:
     """Raise unless an engine belongs to exactly this model, TensorRT, GPU and driver.
 
     Raises:
@@ -147,7 +147,7 @@ def load_engine(path: Path, artifact: Path, *, device: int = 0) -> Any:
     return deserialised(matching_engine(path, content, device=device), path)
 
 
-def matching_engine(path: Path, model: bytes, *, device: int = 0) -> Engine:
+def matching_engine(path: Path, model: bytes, *, device: int = 0) -> EngineFile:
     """Read an engine that this user built for this very model, TensorRT, GPU and driver.
 
     Args:
@@ -167,7 +167,7 @@ def matching_engine(path: Path, model: bytes, *, device: int = 0) -> Engine:
     return engine
 
 
-def deserialised(engine: Engine, path: Path) -> Any:
+def deserialised(engine: EngineFile, path: Path) -> Any:
     """Return the `tensorrt.ICudaEngine` of an engine that matches, on the current CUDA device of this thread.
 
     Raises:

@@ -35,7 +35,7 @@ _MOST_CUDA_ROWS = 1024
 _ROWS = 256
 
 
-class Engine(Protocol):
+class CheckedDevice(Protocol):
     """A device with an artifact on it."""
 
     @property
@@ -51,7 +51,7 @@ class OnDevice:
         most_rows: Rows of its largest batch.
     """
 
-    def __init__(self, engine: Engine, most_rows: int) -> None:
+    def __init__(self, engine: CheckedDevice, most_rows: int) -> None:
         self.manifest = engine.manifest
         self.most_rows = most_rows
         self._engine = engine

@@ -131,7 +131,7 @@ _SEED = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class MedianInterval:
     """A median and the ends of its 95 % interval."""
 
     median: float
@@ -143,7 +143,7 @@ class Estimate:
         return not self.low <= value <= self.high
 
 
-def estimate(samples: NDArray[np.float64]) -> Estimate:
+def estimate(samples: NDArray[np.float64]) -> MedianInterval:
     """Return the median of samples (R,) with the interval that holds the true one in 95 of 100 repetitions.
 
     With fewer than six samples no such interval exists; it is then the whole line.
@@ -153,8 +153,8 @@ def estimate(samples: NDArray[np.float64]) -> Estimate:
     ordered = np.sort(samples)
     rank = int(stats.binom.ppf(0.025, len(ordered), 0.5))
     if rank < 1:
-        return Estimate(median=float(np.median(ordered)), low=-np.inf, high=np.inf)
-    return Estimate(median=float(np.median(ordered)), low=float(ordered[rank - 1]), high=float(ordered[-rank]))
+        return MedianInterval(median=float(np.median(ordered)), low=-np.inf, high=np.inf)
+    return MedianInterval(median=float(np.median(ordered)), low=float(ordered[rank - 1]), high=float(ordered[-rank]))
 
 
 def thread_seconds(
@@ -225,6 +225,6 @@ def interleaved(
     return np.array(rounds[2:])
 
 
-def speedup(seconds: NDArray[np.float64], graph: int, baseline: int) -> Estimate:
+def speedup(seconds: NDArray[np.float64], graph: int, baseline: int) -> MedianInterval:
     """Return how many times faster one graph is than another, from times as above."""
     return estimate(seconds[:, baseline] / seconds[:, graph])

@@ -39,7 +39,7 @@ class Range(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class ConvolutionChain:
     """Transposed convolutions and the elementwise operators between them; the last one is a convolution."""
 
     nodes: tuple[ir.Node, ...]
@@ -63,9 +63,9 @@ def is_dense(node: ir.Node) -> bool:
     return factors == (1.0, 1.0) and not is_turned and (bias is None or constant(bias) is not None)
 
 
-def chains(nodes: list[ir.Node]) -> list[Chain]:
+def chains(nodes: list[ir.Node]) -> list[ConvolutionChain]:
     """Return the transposed convolutions that `to_eight_bit` knows, with what stands between them."""
-    found: list[Chain] = []
+    found: list[ConvolutionChain] = []
     used: set[ir.Node] = set()
     for node in nodes:
         if node in used or not is_doubling(node):
@@ -76,7 +76,7 @@ def chains(nodes: list[ir.Node]) -> list[Chain]:
         used |= {*run}
         while not is_doubling(run[-1]):
             run.pop()
-        found.append(Chain(tuple(run)))
+        found.append(ConvolutionChain(tuple(run)))
     return found
 
 
@@ -91,7 +91,7 @@ def dense_to_eight_bit(node: ir.Node, source: Range) -> None:
     patch.replace(node.outputs[0], layer.product(layer.quantised(node.inputs[0])))
 
 
-def chain_to_eight_bit(chain: Chain, ranges: Mapping[ir.Node, Range]) -> None:
+def chain_to_eight_bit(chain: ConvolutionChain, ranges: Mapping[ir.Node, Range]) -> None:
     """Rewrite a chain; `ranges` are those of the inputs of its layers."""
     first, last = chain.nodes[0], chain.nodes[-1]
     source, result = first.inputs[0], last.outputs[0]

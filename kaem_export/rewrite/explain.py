@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kaem_export.rewrite.effects import Cost, Estimate, estimate, graph_cost, speedup, thread_seconds
+from kaem_export.rewrite.effects import Cost, MedianInterval, estimate, graph_cost, speedup, thread_seconds
 from kaem_export.rewrite.optimise import Optimised
 
 _SECONDS = 3.0
@@ -27,9 +27,9 @@ class Row:
     name: str
     batch: int
     cost: Cost
-    microseconds: Estimate
-    gain: Estimate | None
-    total_gain: Estimate | None
+    microseconds: MedianInterval
+    gain: MedianInterval | None
+    total_gain: MedianInterval | None
 
 
 def explain(optimised: Optimised, batches: tuple[int, ...] = (1, 64), *, seconds: float = _SECONDS) -> list[Row]:

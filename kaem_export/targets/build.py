@@ -12,7 +12,7 @@ from kaem.artifact import Manifest
 from kaem.engines.cpu import read_file
 from kaem.engines.gpu import installed_gpu
 from kaem.engines.session import open_session
-from kaem.engines.tensorrt_file import Engine, native_tensorrt
+from kaem.engines.tensorrt_file import EngineFile, native_tensorrt
 from kaem.errors import ConfigError, RequestError
 from kaem.files import require_place
 from kaem.onnx_file import read_artifact
@@ -139,7 +139,7 @@ def _triton_model(
             compile_to(artifact)
         model, manifest, batch = _open(artifact)
         refuse_int8("triton", options, manifest.compilation.get("precision"))
-        engine: Engine | None = None
+        engine: EngineFile | None = None
         if options.triton_backend == "tensorrt":
             engine = build_engine(artifact, Path(folder) / "model.engine", profiles=profiles, tf32=options.tf32)
             model = engine.plan

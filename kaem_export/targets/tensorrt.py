@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from kaem.artifact import fingerprint
 from kaem.engines.cpu import read_file
 from kaem.engines.gpu import installed_gpu
-from kaem.engines.tensorrt_file import Engine, EngineKey, native_tensorrt, write_engine
+from kaem.engines.tensorrt_file import EngineFile, EngineKey, native_tensorrt, write_engine
 from kaem.errors import ArtifactError, BackendError, ConfigError
 from kaem.files import cache_folder, replacing
 from kaem.onnx_file import require_whole
@@ -38,7 +38,7 @@ DEFAULT_PROFILES = (Profile(1, 1, 1), Profile(1, 64, 1024))
 """One for the latency of a single image, one for everything."""
 
 
-class Plan(NamedTuple):
+class BuiltEngine(NamedTuple):
     """What a build gives: the engine, its profiles, and what the builder learnt about kernels."""
 
     plan: bytes
@@ -65,7 +65,7 @@ def parse_profile(text: str) -> Profile:
 
 def build_engine(
     artifact: Path, output: Path, *, profiles: Sequence[Profile] = (), tf32: bool = False, device: int = 0
-) -> Engine:
+) -> EngineFile:
     """Build the engine of an artifact for the GPU of this machine.
 
     What the builder measured is kept in the user's cache folder and makes the next build quicker.
@@ -98,7 +98,7 @@ def build_engine(
             source=str(artifact),
         )
         key = EngineKey(model=fingerprint(content), tensorrt=str(trt.__version__), gpu=gpu.name, driver=gpu.driver)
-        engine = Engine(key=key, profiles=built.profiles, tf32=tf32, plan=built.plan)
+        engine = EngineFile(key=key, profiles=built.profiles, tf32=tf32, plan=built.plan)
         draft.write_bytes(write_engine(engine))
     known.parent.mkdir(parents=True, exist_ok=True)
     with replacing(known) as draft:
@@ -114,7 +114,7 @@ def build_plan(
     tf32: bool = False,
     timing_cache: bytes | None = None,
     source: str = "the model",
-) -> Plan:
+) -> BuiltEngine:
     """Parse an ONNX model and build its engine.
 
     Args:
@@ -156,7 +156,7 @@ def build_plan(
             f"TensorRT {trt.__version__} cannot build an engine of {source}: {reasons}",
             hint="check the GPU and its free memory with nvidia-smi",
         )
-    return Plan(bytes(plan), chosen, b"" if cache is None else bytes(cache.serialize()))
+    return BuiltEngine(bytes(plan), chosen, b"" if cache is None else bytes(cache.serialize()))
 
 
 def _set_profiles(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kaem import noise
-from kaem.bench.scenarios.engines import MAX_ROWS, Engine, Job
+from kaem.bench.scenarios.engines import MAX_ROWS, BenchEngine, EngineJob
 from kaem.bench.scenarios.engines import open_engine as open_own
 from kaem.engines.cpu import read_file
 from kaem.engines.padding import calls, joined, whole_calls
@@ -35,7 +35,7 @@ _MOST_SIZES = 64
 """Batch sizes that torch may compile for; beyond its own limit of 8 it would silently run uncompiled."""
 
 
-def open_engine(job: Job) -> Engine:
+def open_engine(job: EngineJob) -> BenchEngine:
     """Open any engine, those of torch included.
 
     Raises:

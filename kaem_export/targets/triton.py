@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from kaem.artifact import Manifest
-from kaem.engines.tensorrt_file import Engine
+from kaem.engines.tensorrt_file import EngineFile
 from kaem.errors import RequestError
 
 Backend = Literal["onnxruntime", "tensorrt"]
@@ -26,7 +26,7 @@ _QUEUE_DELAY_US = 500
 _BYTE_TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 
 
-def model_config(manifest: Manifest, name: str, *, batch: int | None, engine: Engine | None = None) -> str:
+def model_config(manifest: Manifest, name: str, *, batch: int | None, engine: EngineFile | None = None) -> str:
     """Return the text of config.pbtxt.
 
     Args:

@@ -29,7 +29,7 @@ from kaem_train.evaluation.models import ExportedModel, TrainedModel
 from kaem_train.evaluation.options import Split
 from kaem_train.evaluation.reals import Reals, nothing, pixels_of_set, some_rows
 from kaem_train.evaluation.reconstruction import ACTIVE_VARIANCE, decoded_draws, reconstruction_error
-from kaem_train.evaluation.report import EvaluationReport, Figure, NetworkIdentity
+from kaem_train.evaluation.report import EvaluationFigure, EvaluationReport, NetworkIdentity
 from kaem_train.families.kaem import Kaem
 from kaem_train.posterior import Posterior
 from kaem_train.rng import noise_stream
@@ -149,7 +149,9 @@ def _curves(
     return extrapolated(sizes, frechets), extrapolated(sizes, kernels)
 
 
-def _sample_figures(reals: Reals, generated: Features, frechet: Extrapolation, kernel: Extrapolation) -> list[Figure]:
+def _sample_figures(
+    reals: Reals, generated: Features, frechet: Extrapolation, kernel: Extrapolation
+) -> list[EvaluationFigure]:
     """Return what needs only features."""
     short = "FID" if reals.network.name == "inception" else "FD"
     kernel_short = "KID" if reals.network.name == "inception" else "KD"
@@ -162,36 +164,36 @@ def _sample_figures(reals: Reals, generated: Features, frechet: Extrapolation, k
     subsets = f"{_SUBSETS} subsets of {whole.subset_size:,}"
     manifold = f"k = {NEIGHBOURS}, {alike:,} of each"
     return [
-        Figure(
+        EvaluationFigure(
             name="frechet_infinity",
             label=f"{short} at infinity",
             value=frechet.intercept,
             standard_error=frechet.standard_error,
             detail=f"{points}, R2 {frechet.r_squared:.3f}",
         ),
-        Figure(name="frechet", label=short, value=reals.frechet.to(generated), detail=against),
-        Figure(
+        EvaluationFigure(name="frechet", label=short, value=reals.frechet.to(generated), detail=against),
+        EvaluationFigure(
             name="kernel_infinity",
             label=f"{kernel_short} at infinity",
             value=kernel.intercept,
             standard_error=kernel.standard_error,
             detail=f"{points}, R2 {kernel.r_squared:.3f}",
         ),
-        Figure(
+        EvaluationFigure(
             name="kernel",
             label=kernel_short,
             value=whole.mean,
             detail=f"{against}; {subsets}, deviation {whole.deviation:.3g}",
         ),
-        Figure(name="precision", label="precision", value=precision, detail=manifold),
-        Figure(name="recall", label="recall", value=recall, detail=manifold),
+        EvaluationFigure(name="precision", label="precision", value=precision, detail=manifold),
+        EvaluationFigure(name="recall", label="recall", value=recall, detail=manifold),
     ]
 
 
 _KEEPS_TRAINING_IMAGES_APART: dict[Split, bool] = {"train": False, "test": True, "all": False}
 
 
-def _real_floor(reals: Reals, num: int, progress: Progress) -> list[Figure]:
+def _real_floor(reals: Reals, num: int, progress: Progress) -> list[EvaluationFigure]:
     """Return the distance that real training images themselves have, which includes what finite sets cost."""
     if not _KEEPS_TRAINING_IMAGES_APART[reals.options.real]:
         return []
@@ -200,12 +202,16 @@ def _real_floor(reals: Reals, num: int, progress: Progress) -> list[Figure]:
         return []
     features = cached_features(reals.network, pixels, progress, "training images")
     detail = f"{len(pixels):,} training images, {len(reals.features):,} held out"
-    return [Figure(name="frechet_real", label="floor: real images", value=reals.frechet.to(features), detail=detail)]
+    return [
+        EvaluationFigure(
+            name="frechet_real", label="floor: real images", value=reals.frechet.to(features), detail=detail
+        )
+    ]
 
 
 def _model_figures(
     model: TrainedModel | ExportedModel, reals: Reals, num: int, progress: Progress, missing: dict[str, str]
-) -> list[Figure]:
+) -> list[EvaluationFigure]:
     """Return what needs the checkpoint, and say in `missing` what cannot be had."""
     inner = ("reconstruction_error", "frechet_reconstruction", "active_coordinates")
     if isinstance(model, ExportedModel):
@@ -231,7 +237,7 @@ def _model_figures(
         decoded = decoded_draws(model.model, model.encoder, some.served_on(device_of(model.model)), rng, progress)
         features = extract_features(reals.network, decoded, progress, "reconstructions")
         figures.append(
-            Figure(
+            EvaluationFigure(
                 name="frechet_reconstruction",
                 label="floor: reconstructions",
                 value=reals.frechet.to(features),
@@ -240,18 +246,20 @@ def _model_figures(
         )
     active = f"of {found.num_latents}: posterior means vary by more than {ACTIVE_VARIANCE}"
     figures += [
-        Figure(
+        EvaluationFigure(
             name="reconstruction_error",
             label="reconstruction error",
             value=found.squared_error,
             detail=f"mean squared, per pixel in [0, 1]; posterior means of {len(holdout):,} held-out images",
         ),
-        Figure(name="active_coordinates", label="active coordinates", value=found.num_active, detail=active),
+        EvaluationFigure(name="active_coordinates", label="active coordinates", value=found.num_active, detail=active),
     ]
     return figures
 
 
-def _likelihood(model: Kaem, posterior: Posterior, reals: Reals, progress: Progress, *, has_encoder: bool) -> Figure:
+def _likelihood(
+    model: Kaem, posterior: Posterior, reals: Reals, progress: Progress, *, has_encoder: bool
+) -> EvaluationFigure:
     num_samples = posterior.num_bound_samples
     progress("likelihood", 0, 1)
     bound = held_out_bound(
@@ -264,7 +272,7 @@ def _likelihood(model: Kaem, posterior: Posterior, reals: Reals, progress: Progr
     progress("likelihood", 1, 1)
     proposals = "the encoder" if has_encoder else "the prior"
     num_images = min(MOST_IMAGES, len(reals.dataset.holdout))
-    return Figure(
+    return EvaluationFigure(
         name="log_likelihood",
         label="log-likelihood at least",
         value=bound,

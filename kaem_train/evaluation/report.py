@@ -12,7 +12,7 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class EvaluationFigure:
     """One measured number.
 
     Attributes:
@@ -87,7 +87,7 @@ class EvaluationReport:
     num_real: int
     num_generated: int
     seed: int
-    figures: tuple[Figure, ...]
+    figures: tuple[EvaluationFigure, ...]
     frechet_curve: Extrapolation
     kernel_curve: Extrapolation
     missing: Mapping[str, str] = field(default_factory=dict)

@@ -21,7 +21,7 @@ _TIMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class DryRun:
     """What a run would be.
 
     Attributes:
@@ -41,7 +41,7 @@ class Plan:
     total_seconds: float
 
 
-def plan_run(config: Config, dataset: Dataset) -> Plan:
+def plan_run(config: Config, dataset: Dataset) -> DryRun:
     """Measure what a run would take; writes nothing.
 
     Args:
@@ -75,7 +75,7 @@ def plan_run(config: Config, dataset: Dataset) -> Plan:
     if not isinstance(model, Diffusion):
         parts = {"prior": model.prior, **parts}
     counts = {name: _count(module) for name, module in parts.items()}
-    return Plan(
+    return DryRun(
         num_parameters={name: count for name, count in counts.items() if count},
         division=divide(config, dataset),
         update_seconds=tuple(seconds),

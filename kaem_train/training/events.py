@@ -32,7 +32,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
+class SamplesDrawn:
     """Unselected images drawn from the model: shape (N, C, H, W), in [0, 1]."""
 
     step: int
@@ -87,7 +87,7 @@ class Widened:
     after: tuple[float, float]
 
 
-Event = Progress | Samples | Saved | Refitted | Widened
+Event = Progress | SamplesDrawn | Saved | Refitted | Widened
 Listener = Callable[[Event], None]
 
 

@@ -9,7 +9,7 @@ from typing import Self
 
 from torch import Tensor
 
-from kaem_train.training.events import Event, Progress, Samples
+from kaem_train.training.events import Event, Progress, SamplesDrawn
 
 _COLUMNS = 8
 
@@ -47,7 +47,7 @@ class TensorBoardLog:
             for name, value in event.metrics.items():
                 self._writer.add_scalar(f"train/{name}", value, event.step)
             self._writer.add_scalar("train/images_per_second", event.images_per_second, event.step)
-        elif isinstance(event, Samples):
+        elif isinstance(event, SamplesDrawn):
             self._writer.add_image("samples", image_grid(event.images), event.step)
 
 

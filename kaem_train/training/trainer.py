@@ -35,7 +35,7 @@ from kaem_train.posterior import Posterior
 from kaem_train.rng import Purpose, noise_stream
 from kaem_train.training.acceleration import accelerate, networks, plain
 from kaem_train.training.averaging import WeightAverage
-from kaem_train.training.events import Event, Listener, Progress, Refitted, Samples, Saved, Widened, Window
+from kaem_train.training.events import Event, Listener, Progress, Refitted, SamplesDrawn, Saved, Widened, Window
 from kaem_train.training.grid_refits import GridRefits
 from kaem_train.training.interrupt import stop_request
 from kaem_train.training.optimiser import FiniteGuard, build_optimiser, first_not_finite, set_rates
@@ -50,7 +50,7 @@ _KEPT, _KEPT_BY_GPU = 1e-4, 2e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class RunOutcome:
     """How a run ended.
 
     Attributes:
@@ -74,7 +74,7 @@ def train(
     *,
     resume: bool = False,
     listeners: Iterable[Listener] = (),
-) -> Outcome:
+) -> RunOutcome:
     """Train a model and leave it in `folder`/ckpt.pt.
 
     Args:
@@ -115,8 +115,8 @@ def train(
             trainer.refit()
         trainer.save(path)
     if trainer.step < config.training.updates:
-        return Outcome(checkpoint=path, step=trainer.step, is_finished=False, bound=None)
-    return Outcome(checkpoint=path, step=trainer.step, is_finished=True, bound=trainer.held_out_bound())
+        return RunOutcome(checkpoint=path, step=trainer.step, is_finished=False, bound=None)
+    return RunOutcome(checkpoint=path, step=trainer.step, is_finished=True, bound=trainer.held_out_bound())
 
 
 class Trainer:
@@ -436,10 +436,10 @@ class Trainer:
                 drawn = self._samples(self.model)
             self._tell(drawn)
 
-    def _samples(self, model: Model) -> Samples:
+    def _samples(self, model: Model) -> SamplesDrawn:
         # The same noise every time, so that a person sees the same latents become images.
         rng = noise_stream(self.config.training.seed, 0, "sample grid")
-        return Samples(step=self.step, images=model.sample(_GRID_IMAGES, rng).cpu())
+        return SamplesDrawn(step=self.step, images=model.sample(_GRID_IMAGES, rng).cpu())
 
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:

@@ -29,7 +29,7 @@ _KEY = "authorization"
 _log = logging.getLogger(__name__)
 
 
-class Guard(Observer):
+class Authenticator(Observer):
     """Lets calls in by their tokens; without a token file, everybody.
 
     It observes what jobs are let in, to charge them to their callers.

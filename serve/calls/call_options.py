@@ -22,7 +22,7 @@ _ANSWERS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True, slots=True)
-class Manners:
+class CallOptions:
     """A call's own wishes.
 
     Attributes:
@@ -40,8 +40,8 @@ class Manners:
         return self.priority == "bulk" if self.priority else samples > interactive_samples
 
 
-def manners_of(context: Context) -> Manners:
-    """Read a call's manners.
+def read_call_options(context: Context) -> CallOptions:
+    """Read a call's call options.
 
     Raises:
         RefusedError: INVALID_ARGUMENT, a value is not one of those known.
@@ -52,7 +52,7 @@ def manners_of(context: Context) -> Manners:
         raise _unknown(PRIORITY_KEY, priority, _PRIORITIES)
     if partial not in _ANSWERS:
         raise _unknown(PARTIAL_KEY, partial, _ANSWERS)
-    return Manners(str(priority), _ANSWERS[str(partial)], context.time_remaining())
+    return CallOptions(str(priority), _ANSWERS[str(partial)], context.time_remaining())
 
 
 def _unknown(key: str, value: object, known: Iterable[str]) -> RefusedError:

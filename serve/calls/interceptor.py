@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from kaem.errors import RemoteError
-from serve.calls.auth import Guard
+from serve.calls.auth import Authenticator
 from serve.calls.call_context import Call, current
 from serve.calls.places import Places
 from serve.events import Observer
@@ -141,14 +141,14 @@ class Reception:
     Args:
         gate: Lets calls in while the server is ready.
         observer: Told of every call.
-        guard: Lets calls in by their tokens.
+        auth: Lets calls in by their tokens.
         places: For calls that last.
     """
 
-    def __init__(self, gate: Gate, observer: Observer, guard: Guard, places: Places) -> None:
+    def __init__(self, gate: Gate, observer: Observer, auth: Authenticator, places: Places) -> None:
         self.gate = gate
         self._places = places
-        self._guard = guard
+        self._auth = auth
         self._observer = observer
 
     def admitted(
@@ -168,7 +168,7 @@ class Reception:
         """Return `answered(handler)` for calls that are let in by the guard."""
 
         async def call(question: Question, context: Context) -> Answer:
-            with self._guard.visit(_current()):
+            with self._auth.visit(_current()):
                 return await handler(question, context)
 
         return self.answered(method, call)
@@ -215,7 +215,7 @@ class Reception:
             with ExitStack() as held:
                 try:
                     self.gate.check_open()
-                    self._guard.identify(told)
+                    self._auth.identify(told)
                     held.enter_context(self._place(told.peer))
                 except RefusedError as refused:
                     await self.answered(method, partial(_raise, refused))(requests, context)
@@ -266,7 +266,7 @@ class Reception:
         """
         self.gate.enter()
         try:
-            with self._guard.visit(call):
+            with self._auth.visit(call):
                 yield
         finally:
             self.gate.leave()
@@ -291,7 +291,7 @@ class Reception:
             refused = refusal_of(error, call.request_id)
             code = refused.code
             if code is grpc.StatusCode.UNAUTHENTICATED:
-                await self._guard.hold_back(call)
+                await self._auth.hold_back(call)
             raise refused from None
         finally:
             self._observer.on_call_ended(call.method, code.name, time.monotonic() - began)

@@ -1,4 +1,4 @@
-"""Server reflection, v1 and v1alpha: the stock answers, given with our manners when a request is malformed.
+"""Server reflection, v1 and v1alpha: the stock answers, given with our call options when a request is malformed.
 
 The two versions differ in the name of their package alone, so one implementation answers both.
 """

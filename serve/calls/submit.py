@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kaem.images import to_uint8
 from kaem.sampler import Images
-from serve.calls.call_options import Manners
+from serve.calls.call_options import CallOptions
 from serve.catalog.model import ServedModel
 from serve.scheduling.demand import CALL_BYTES, Demand
 from serve.scheduling.job import Convert, Job
@@ -17,7 +17,7 @@ _CHUNK_BYTES = 320
 _WINDOW_CHUNKS = 4  # computed ahead of a reader: enough to hide a batch's time behind the sending
 
 
-class Orders:
+class Submitter:
     """Submits jobs.
 
     Args:
@@ -35,7 +35,7 @@ class Orders:
         *,
         row_bytes: int,
         convert: Convert,
-        manners: Manners,
+        call_options: CallOptions,
         with_latents: bool = False,
     ) -> Job:
         """Submit a job whose rows make one chunk.
@@ -46,7 +46,7 @@ class Orders:
             rows: How many.
             row_bytes: What an image takes once it is converted, with its latent vector if that is asked for.
             convert: Applied to the images.
-            manners: Deadline and class.
+            call_options: Deadline and class.
             with_latents: Whether each image is to come beside its latent vector, see `serve.scheduling.sources`.
 
         Raises:
@@ -57,8 +57,8 @@ class Orders:
             row_bytes=row_bytes + (4 * model.manifest.noise_dim if isinstance(source, Given) else 0),
             chunk_rows=rows,
             window=rows,
-            is_bulk=manners.is_bulk(rows, self._interactive_samples),
-            timeout_s=manners.timeout_s,
+            is_bulk=call_options.is_bulk(rows, self._interactive_samples),
+            timeout_s=call_options.timeout_s,
             fixed_bytes=CALL_BYTES,
             with_latents=with_latents,
         )
@@ -73,7 +73,7 @@ class Orders:
         chunk_rows: int,
         row_bytes: int,
         convert: Convert,
-        manners: Manners,
+        call_options: CallOptions,
         with_latents: bool = False,
     ) -> Job:
         """Submit a job whose rows come in chunks of at most `chunk_rows`; for the rest see `whole`."""
@@ -83,10 +83,10 @@ class Orders:
             row_bytes=row_bytes,
             chunk_rows=chunk_rows,
             window=_WINDOW_CHUNKS * model.info.limits.max_chunk_bytes // row_bytes,
-            is_bulk=manners.is_bulk(rows, self._interactive_samples),
+            is_bulk=call_options.is_bulk(rows, self._interactive_samples),
             may_shrink=True,
-            timeout_s=manners.timeout_s,
-            due_rows=chunk_rows if manners.is_partial_welcome else None,
+            timeout_s=call_options.timeout_s,
+            due_rows=chunk_rows if call_options.is_partial_welcome else None,
             fixed_bytes=CALL_BYTES + (source.uniform.nbytes if isinstance(source, Given) else 0),
             with_latents=with_latents,
         )

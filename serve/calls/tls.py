@@ -14,7 +14,7 @@ import grpc
 from kaem.errors import ConfigError
 from kaem.files import read_regular
 from serve.calls.validity import validity_of
-from serve.reloaded_file import Watched
+from serve.reloaded_file import ReloadedFile
 from serve.settings import ServeSettings
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Tls:
         self._certificate, self._key = Path(settings.certificate_file), Path(settings.key_file)
         self._authorities = Path(settings.client_ca_file) if settings.client_ca_file else None
         paths = [self._certificate, self._key, *([self._authorities] if self._authorities else [])]
-        self._identity = Watched("certificates", paths, self._read)
+        self._identity = ReloadedFile("certificates", paths, self._read)
         self._given: Identity | None = None  # to gRPC
         self._http: tuple[Identity, ssl.SSLContext] | None = None
         self._told: dict[Path, str] = {}  # what the log was told of a file

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from kaem.errors import ConfigError
 from kaem.files import read_regular
-from serve.reloaded_file import Watched
+from serve.reloaded_file import ReloadedFile
 
 _LEAST_CHARS = 16  # of a token: shorter ones can be guessed
 _MOST_BYTES = 64 << 20  # of the file
@@ -66,7 +66,7 @@ class Tokens:
     """
 
     def __init__(self, path: Path) -> None:
-        self._callers = Watched("tokens", [path], lambda: read_tokens(path))
+        self._callers = ReloadedFile("tokens", [path], lambda: read_tokens(path))
 
     def find(self, authorization: str) -> Caller | None:
         """Return whose token the value of an `authorization` header holds, or None.

@@ -22,7 +22,7 @@ from kaem.errors import ArtifactError, BackendError, KaemError
 from serve.calls.health import Health
 from serve.catalog.model import Models, ServedModel, limits_of, start_model
 from serve.catalog.repository import Found, Key
-from serve.catalog.warm_up import Opened, OpenEngines, Workshop
+from serve.catalog.warm_up import ModelOpener, Opened, OpenEngines
 from serve.events import Observer, Observers
 from serve.services.inference_protocol.statistics import Statistics
 from serve.settings import ServeSettings, check_name
@@ -81,7 +81,7 @@ class Entry:
         return State.FAILED if self.error is not None else State.UNLOADED
 
 
-class Shelf:
+class Catalog:
     """The versions of all models, and what they are served by.
 
     Attributes:
@@ -109,7 +109,7 @@ class Shelf:
         on_devices: Callable[[], None] = lambda: None,
     ) -> None:
         self.entries: dict[Key, Entry] = {}
-        self._workshop = Workshop(open_engines, settings.max_batch)
+        self._opener = ModelOpener(open_engines, settings.max_batch)
         self._models = models
         self._health = health
         self._settings = settings
@@ -178,7 +178,7 @@ class Shelf:
 
     async def close(self) -> None:
         """Stop everything at once."""
-        self._workshop.leave_off()  # first: engines are closed by the same thread
+        self._opener.leave_off()  # first: engines are closed by the same thread
         tasks = list(self._draining)
         all_running = [*self._draining.values(), *(entry.running for entry in self if entry.running is not None)]
         for task in tasks:
@@ -186,10 +186,10 @@ class Shelf:
         await asyncio.gather(*tasks, return_exceptions=True)
         for running in all_running:
             await self._release(running)
-        await self._workshop.end()
+        await self._opener.end()
 
     async def _open(self, entry: Entry) -> Running:
-        opened = await self._workshop.open(entry.found.path)
+        opened = await self._opener.open(entry.found.path)
         try:
             manifest = opened.engines[0].manifest
             entry.name = entry.name or manifest.name
@@ -205,7 +205,7 @@ class Shelf:
                 on_devices=partial(self._follow_devices, entry.name),
             )
         except BaseException:
-            await self._workshop.close(opened)
+            await self._opener.close(opened)
             raise
         return Running(model, opened)
 
@@ -249,7 +249,7 @@ class Shelf:
 
     async def _release(self, running: Running) -> None:
         await running.model.close()
-        await self._workshop.close(running.opened)
+        await self._opener.close(running.opened)
 
 
 def _health_name(name: str) -> str:

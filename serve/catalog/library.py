@@ -1,4 +1,4 @@
-"""The models of a server: the shelf, and all who change what is on it: the start, polls, the admin service."""
+"""The models of a server: the catalog, and all who change what is on it: the start, polls, the admin service."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 from serve.calls.health import Health
 from serve.calls.interceptor import Gate, Reception
-from serve.catalog.catalog import Shelf
+from serve.catalog.catalog import Catalog
 from serve.catalog.loader import Loader
 from serve.catalog.model import Models
 from serve.catalog.repository import Repository
@@ -27,7 +27,7 @@ class Library:
     """Loads models and keeps them up to date.
 
     Attributes:
-        shelf: What is served.
+        catalog: What is served.
         loader: Changes that.
         admin_address: Address of the admin service, once it has been started, and if there is one.
 
@@ -54,7 +54,7 @@ class Library:
         statistics: Statistics,
         on_devices: Callable[[], None],
     ) -> None:
-        self.shelf = Shelf(
+        self.catalog = Catalog(
             open_engines,
             models,
             health=health,
@@ -63,7 +63,7 @@ class Library:
             statistics=statistics,
             on_devices=on_devices,
         )
-        self.loader = Loader(repository, self.shelf)
+        self.loader = Loader(repository, self.catalog)
         self.admin_address = ""
         self._models = models
         self._settings = settings
@@ -80,9 +80,9 @@ class Library:
         Raises:
             KaemError: Something cannot be loaded, or the admin service not be offered at its address.
         """
-        self._running.push_async_callback(self.shelf.close)
-        if self._settings.admin is not None:  # stopped before the shelf is closed: nothing is put on it after that
-            service = AdminService(self.loader, self.shelf, self._models, gate=gate, on_drain=on_drain)
+        self._running.push_async_callback(self.catalog.close)
+        if self._settings.admin is not None:  # stopped before the catalog is closed: nothing is put on it after that
+            service = AdminService(self.loader, self.catalog, self._models, gate=gate, on_drain=on_drain)
             port = AdminPort(self._settings.admin, service.handler(reception))
             self._running.push_async_callback(port.stop)
             self.admin_address = await port.start()

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 import grpc
 
 from kaem.errors import ConfigError, KaemError, RequestError
-from serve.catalog.catalog import Entry, Shelf
+from serve.catalog.catalog import Catalog, Entry
 from serve.catalog.repository import Findings, Found, Key, Repository, Signature
 from serve.statuses import RefusedError
 
@@ -21,16 +21,16 @@ _log = logging.getLogger(__name__)
 
 
 class Loader:
-    """Keeps a shelf in step with its files.
+    """Keeps a catalog in step with its files.
 
     Args:
         repository: The files.
-        shelf: What is served.
+        catalog: What is served.
     """
 
-    def __init__(self, repository: Repository, shelf: Shelf) -> None:
+    def __init__(self, repository: Repository, catalog: Catalog) -> None:
         self._repository = repository
-        self._shelf = shelf
+        self._catalog = catalog
         self._seen: dict[Key, Signature] = {}  # at the last look
         self._trouble = ""  # at the last poll: the same is not reported for ever
         self._turn = asyncio.Lock()
@@ -47,9 +47,9 @@ class Loader:
                 raise trouble
             self._note(found)
             for item in found.values():
-                self._shelf.announce(item)
+                self._catalog.announce(item)
             for item in found.values():
-                await self._shelf.load(item)
+                await self._catalog.load(item)
 
     async def reload(self) -> None:
         """Do what changed files ask for, and try again what failed.
@@ -105,7 +105,7 @@ class Loader:
             if not there or (version and version not in there):
                 raise _unknown(name, version, "file of ")
             try:
-                await self._shelf.load(there[version or max(there)])
+                await self._catalog.load(there[version or max(there)])
             except KaemError as error:
                 raise _refused([error]) from None
 
@@ -120,12 +120,12 @@ class Loader:
             RefusedError: NOT_FOUND, no such version is served.
         """
         async with self._turn:
-            served = [entry for entry in self._shelf if entry.name == name and entry.running is not None]
+            served = [entry for entry in self._catalog if entry.name == name and entry.running is not None]
             entries = [entry for entry in served if version in (0, entry.version)]
             if not entries:
                 raise _unknown(name, version, "")
             for entry in entries:
-                self._shelf.retire(entry)
+                self._catalog.retire(entry)
 
     async def _look(self) -> dict[Key, Found]:
         try:
@@ -142,12 +142,12 @@ class Loader:
         self._trouble = trouble
 
     def _name_of(self, item: Found) -> str:
-        entry = self._shelf.entries.get(item.key)
+        entry = self._catalog.entries.get(item.key)
         return item.key.name if entry is None else entry.name
 
     def _is_due(self, item: Found, *, retry: bool) -> bool:
         """Whether a file is to be loaded: it is new, or another one, or failed and may be tried again."""
-        entry = self._shelf.entries.get(item.key)
+        entry = self._catalog.entries.get(item.key)
         if entry is None or entry.found.signature != item.signature:
             return True
         return retry and entry.error is not None
@@ -159,22 +159,22 @@ class Loader:
         failures: list[KaemError] = []
         for item in due:
             try:
-                await self._shelf.load(item)
+                await self._catalog.load(item)
             except KaemError as error:
                 failures.append(error)
-        unknown = {key for key in self._shelf.entries if isinstance(found, Findings) and found.is_spared(key)}
-        for key in sorted(self._shelf.entries.keys() - found.keys() - set(spared) - unknown):  # the newest goes last
-            entry = self._shelf.entries[key]
+        unknown = {key for key in self._catalog.entries if isinstance(found, Findings) and found.is_spared(key)}
+        for key in sorted(self._catalog.entries.keys() - found.keys() - set(spared) - unknown):  # the newest goes last
+            entry = self._catalog.entries[key]
             if self._is_last_of_failing(entry):
                 _log.warning("%s is gone, but what should follow it fails: still served", entry.found.path)
                 continue
-            self._shelf.retire(entry)
-            del self._shelf.entries[key]
+            self._catalog.retire(entry)
+            del self._catalog.entries[key]
         return failures
 
     def _is_last_of_failing(self, entry: Entry) -> bool:
         """Whether an entry is all that is served under its name, while another one under it could not be loaded."""
-        others = [other for other in self._shelf if other.name == entry.name and other is not entry]
+        others = [other for other in self._catalog if other.name == entry.name and other is not entry]
         is_last = entry.running is not None and not any(other.running for other in others)
         return is_last and any(other.error for other in others)
 

@@ -22,7 +22,7 @@ from kaem.protocol.messages import (
     rows_per_chunk,
 )
 from serve.calls.call_context import check_allowed, may_use
-from serve.devices.device_pool import Fleet, fleet_of
+from serve.devices.device_pool import DevicePool, fleet_of
 from serve.devices.engine import Engine, Warmth, agreed, warm_up
 from serve.devices.worker_channel import MOST_ROWS
 from serve.events import Observer
@@ -48,14 +48,14 @@ class ServedModel:
         scheduler: Takes jobs for it.
         lanes: Compute them.
         makes_latents: Whether jobs may ask for latent vectors.
-        fleet: Processes of the engines, if they are processes.
+        device_pool: Processes of the engines, if they are processes.
     """
 
     info: Model
     scheduler: Scheduler
     lanes: Lanes
     makes_latents: bool = False
-    fleet: Fleet | None = None
+    device_pool: DevicePool | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -65,7 +65,7 @@ class ServedModel:
     @property
     def is_alive(self) -> bool:
         """Whether anything is left that computes it: processes of devices may all be lost for a while."""
-        return self.fleet is None or self.fleet.num_alive > 0
+        return self.device_pool is None or self.device_pool.num_alive > 0
 
     async def wait_idle(self) -> None:
         """Wait until it has no job left."""
@@ -75,9 +75,9 @@ class ServedModel:
 
     async def close(self) -> None:
         """End its jobs and stop computing; the engines stay open."""
-        if self.fleet is not None:
+        if self.device_pool is not None:
             # Otherwise a batch might still wait for a device that is lost, or for a process that does not answer.
-            await asyncio.to_thread(self.fleet.give_up)
+            await asyncio.to_thread(self.device_pool.give_up)
         await self.lanes.close()
 
 
@@ -247,23 +247,25 @@ def start_model(
     _log.info(
         "model %r version %d on %s, milliseconds of a batch by its rows: %s", name, version, first.provider, table
     )
-    fleet = fleet_of(engines)
-    if fleet is not None:
-        _keep_alive(fleet, warmth, name, observer, lambda: loop.call_soon_threadsafe(on_devices))
+    device_pool = fleet_of(engines)
+    if device_pool is not None:
+        _keep_alive(device_pool, warmth, name, observer, lambda: loop.call_soon_threadsafe(on_devices))
     both = [decoder_of(engine) for engine in engines]
     lanes = Lanes(scheduler, [engine.decode for engine in engines], both)
-    return ServedModel(info, scheduler, lanes, makes_latents=None not in both, fleet=fleet)
+    return ServedModel(info, scheduler, lanes, makes_latents=None not in both, device_pool=device_pool)
 
 
-def _keep_alive(fleet: Fleet, warmth: Warmth, model: str, observer: Observer, on_devices: Callable[[], object]) -> None:
+def _keep_alive(
+    device_pool: DevicePool, warmth: Warmth, model: str, observer: Observer, on_devices: Callable[[], object]
+) -> None:
     """Have lost devices started again from now on, and tell whom it concerns."""
 
     def on_change(device: str, is_up: bool, num_alive: int) -> None:
         observer.on_device(model=model, device=device, is_up=is_up)
         on_devices()
 
-    fleet.keep_alive(warmth.costs.sizes, on_change, is_exact=warmth.is_exact)
-    for engine in fleet.engines:
+    device_pool.keep_alive(warmth.costs.sizes, on_change, is_exact=warmth.is_exact)
+    for engine in device_pool.engines:
         observer.on_device(model=model, device=engine.device, is_up=True)
 
 

@@ -39,7 +39,7 @@ class Opened:
     stack: ExitStack
 
 
-class Workshop:
+class ModelOpener:
     """The thread.
 
     Args:

@@ -22,8 +22,8 @@ from kaem.errors import BackendError, KaemError
 from kaem.onnx_file import read_artifact
 from kaem.sampler import Images, Uniforms
 from serve.devices.devices import Device, workers_of
-from serve.devices.worker_assignment import OnChange, Roster, Seat, none_left
-from serve.devices.worker_process import Model, Worker, WorkerLostError
+from serve.devices.worker_assignment import OnChange, Seat, WorkerAssignment, none_left
+from serve.devices.worker_process import ModelMemory, Worker, WorkerLostError
 
 _MOST_LOST = 3  # workers with the same batch; then it is the batch that ends them
 _LONG_S = 60.0  # a worker that has lived so long has proved itself
@@ -40,13 +40,13 @@ class DeviceEngine:
     """One device of a fleet as an engine of the server; see `serve.devices.engine.Engine`.
 
     Args:
-        fleet: That it belongs to.
+        device_pool: That it belongs to.
         seat: Its place there.
         worker: On it, for what never changes.
     """
 
-    def __init__(self, fleet: Fleet, seat: Seat, worker: Worker) -> None:
-        self.fleet = fleet
+    def __init__(self, device_pool: DevicePool, seat: Seat, worker: Worker) -> None:
+        self.device_pool = device_pool
         self.device = str(seat.device)
         self.provider = worker.provider
         self.workers = worker.workers
@@ -62,10 +62,10 @@ class DeviceEngine:
             RequestError: They are no uniforms.
             RefusedError: UNAVAILABLE, no device is left.
         """
-        return self.fleet.decode(self._seat, uniform)
+        return self.device_pool.decode(self._seat, uniform)
 
 
-class Fleet:
+class DevicePool:
     """Worker processes, one a device, all with the same model and the same bits.
 
     Args:
@@ -89,7 +89,7 @@ class Fleet:
     ) -> None:
         content = read_file(path)
         read_artifact(content, source=str(path))  # before a process is started for it
-        self._model = Model(path, content)
+        self._model = ModelMemory(path, content)
         self._workers = workers_of(devices, workers)
         self._keepers: list[threading.Thread] = []
         started: list[Worker] = []
@@ -105,7 +105,7 @@ class Fleet:
             self._model.close()
             raise
         self._seats = [Seat(device, worker) for device, worker in zip(devices, started, strict=True)]
-        self._roster = Roster(self._seats)
+        self._assignment = WorkerAssignment(self._seats)
         self.engines = tuple(
             DeviceEngine(self, seat, worker) for seat, worker in zip(self._seats, started, strict=True)
         )
@@ -129,7 +129,7 @@ class Fleet:
                     f"{self._seats[0].device} and {seat.device} compute other bits under the same numerics id",
                     hint="serve each by its own server",
                 )
-        self._roster.watch(on_change)
+        self._assignment.watch(on_change)
         self._keepers = [
             threading.Thread(target=self._keep, args=(seat,), name=f"kaem-keeper-{seat.device}") for seat in self._seats
         ]
@@ -140,25 +140,25 @@ class Fleet:
         """Compute a batch on the device of a seat, or on another one if that is lost; see `DeviceEngine.decode`."""
         reasons: list[str] = []
         while len(reasons) < _MOST_LOST:
-            chosen, worker = self._roster.take(seat)
+            chosen, worker = self._assignment.take(seat)
             try:
                 images = worker.decode(uniform)
             except WorkerLostError as error:
                 reasons.append(f"{chosen.device}: {error}")
                 worker.end()
-                self._roster.give_back(chosen, is_lost=True)
-                if self._roster.given_up.is_set():
+                self._assignment.give_back(chosen, is_lost=True)
+                if self._assignment.given_up.is_set():
                     raise none_left() from None
-                if not self._roster.is_watched:
+                if not self._assignment.is_watched:
                     break
                 _log.warning("%s; its batch of %d rows is computed again", reasons[-1], len(uniform))
             except BaseException:
-                self._roster.give_back(chosen)
+                self._assignment.give_back(chosen)
                 raise
             else:
-                if not self._roster.is_watched and len(uniform) not in chosen.firsts:
+                if not self._assignment.is_watched and len(uniform) not in chosen.firsts:
                     chosen.firsts[len(uniform)] = uniform.copy(), _digest(images)
-                self._roster.give_back(chosen)
+                self._assignment.give_back(chosen)
                 return images
         raise BackendError(
             f"a batch of {len(uniform)} rows ended {len(reasons)} workers; {reasons[-1]}", hint="see the log for more"
@@ -166,12 +166,12 @@ class Fleet:
 
     def give_up(self) -> None:
         """Compute no more: wait no longer for lost devices, and end all processes, whatever they are doing."""
-        for worker in self._roster.give_up():
+        for worker in self._assignment.give_up():
             worker.end()
 
     def close(self) -> None:
         """End all processes and free what is left; nobody computes any more."""
-        present = self._roster.give_up()
+        present = self._assignment.give_up()
         for worker in present:
             worker.end()
         for keeper in self._keepers:
@@ -189,7 +189,7 @@ class Fleet:
     @property
     def num_alive(self) -> int:
         """Devices that compute."""
-        return self._roster.num_alive
+        return self._assignment.num_alive
 
     def __enter__(self) -> Self:
         return self
@@ -204,22 +204,22 @@ class Fleet:
         failures, worker = 0, seat.worker
         while worker is not None:
             began = time.monotonic()
-            if worker.wait_over() and not self._roster.given_up.is_set():
+            if worker.wait_over() and not self._assignment.given_up.is_set():
                 _log.warning("%s: its process %d was stopped and is replaced", seat.device, worker.process.pid)
-            self._roster.wait_left(seat)
+            self._assignment.wait_left(seat)
             worker.release()
             failures = 0 if time.monotonic() - began >= _LONG_S else failures
             worker = None
-            while not self._roster.given_up.wait(pause_s(failures)):
+            while not self._assignment.given_up.wait(pause_s(failures)):
                 failures += 1
                 try:
                     newcomer = self._started(seat)
                 except (KaemError, WorkerLostError, OSError) as error:
-                    if not self._roster.given_up.is_set():
+                    if not self._assignment.given_up.is_set():
                         _log.error("%s cannot be started again: %s", seat.device, error)
                     continue
                 worker = newcomer  # whatever becomes of it as soon as it is seated
-                self._roster.seat(seat, newcomer)
+                self._assignment.seat(seat, newcomer)
                 _log.warning("%s is back, as process %d, for %s", seat.device, newcomer.process.pid, self._model.path)
                 break
 
@@ -227,8 +227,8 @@ class Fleet:
         """Return a new worker for a seat, warm, and proved to compute the bits of the one before."""
         worker = Worker(self._model, seat.device, self._workers)
         try:
-            self._roster.expect(seat, worker)
-            if self._roster.given_up.is_set():
+            self._assignment.expect(seat, worker)
+            if self._assignment.given_up.is_set():
                 raise WorkerLostError("it is not needed any more")
             worker.greet()
             if worker.numerics_id != self.engines[0].numerics_id:
@@ -237,16 +237,16 @@ class Fleet:
                 if _digest(worker.decode(uniform)) != digest:
                     raise BackendError(f"its images of a batch of {rows} are others now", hint="restart the server")
         except BaseException:
-            self._roster.expect(seat, None)
+            self._assignment.expect(seat, None)
             worker.end()
             worker.release()
             raise
         return worker
 
 
-def fleet_of(engines: Sequence[object]) -> Fleet | None:
+def fleet_of(engines: Sequence[object]) -> DevicePool | None:
     """Return the fleet that engines belong to, if they are devices of one."""
-    return next((engine.fleet for engine in engines if isinstance(engine, DeviceEngine)), None)
+    return next((engine.device_pool for engine in engines if isinstance(engine, DeviceEngine)), None)
 
 
 def _greet(worker: Worker, device: Device, first: Worker, is_wanted: Callable[[], bool]) -> None:

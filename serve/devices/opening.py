@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kaem.engines.cpu import LocalSampler
-from serve.devices.device_pool import Fleet
+from serve.devices.device_pool import DevicePool
 from serve.devices.devices import Device, open_engine, parse_devices
 from serve.devices.engine import Engine
 from serve.settings import ServeSettings
@@ -27,8 +27,10 @@ def engines_of(settings: ServeSettings, path: Path, is_wanted: Callable[[], bool
         BackendError: A device or its libraries are unusable.
     """
     if settings.device is not None:
-        with Fleet(path, parse_devices(settings.device), workers=settings.workers, is_wanted=is_wanted) as fleet:
-            yield fleet.engines
+        with DevicePool(
+            path, parse_devices(settings.device), workers=settings.workers, is_wanted=is_wanted
+        ) as device_pool:
+            yield device_pool.engines
     elif settings.provider == "ort-tensorrt":
         with LocalSampler(path, provider=settings.provider, workers=settings.workers) as sampler:
             yield [sampler]

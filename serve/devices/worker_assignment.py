@@ -27,7 +27,7 @@ _HOLD_S = 30.0  # that a batch waits for a device when there is none
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """A device and the worker on it; guarded by the roster's lock.
+    """A device and the worker on it; guarded by the assignment's lock.
 
     Attributes:
         device: Which one.
@@ -44,7 +44,7 @@ class Seat:
     firsts: dict[int, tuple[Uniforms, bytes]] = field(default_factory=dict)
 
 
-class Roster:
+class WorkerAssignment:
     """The seats of a fleet, and who waits for a worker.
 
     Args:

@@ -52,7 +52,7 @@ class WorkerLostError(Exception):
     """A worker computes no more; the message says why."""
 
 
-class Model:
+class ModelMemory:
     """An artifact's bytes in an anonymous file, for every worker that is ever started for it.
 
     Args:
@@ -88,7 +88,7 @@ class Worker:
     provider: str
     workers: int
 
-    def __init__(self, model: Model, device: Device, workers: int | None) -> None:
+    def __init__(self, model: ModelMemory, device: Device, workers: int | None) -> None:
         self._device = device
         self._path = model.path
         self._slowest_s: dict[int, float] = {}  # by the rows of a batch

@@ -164,7 +164,7 @@ class Metrics(Observer):
         seat = ("model", "version", "device")
         up = GaugeMetricFamily("kaem_device_up", "1 while a device's process computes.", labels=seat)
         for model in self._models:
-            for device, is_up in model.fleet.states.items() if model.fleet is not None else ():
+            for device, is_up in model.device_pool.states.items() if model.device_pool is not None else ():
                 up.add_metric((model.info.name, str(model.info.version), device), float(is_up))
         yield up
 

@@ -43,7 +43,7 @@ class Refusal:
     retry_after_s: float | None
 
 
-class Estimate:
+class ReadyTimes:
     """When rows would be ready, given what waits.
 
     Args:
@@ -120,7 +120,7 @@ class Estimate:
 
 
 def refuse_for_deadline(
-    estimate: Estimate, rows: int, *, is_bulk: bool, is_whole: bool = False, timeout_s: float
+    estimate: ReadyTimes, rows: int, *, is_bulk: bool, is_whole: bool = False, timeout_s: float
 ) -> Refusal | None:
     """Return why a newcomer's deadline cannot be met, or None if it can."""
     ready_s = estimate.ready_s(rows, is_bulk=is_bulk, is_whole=is_whole)
@@ -139,7 +139,7 @@ def refuse_for_deadline(
     )
 
 
-def refuse_for_samples(estimate: Estimate, *, waiting: int, newcomer: int, most: int) -> Refusal | None:
+def refuse_for_samples(estimate: ReadyTimes, *, waiting: int, newcomer: int, most: int) -> Refusal | None:
     """Return why `newcomer` more samples may not wait beside `waiting` others, or None if they may."""
     if not waiting or waiting + newcomer <= most:
         return None
@@ -151,7 +151,7 @@ def refuse_for_samples(estimate: Estimate, *, waiting: int, newcomer: int, most:
     )
 
 
-def refuse_for_bytes(estimate: Estimate, *, reserved: int, newcomer: int, most: int, waiting: int) -> Refusal | None:
+def refuse_for_bytes(estimate: ReadyTimes, *, reserved: int, newcomer: int, most: int, waiting: int) -> Refusal | None:
     """Return why `newcomer` more bytes may not be reserved beside `reserved` others, or None if they may."""
     if reserved + newcomer <= most:
         return None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from serve.scheduling.admission import (
     Backlog,
-    Estimate,
+    ReadyTimes,
     Refusal,
     refuse_for_bytes,
     refuse_for_deadline,
@@ -18,7 +18,7 @@ from serve.scheduling.admission import (
 )
 from serve.scheduling.batch_costs import CostTable
 from serve.scheduling.demand import Bounds, Demand
-from serve.scheduling.fair_queue import Rotation, Span, Ticket
+from serve.scheduling.fair_queue import FairQueue, Span, Ticket
 from serve.scheduling.job import Job
 
 _TURNS_PER_BATCH = 16
@@ -31,7 +31,7 @@ class Part(NamedTuple):
     span: Span
 
 
-class Ledger:
+class AdmittedJobs:
     """Jobs, and what they wait for and hold.
 
     Args:
@@ -42,7 +42,7 @@ class Ledger:
     def __init__(self, costs: CostTable, bounds: Bounds) -> None:
         self._costs = costs
         self._bounds = bounds
-        self._rotation = Rotation(
+        self._queue = FairQueue(
             quantum=max(1, bounds.interactive_turn),
             bulk_quantum=max(1, costs.largest // _TURNS_PER_BATCH),
             most_counted=costs.largest,
@@ -61,39 +61,39 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """Rows that could go into a batch now, of each job at most a full batch."""
-        return self._rotation.waiting
+        return self._queue.waiting
 
     @property
     def waiting_interactive(self) -> int:
         """As many of these are interactive."""
-        return self._rotation.waiting_interactive
+        return self._queue.waiting_interactive
 
     @property
     def held_bytes(self) -> int:
         """Bytes set aside for jobs, and those that they hold beyond."""
-        return self.reserved + self._rotation.spare_used
+        return self.reserved + self._queue.spare_used
 
     @property
     def free_bytes(self) -> int:
         """Bytes that newcomers of either class may still set aside; none where interactive ones hold more."""
         return max(0, self._bounds.base_bytes - self.reserved)
 
-    def estimate(self, *, lanes: int, busy_s: float, next_s: float, factors: tuple[float, float]) -> Estimate:
-        """Return when a newcomer would be done; for the arguments see `Estimate`."""
+    def estimate(self, *, lanes: int, busy_s: float, next_s: float, factors: tuple[float, float]) -> ReadyTimes:
+        """Return when a newcomer would be done; for the arguments see `ReadyTimes`."""
         interactive, bulk, line = self._backlogs
-        return Estimate(
+        return ReadyTimes(
             self._costs,
             interactive=interactive,
             bulk=bulk,
             line=line,
-            quanta=self._rotation.quanta,
+            quanta=self._queue.quanta,
             lanes=lanes,
             busy_s=busy_s,
             next_s=next_s,
             factors=factors,
         )
 
-    def refusal(self, ticket: Ticket, demand: Demand, estimate: Estimate) -> Refusal | None:
+    def refusal(self, ticket: Ticket, demand: Demand, estimate: ReadyTimes) -> Refusal | None:
         """Return why a newcomer is not to be let in, or None if it is."""
         if demand.timeout_s is not None:
             refusal = refuse_for_deadline(
@@ -123,30 +123,30 @@ class Ledger:
         self._jobs[ticket] = job
         self.reserved += ticket.base_bytes
         self._backlog(ticket).move(0, ticket.left)
-        self._rotation.add(ticket)
+        self._queue.add(ticket)
 
     def take(self, job: Job, rows: int) -> None:
         """Note that a job's reader is done with its next `rows` rows."""
-        self._rotation.take(job.ticket, rows)
+        self._queue.take(job.ticket, rows)
 
     def stop(self, job: Job) -> None:
         """Plan nothing more of a job; what was computed stays accounted for until its reader leaves."""
         ticket = job.ticket
         self._backlog(ticket).move(ticket.left, 0)
-        self._rotation.stop(ticket)
+        self._queue.stop(ticket)
 
     def remove(self, job: Job) -> bool:
         """Forget a job; return whether it was here."""
         if self._jobs.pop(job.ticket, None) is None:
             return False
         self.stop(job)
-        self._rotation.remove(job.ticket)
+        self._queue.remove(job.ticket)
         self.reserved -= job.ticket.base_bytes
         return True
 
     def plan(self, size: int, now: float) -> tuple[list[Part], list[Job]]:
         """Return what goes into a batch of at most `size` rows, and the jobs found too late for one, now stopped."""
-        spans, expired = self._rotation.next_batch(size, now)
+        spans, expired = self._queue.next_batch(size, now)
         late = [self._jobs[ticket] for ticket in expired]
         for job in late:
             self.stop(job)

@@ -92,14 +92,14 @@ class Span(NamedTuple):
     rows: int
 
 
-class Plan(NamedTuple):
+class BatchPlan(NamedTuple):
     """What goes into a batch, and the tickets found too late for one: they are for the caller to stop."""
 
     spans: list[Span]
     expired: list[Ticket]
 
 
-class Rotation:
+class FairQueue:
     """The waiting tickets in the order in which they are served.
 
     Attributes:
@@ -180,7 +180,7 @@ class Rotation:
             ticket.is_removed = True
             self._free(ticket.spare_bytes)
 
-    def next_batch(self, max_rows: int, now: float = -math.inf) -> Plan:
+    def next_batch(self, max_rows: int, now: float = -math.inf) -> BatchPlan:
         """Plan a batch: at most one span per ticket, together at most `max_rows` rows; empty if nothing may go."""
         first: dict[Ticket, int] = {}
         expired: list[Ticket] = []
@@ -190,7 +190,7 @@ class Rotation:
         space = max_rows - in_bulk - self._fill(self._interactive, max_rows - in_bulk, now, first, expired)
         in_bulk += self._fill(self._bulk, space, now, first, expired)
         self._bulk_due = max(0, self._bulk_due - BULK_SHARE * in_bulk)
-        return Plan([Span(ticket, start, ticket.planned - start) for ticket, start in first.items()], expired)
+        return BatchPlan([Span(ticket, start, ticket.planned - start) for ticket, start in first.items()], expired)
 
     def _fill(
         self,

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from functools import partial
 
 from serve.events import Observer
-from serve.scheduling.admission import Estimate
-from serve.scheduling.admitted_jobs import Ledger, Part
+from serve.scheduling.admission import ReadyTimes
+from serve.scheduling.admitted_jobs import AdmittedJobs, Part
 from serve.scheduling.batch import Batch, Decode, Sizing
 from serve.scheduling.batch_costs import CostTable
 from serve.scheduling.demand import Bounds, Demand
@@ -66,7 +66,7 @@ class Scheduler:
         self._observer = observer or Observer()
         self._clock = clock
         self._post = post
-        self._ledger = Ledger(costs, bounds)
+        self._admitted = AdmittedJobs(costs, bounds)
         self._sizing = Sizing(costs)
         self._punctuality = (Punctuality(), Punctuality())  # interactive, bulk
         self._probes = Probes()
@@ -79,17 +79,17 @@ class Scheduler:
     @property
     def num_jobs(self) -> int:
         """Jobs submitted and not yet left by their readers."""
-        return len(self._ledger)
+        return len(self._admitted)
 
     @property
     def queue_samples(self) -> int:
         """Rows that could go into a batch now, of each request at most a full batch."""
-        return self._ledger.waiting
+        return self._admitted.waiting
 
     @property
     def queue_bytes(self) -> int:
         """Bytes set aside for running requests, and what they hold beyond that."""
-        return self._ledger.held_bytes
+        return self._admitted.held_bytes
 
     def submit(self, source: Source, demand: Demand, *, convert: Convert) -> Job:
         """Let a job in.
@@ -110,10 +110,10 @@ class Scheduler:
         with self._changed:
             if self._is_closed:
                 raise stopping()
-            chunk_rows = demand.fitting_chunk_rows(self._ledger.free_bytes)
+            chunk_rows = demand.fitting_chunk_rows(self._admitted.free_bytes)
             ticket = demand.ticket(chunk_rows, now)
             estimate = self._estimate(now)
-            refusal = self._ledger.refusal(ticket, demand, estimate)
+            refusal = self._admitted.refusal(ticket, demand, estimate)
             if refusal is None:
                 job = Job(
                     self,
@@ -139,13 +139,13 @@ class Scheduler:
     def take(self, job: Job, rows: int) -> None:
         """Note that a job's reader is done with its next `rows` rows."""
         with self._changed:
-            self._ledger.take(job, rows)
+            self._admitted.take(job, rows)
             self._changed.notify()
 
     def remove(self, job: Job) -> None:
         """Forget a job; rows of it that are being computed right now are dropped when they arrive."""
         with self._changed:
-            was_here = self._ledger.remove(job)
+            was_here = self._admitted.remove(job)
             if was_here:
                 self._learn(job)
                 self._changed.notify()  # others may have waited for its bytes
@@ -214,37 +214,37 @@ class Scheduler:
         """End every job with an error and let the lanes stop, after the batches that are being computed."""
         with self._changed:
             self._is_closed = True
-            jobs = list(self._ledger)
+            jobs = list(self._admitted)
             self._changed.notify_all()
         self._post(partial(_fail_all, jobs, stopping()))
 
     def _take_idle(self) -> list[Callable[[], None]]:
         """Return who waits for the last job to leave, if it has left."""
-        if len(self._ledger):
+        if len(self._admitted):
             return []
         callbacks, self._when_idle = self._when_idle, []
         return callbacks
 
-    def _estimate(self, now: float) -> Estimate:
+    def _estimate(self, now: float) -> ReadyTimes:
         self.costs.settle(now)
         busy_s = next_s = 0.0
         if len(self._running) >= self._lanes:
             busy_s = max(0.0, min(batch.ends_at for batch in self._running) - now)
             next_s = max(self.costs.batch_seconds(batch.size) for batch in self._running)
         interactive, bulk = (punctuality.factor(now) for punctuality in self._punctuality)
-        return self._ledger.estimate(lanes=self._lanes, busy_s=busy_s, next_s=next_s, factors=(interactive, bulk))
+        return self._admitted.estimate(lanes=self._lanes, busy_s=busy_s, next_s=next_s, factors=(interactive, bulk))
 
     def _admit(self, job: Job, now: float) -> None:
-        if not self._ledger.waiting:
+        if not self._admitted.waiting:
             self._waiting_since = now
-        self._ledger.admit(job)
+        self._admitted.admit(job)
         self._changed.notify()
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         """End jobs before the next batch is planned: it must hold no row after a lost one."""
         with self._changed:
             for job in jobs:
-                self._ledger.stop(job)
+                self._admitted.stop(job)
         self._post(partial(_fail_all, jobs, error))
 
     def _next_batch(self, *, wait: bool) -> Batch | None:
@@ -259,7 +259,7 @@ class Scheduler:
                         self._changed.notify()  # what is left may be for another lane
                         return batch
                     delay_s = math.inf
-                if not self._ledger.waiting and not self._running:
+                if not self._admitted.waiting and not self._running:
                     probe_s = self._probes.delay_s(now)
                     if probe_s <= 0:
                         return self._running_batch([], self._probes.next(now), now)
@@ -271,7 +271,7 @@ class Scheduler:
 
     def _delay_s(self, now: float) -> float:
         """Return how long it is still worth waiting for a fuller batch; infinity while nothing waits at all."""
-        waiting = self._ledger.waiting
+        waiting = self._admitted.waiting
         if not waiting:
             return math.inf
         if waiting >= self.costs.largest or not self._max_delay_s:
@@ -280,8 +280,8 @@ class Scheduler:
 
     def _plan(self, now: float) -> Batch | None:
         """Plan a batch of the best size for what waits; None if only jobs waited whose deadline has passed."""
-        size = self._sizing.next(self._ledger.waiting, self._ledger.waiting_interactive)
-        parts, late = self._ledger.plan(size, now)
+        size = self._sizing.next(self._admitted.waiting, self._admitted.waiting_interactive)
+        parts, late = self._admitted.plan(size, now)
         self._waiting_since = now
         for _ in late:
             self._observer.on_expired()
@@ -299,7 +299,7 @@ class Scheduler:
         self._running.add(batch)
         return batch
 
-    def _doubt_prices(self, demand: Demand, estimate: Estimate) -> None:
+    def _doubt_prices(self, demand: Demand, estimate: ReadyTimes) -> None:
         """Have the prices measured again that have refused a demand, unless no true price could be so much lower."""
         if demand.timeout_s and estimate.alone_s(demand.rows_in_time) <= MOST_TIMES * demand.timeout_s:
             self._probes.want(self.costs.sizes_of(math.ceil(demand.rows_in_time / self._lanes)))

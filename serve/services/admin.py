@@ -9,7 +9,7 @@ import grpc
 from kaem.errors import RemoteError
 from kaem.protocol import admin_pb2
 from serve.calls.interceptor import Context, Gate, Malformed, Reception, tolerant, well_formed
-from serve.catalog.catalog import Entry, Shelf, State
+from serve.catalog.catalog import Catalog, Entry, State
 from serve.catalog.loader import Loader
 from serve.catalog.model import Models, ServedModel
 from serve.statuses import RefusedError
@@ -29,17 +29,17 @@ class AdminService:
 
     Args:
         loader: Loads and unloads.
-        shelf: What there is.
+        catalog: What there is.
         models: What is offered.
         gate: Gate of the clients' calls: nothing is changed while it is closed.
         on_drain: Called when the server is to shut down.
     """
 
     def __init__(
-        self, loader: Loader, shelf: Shelf, models: Models, *, gate: Gate, on_drain: Callable[[], None]
+        self, loader: Loader, catalog: Catalog, models: Models, *, gate: Gate, on_drain: Callable[[], None]
     ) -> None:
         self._loader = loader
-        self._shelf = shelf
+        self._catalog = catalog
         self._models = models
         self._gate = gate
         self._on_drain = on_drain
@@ -106,9 +106,9 @@ class AdminService:
         return admin_pb2.Models(models=self._versions())
 
     def _versions(self) -> Iterator[admin_pb2.ModelVersion]:
-        for entry in self._shelf:
+        for entry in self._catalog:
             yield self._of_entry(entry)
-        for model in self._shelf.draining:
+        for model in self._catalog.draining:
             message = admin_pb2.ModelVersion(
                 name=model.info.name, version=model.info.version, state=admin_pb2.STATE_DRAINING
             )

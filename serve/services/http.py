@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from kaem.errors import ConfigError
 from serve.address import bare_host, check_address, format_address, listen
-from serve.services.http_connections import BACKLOG, Connection, Doorway
+from serve.services.http_connections import BACKLOG, Connection, HttpListener
 
 _STOP_GRACE_S = 1
 _log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class HttpServer:
             raise ConfigError(f"cannot answer HTTP at {format_address(self._host, self._port)}")
         port = listeners[0].getsockname()[1]
         connections = self._server.server_state.connections
-        self._doorway = Doorway(listeners, self._make, connections, limit=self._most_connections, tls=self._tls)
+        self._doorway = HttpListener(listeners, self._make, connections, limit=self._most_connections, tls=self._tls)
         scheme = "http" if self._tls is None else "https"
         return f"{scheme}://{format_address(self._host, port)}"
 

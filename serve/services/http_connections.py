@@ -60,7 +60,7 @@ class Connection(H11Protocol):
         return self.is_waiting and now - self.waits_since > (_SEND_S if is_sending else REQUEST_S)
 
 
-class Doorway:
+class HttpListener:
     """Accepts connections of listening sockets until it is closed.
 
     Args:

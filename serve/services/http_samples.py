@@ -30,9 +30,9 @@ from kaem.protocol.messages import MAX_MESSAGE_BYTES
 from kaem.protocol.status import REQUEST_KEY
 from kaem.validation import check_range
 from serve.calls.call_context import Call
-from serve.calls.call_options import Manners
+from serve.calls.call_options import CallOptions
 from serve.calls.interceptor import Reception
-from serve.calls.submit import Orders, converting
+from serve.calls.submit import Submitter, converting
 from serve.catalog.model import Models, ServedModel
 from serve.events import Observer
 from serve.scheduling.sources import Seeded
@@ -89,7 +89,7 @@ class Sheet:
         return f'"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}"'
 
 
-class Pictures:
+class HttpSamples:
     """Answers `/v1/sample.png`.
 
     Args:
@@ -101,7 +101,7 @@ class Pictures:
 
     def __init__(self, models: Models, settings: ServeSettings, observer: Observer, reception: Reception) -> None:
         self._models = models
-        self._orders = Orders(settings)
+        self._submitter = Submitter(settings)
         self._observer = observer
         self._reception = reception
         # Threads of its own: sheets take memory that --max-memory does not count, so few are drawn at a time.
@@ -135,13 +135,13 @@ class Pictures:
         headers = {"etag": sheet.etag, "cache-control": "private, no-cache"}  # no-cache: ask whether it still holds
         if _has_it(request, sheet.etag):
             return Response(status_code=304, headers=headers)
-        submitted = self._orders.whole(
+        submitted = self._submitter.whole(
             sheet.model,
             Seeded(sheet.seed, sheet.start),
             sheet.num,
             row_bytes=math.prod(sheet.model.manifest.image_shape),
             convert=_to_bytes,
-            manners=Manners("", False, _PATIENCE_S),
+            call_options=CallOptions("", False, _PATIENCE_S),
         )
         async with submitted as job:
             images = await anext(job)

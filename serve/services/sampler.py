@@ -21,9 +21,9 @@ from kaem.protocol.messages import (
 )
 from kaem.sampler import Images
 from kaem.validation import NUM_INDICES, check_range, check_uniforms
-from serve.calls.call_options import manners_of
+from serve.calls.call_options import read_call_options
 from serve.calls.interceptor import Context, Reception, tolerant
-from serve.calls.submit import Orders, converting
+from serve.calls.submit import Submitter, converting
 from serve.catalog.model import Models, ServedModel
 from serve.events import Observer
 from serve.scheduling.job import Convert
@@ -45,7 +45,7 @@ class SamplerService:
 
     def __init__(self, models: Models, settings: ServeSettings, observer: Observer) -> None:
         self._models = models
-        self._orders = Orders(settings)
+        self._submitter = Submitter(settings)
         self._observer = observer
 
     def handler(self, reception: Reception) -> grpc.GenericRpcHandler[object, object]:
@@ -77,14 +77,14 @@ class SamplerService:
         if request.max_chunk_rows:
             rows = min(rows, request.max_chunk_rows)
         start = request.start_index
-        submitted = self._orders.stream(
+        submitted = self._submitter.stream(
             model,
             Seeded(request.seed, start),
             request.count,
             chunk_rows=rows,
             row_bytes=_row_bytes(model, encoding),
             convert=_convert(encoding),
-            manners=manners_of(context),
+            call_options=read_call_options(context),
         )
         async with submitted as job:
             async for images in job:
@@ -135,13 +135,13 @@ class SamplerService:
         self, model: ServedModel, source: Source, rows: int, encoding: kaem_pb2.Encoding, context: Context
     ) -> kaem_pb2.Chunk:
         start = source.start if isinstance(source, Seeded) else 0
-        submitted = self._orders.whole(
+        submitted = self._submitter.whole(
             model,
             source,
             rows,
             row_bytes=_row_bytes(model, encoding),
             convert=_convert(encoding),
-            manners=manners_of(context),
+            call_options=read_call_options(context),
         )
         async with submitted as job:
             message = await _chunk(model, await anext(job), start, encoding)

@@ -241,15 +241,13 @@ def test_what_is_not_there_is_answered_before_torch_is_loaded(folder, tmp_path):
     code = f"""
 import sys
 from command import run_here
-from hypothesis import given, settings
-from hypothesis import strategies as st
 for words in {commands!r}:
     done = run_here(*words)
     assert done.returncode == (1 if words[:2] == ["verify", "rubbish.onnx"] else 2), (words, done)
     assert done.stderr.startswith("error: "), (words, done)
     assert "torch" not in sys.modules, words
 """
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[1] / "support" / "servers"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": path},

@@ -18,7 +18,7 @@ from kaem.artifact import MANIFEST_KEY, Manifest, write_manifest
 from kaem.engines.cuda import CudaEngine
 from kaem.noise import uniforms
 from kaem_export.graph import graph_fingerprint
-from serve.devices.device_pool import Fleet
+from serve.devices.device_pool import DevicePool
 from serve.devices.devices import Device, parse_devices
 from serve.devices.engine import warm_up
 
@@ -110,7 +110,7 @@ def test_a_process_on_a_gpu_computes_the_same_and_comes_back(artifact):
             changes.append(change)
             changed.notify_all()
 
-    with CudaEngine(artifact) as engine, Fleet(artifact, [Device("cuda")]) as fleet:
+    with CudaEngine(artifact) as engine, DevicePool(artifact, [Device("cuda")]) as fleet:
         (remote,) = fleet.engines
         assert remote.numerics_id == engine.numerics_id
         noise = uniforms(3, 0, 8, engine.manifest.noise_dim)

@@ -39,7 +39,7 @@ def test_nothing_given_is_the_defaults():
 
 
 def test_flags_win_over_the_environment_which_wins_over_the_file(toml):
-    config = toml('port = 1\nname = "file"\nworkers = 1\ndrain_grace_s = 1\n')
+    config = toml('port = 1\nname = "file"\nworkers = 1\ngrace = 1\n')
     environ = {"KAEM_SERVE_PORT": "2", "KAEM_SERVE_NAME": "environment"}
     settings = load({"port": 3, "name": None}, environ, config=config)
     assert (settings.port, settings.name, settings.workers, settings.grace) == (3, "environment", 1, 1.0)

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from concurrent import futures
 from contextlib import closing, contextmanager
 from pathlib import Path

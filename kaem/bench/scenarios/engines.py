@@ -25,7 +25,7 @@ MAX_ROWS = 256
 """Rows per thread of one call into an engine, as in `kaem.engines.cpu`."""
 
 
-class Engine(Protocol):
+class BenchEngine(Protocol):
     """Makes images; opened, called and closed in a process of its own."""
 
     @property
@@ -47,7 +47,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class EngineJob:
     """What an engine's process is asked to open.
 
     Attributes:
@@ -100,7 +100,7 @@ def require(engine: str) -> None:
         raise BackendError(f"engine {engine} needs {module}, which cannot be imported: {error}", hint=command) from None
 
 
-def open_engine(job: Job) -> Engine:
+def open_engine(job: EngineJob) -> BenchEngine:
     """Open one of the engines of this floor.
 
     Raises:

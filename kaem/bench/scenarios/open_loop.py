@@ -41,7 +41,7 @@ Call = Callable[[Arrival, float], AsyncIterator[int]]
 
 
 @dataclass(slots=True)
-class Outcome:
+class RequestOutcome:
     """What became of one request; times in seconds from the start of the run.
 
     Attributes:
@@ -80,7 +80,7 @@ class Watch:
 
 async def drive(
     arrivals: Sequence[Arrival], call: Call, *, deadline_s: float, watch: Watch | None = None
-) -> list[Outcome]:
+) -> list[RequestOutcome]:
     """Send every arrival when it is due and wait for all to end.
 
     Time is the event loop's, so that a test may run it on a clock of its own.
@@ -96,13 +96,13 @@ async def drive(
     """
     loop = asyncio.get_running_loop()
     watch = watch or Watch(len(arrivals))
-    outcomes: list[Outcome] = []
+    outcomes: list[RequestOutcome] = []
     tasks: set[asyncio.Task[None]] = set()
     zero = loop.time()
     for arrival in arrivals:
         # Also where it is late already: others must get to run.
         await asyncio.sleep(max(0.0, zero + arrival.at_s - loop.time()))
-        outcome = Outcome(arrival, sent_s=loop.time() - zero)
+        outcome = RequestOutcome(arrival, sent_s=loop.time() - zero)
         outcomes.append(outcome)
         watch.sent += 1
         task = loop.create_task(_follow(outcome, call, zero, deadline_s, watch))
@@ -113,7 +113,7 @@ async def drive(
     return outcomes
 
 
-async def _follow(outcome: Outcome, call: Call, zero: float, deadline_s: float, watch: Watch) -> None:
+async def _follow(outcome: RequestOutcome, call: Call, zero: float, deadline_s: float, watch: Watch) -> None:
     """Make one call and write down what became of it."""
     loop, arrival = asyncio.get_running_loop(), outcome.arrival
     watch.in_flight += 1

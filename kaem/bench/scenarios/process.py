@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from kaem import errors
-from kaem.bench.scenarios.engines import Job
+from kaem.bench.scenarios.engines import EngineJob
 from kaem.errors import BackendError, KaemError
 from kaem.sampler import Images
 
@@ -31,7 +31,7 @@ class Contestant:
         module: Whose `open_engine` opens it; one of a floor above where the engine needs torch.
     """
 
-    job: Job
+    job: EngineJob
     module: str = OWN_ENGINES
 
 

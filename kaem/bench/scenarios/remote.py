@@ -17,7 +17,7 @@ from kaem.bench.scenarios.open_loop import (
     REJECTED,
     TIMED_OUT,
     CallError,
-    Outcome,
+    RequestOutcome,
     Watch,
     drive,
     run_precisely,
@@ -54,7 +54,7 @@ _STREAM = "/kaem.v1.Sampler/StreamSamples"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
+class LatencyObjective:
     """A percentile of the time to the last chunk, over all requests that arrived, and its limit in milliseconds."""
 
     percent: float
@@ -87,7 +87,7 @@ class Load:
     duration_s: float = 20.0
     deadline_s: float = 1.0
     seed: int = 0
-    objective: Objective | None = None
+    objective: LatencyObjective | None = None
 
     def __post_init__(self) -> None:
         for name in ("duration_s", "deadline_s"):
@@ -104,7 +104,7 @@ Watcher = Callable[[float, Watch], None]
 """Told the rate and what can be seen of it, a few times a second."""
 
 
-class Target:
+class ServerUnderLoad:
     """A kaem server under load.
 
     Args:
@@ -154,7 +154,7 @@ class Target:
 
     def _drive(
         self, rate: float, arrivals: list[Arrival], load: Load, on_watch: Watcher
-    ) -> tuple[list[Outcome], int, float]:
+    ) -> tuple[list[RequestOutcome], int, float]:
         watch = Watch(len(arrivals))
 
         async def report() -> None:
@@ -162,7 +162,7 @@ class Target:
                 on_watch(rate, watch)
                 await asyncio.sleep(0.25)
 
-        async def main() -> list[Outcome]:
+        async def main() -> list[RequestOutcome]:
             options = channel_options(self._server)
             async with grpc.aio.insecure_channel(self._server.address, options) as channel:
                 await asyncio.wait_for(channel.channel_ready(), timeout=10)
@@ -205,7 +205,7 @@ class Target:
 
 
 def row_of(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[RequestOutcome],
     kind: Kind | None,
     *,
     target: str,
@@ -308,14 +308,14 @@ def search_rate(
         tried[following] = meets(following)
 
 
-def lowest_judged(objective: Objective, duration_s: float) -> float:
+def lowest_judged(objective: LatencyObjective, duration_s: float) -> float:
     """Lowest rate at which enough requests are counted in a run to speak of the objective's percentile."""
     requests = 1.2 * MIN_BEYOND * 100 / (100 - objective.percent)  # a fifth more: their number is itself random
     return max(1.0, float(math.ceil(requests / ((1 - WARM_SHARE) * duration_s))))
 
 
 def search_target(
-    target: Target, rows: list[ServerRow], load: Load, on_watch: Watcher = lambda rate, watch: None
+    target: ServerUnderLoad, rows: list[ServerRow], load: Load, on_watch: Watcher = lambda rate, watch: None
 ) -> Search:
     """Search on from the rates that were run; every further rate's rows are appended to `rows`.
 

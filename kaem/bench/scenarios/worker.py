@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from kaem.errors import KaemError
 
 if TYPE_CHECKING:
-    from kaem.bench.scenarios.engines import Engine
+    from kaem.bench.scenarios.engines import BenchEngine
 
 TURN_S = 0.05
 """Length of one turn: long against a context switch, short against the moods of a shared machine."""
@@ -44,7 +44,7 @@ def main() -> None:
         try:
             engines = importlib.import_module("kaem.bench.scenarios.engines")
             opener = importlib.import_module(module)
-            job = engines.Job(**words)
+            job = engines.EngineJob(**words)
             engines.require(job.engine)
             imported = time.monotonic()
             engine = opener.open_engine(job)
@@ -65,7 +65,7 @@ def main() -> None:
             _say(out, {"error": "BackendError", "message": reason, "hint": ""})
 
 
-def _answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
+def _answer(engine: BenchEngine, request: dict[str, Any]) -> dict[str, Any]:
     match request["do"]:
         case "images":
             images = engine.sample(request["num"], request["seed"])
@@ -81,7 +81,9 @@ def _answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
             raise AssertionError(f"no request is named {unknown!r}")
 
 
-def _turn(engine: Engine, batch: int, seed: int, start: int, settle: bool, length_s: float = TURN_S) -> dict[str, Any]:
+def _turn(
+    engine: BenchEngine, batch: int, seed: int, start: int, settle: bool, length_s: float = TURN_S
+) -> dict[str, Any]:
     """Time whole calls until they have taken `length_s` together."""
     if settle:
         engine.sample(batch, seed, start)
@@ -100,7 +102,7 @@ def _turn(engine: Engine, batch: int, seed: int, start: int, settle: bool, lengt
     return {"wall_ms": wall, "cpu_ms": cpu, "next": start}
 
 
-def _warm(engine: Engine, batch: int, seed: int) -> dict[str, Any]:
+def _warm(engine: BenchEngine, batch: int, seed: int) -> dict[str, Any]:
     """Call until the times of windows of `WARM_WINDOW_S` have settled, or for `MAX_WARM_S` after the first window."""
     from kaem.bench.statistics import is_warm
 

@@ -41,7 +41,7 @@ _CONSTRUCTORS = {
 }
 
 
-class _ArraysOnly(pickle.Unpickler):
+class _ArraysOnly(pickle.Unpickler):  # noqa: S301  # it imports nothing else
     """Reads arrays, numbers, strings, lists and dictionaries."""
 
     def find_class(self, module: str, name: str) -> Any:

@@ -23,7 +23,7 @@ from kaem.errors import RemoteError, RequestError
 from kaem.protocol import inference_pb2
 from kaem.protocol.messages import check_numerics
 from kaem.validation import NUM_INDICES, check_range
-from serve.calls.call_options import Manners
+from serve.calls.call_options import CallOptions
 from serve.scheduling.sources import Seeded
 from serve.statuses import RefusedError, blaming
 
@@ -96,8 +96,8 @@ def check_expected_numerics(parameters: Parameters, numerics_id: str) -> None:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, error, field=field) from None
 
 
-def manners_with(parameters: Parameters, manners: Manners) -> Manners:
-    """Return the manners of a request, those of its call being `manners`.
+def merge_call_options(parameters: Parameters, call_options: CallOptions) -> CallOptions:
+    """Return the call options of a request, those of its call being `call options`.
 
     Raises:
         RefusedError: INVALID_ARGUMENT, a number is not in its range.
@@ -109,9 +109,11 @@ def manners_with(parameters: Parameters, manners: Manners) -> Manners:
     with blaming(field_of("timeout")):
         if timeout_us < 0:
             raise RequestError(f"timeout is {timeout_us} microseconds; give 0, for none, or more")
-    limits = [limit for limit in (manners.timeout_s, 1e-6 * timeout_us if timeout_us else None) if limit is not None]
+    limits = [
+        limit for limit in (call_options.timeout_s, 1e-6 * timeout_us if timeout_us else None) if limit is not None
+    ]
     return dataclasses.replace(
-        manners, priority=_CLASSES[priority] or manners.priority, timeout_s=min(limits, default=None)
+        call_options, priority=_CLASSES[priority] or call_options.priority, timeout_s=min(limits, default=None)
     )
 
 

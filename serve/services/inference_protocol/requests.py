@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kaem.errors import RequestError
 from kaem.protocol import inference_pb2
 from kaem.protocol.messages import MAX_MESSAGE_BYTES, MESSAGE_HEADROOM
-from serve.calls.call_options import Manners
+from serve.calls.call_options import CallOptions
 from serve.catalog.model import Models, ServedModel
 from serve.scheduling.sources import Given, Source
 from serve.services.inference_protocol.lookup import find_model
@@ -16,7 +16,7 @@ from serve.services.inference_protocol.parameters import (
     check_expected_numerics,
     check_known,
     field_of,
-    manners_with,
+    merge_call_options,
     names_samples,
     read_samples,
 )
@@ -37,7 +37,7 @@ class Inference:
         source: Where the uniforms come from.
         rows: How many images, at least 1.
         outputs: What is to be sent of each.
-        manners: Deadline and class.
+        call_options: Deadline and class.
     """
 
     id: str
@@ -45,7 +45,7 @@ class Inference:
     source: Source
     rows: int
     outputs: tuple[Tensor, ...]
-    manners: Manners
+    call_options: CallOptions
 
     @property
     def with_latents(self) -> bool:
@@ -64,13 +64,13 @@ class Inference:
         return max(1, self.model.info.limits.max_chunk_bytes // self.row_bytes)
 
 
-def read_inference(request: _Request, models: Models, manners: Manners) -> Inference:
+def read_inference(request: _Request, models: Models, call_options: CallOptions) -> Inference:
     """Check a request; its rows may still be too many for one answer, see `check_fits`.
 
     Args:
         request: As it came.
         models: All there are.
-        manners: Manners of its call.
+        call_options: Manners of its call.
 
     Raises:
         RefusedError: NOT_FOUND, there is no such model; INVALID_ARGUMENT, with the field to blame; OUT_OF_RANGE,
@@ -98,7 +98,7 @@ def read_inference(request: _Request, models: Models, manners: Manners) -> Infer
         source=source,
         rows=rows,
         outputs=outputs,
-        manners=manners_with(request.parameters, manners),
+        call_options=merge_call_options(request.parameters, call_options),
     )
     with blaming("outputs"):
         if inference.row_bytes > MAX_MESSAGE_BYTES - MESSAGE_HEADROOM:

@@ -12,9 +12,9 @@ from google.protobuf.message import Message
 from kaem.protocol import inference_pb2
 from kaem.sampler import Images
 from serve.calls.call_context import current
-from serve.calls.call_options import manners_of
+from serve.calls.call_options import read_call_options
 from serve.calls.interceptor import Context, Malformed, Reception, tolerant, well_formed
-from serve.calls.submit import Orders, converting
+from serve.calls.submit import Submitter, converting
 from serve.catalog.model import Models, ServedModel
 from serve.events import Observer
 from serve.services.inference_protocol.answers import images_answer, model_config, model_metadata, server_metadata
@@ -52,7 +52,7 @@ class InferenceService:
     ) -> None:
         self._models = models
         self._settings = settings
-        self._orders = Orders(settings)
+        self._submitter = Submitter(settings)
         self._observer = observer
         self._statistics = statistics
         self._is_ready = is_ready
@@ -127,15 +127,15 @@ class InferenceService:
 
     async def model_infer(self, request: inference_pb2.ModelInferRequest, context: Context) -> Message:
         """Answer all images of a request at once."""
-        inference = read_inference(request, self._models, manners_of(context))
+        inference = read_inference(request, self._models, read_call_options(context))
         check_fits(inference)
-        submitted = self._orders.whole(
+        submitted = self._submitter.whole(
             inference.model,
             inference.source,
             inference.rows,
             row_bytes=inference.row_bytes,
             convert=_keep,
-            manners=inference.manners,
+            call_options=inference.call_options,
             with_latents=inference.with_latents,
         )
         async with submitted as job:
@@ -145,15 +145,15 @@ class InferenceService:
 
     async def stream_infer(self, request: inference_pb2.ModelInferRequest, context: Context, send: Send) -> None:
         """Send the images of one request of a stream, in chunks."""
-        inference = read_inference(request, self._models, manners_of(context))
-        submitted = self._orders.stream(
+        inference = read_inference(request, self._models, read_call_options(context))
+        submitted = self._submitter.stream(
             inference.model,
             inference.source,
             inference.rows,
             chunk_rows=inference.chunk_rows,
             row_bytes=inference.row_bytes,
             convert=_keep,
-            manners=inference.manners,
+            call_options=inference.call_options,
             with_latents=inference.with_latents,
         )
         done = 0

@@ -13,14 +13,14 @@ import pytest
 from artifacts import write_changed, write_small_artifact
 
 import kaem
-from kaem.bench.scenarios.engines import Job
+from kaem.bench.scenarios.engines import EngineJob
 from kaem.bench.scenarios.local import Effort, _differences, measure
 from kaem.bench.scenarios.process import Contestant, Process
 from kaem.errors import ArtifactError, BackendError, ConfigError, RequestError, VerificationError
 
 
 def contestant(path, engine="onnxruntime", threads=1, **more):
-    return Contestant(job=Job(engine=engine, source=str(path), threads=threads, **more))
+    return Contestant(job=EngineJob(engine=engine, source=str(path), threads=threads, **more))
 
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
@@ -137,7 +137,7 @@ def test_what_is_wrong_in_a_contestants_process_is_raised_here(job, error, said)
         else:
             pytest.skip("TensorRT is installed")
     with pytest.raises(error, match=said):
-        Process(Contestant(job=Job(threads=1, **job)))
+        Process(Contestant(job=EngineJob(threads=1, **job)))
 
 
 def test_a_process_that_is_killed_is_named(artifact_path):

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from live_server import Backend, LiveServer
 
 from kaem.bench.scenarios.arrivals import parse_mix
-from kaem.bench.scenarios.remote import Load, Objective, Target, is_late, lowest_judged, search_rate, search_target
+from kaem.bench.scenarios.remote import (
+    LatencyObjective,
+    Load,
+    ServerUnderLoad,
+    is_late,
+    lowest_judged,
+    search_rate,
+    search_target,
+)
 from kaem.errors import RemoteError, RequestError
 from kaem.protocol import kaem_pb2, kaem_pb2_grpc
 from kaem.protocol.messages import Limits, Model, message_from_model
@@ -71,7 +79,7 @@ def known():
 def test_every_request_of_a_mix_is_answered_and_counted(server):
     load = Load(mix=parse_mix("interactive:0.8,16:0.2"), duration_s=1.0, deadline_s=20.0, seed=1)
     seen = []
-    rows = Target(server.target, seed=3).run(60.0, load, lambda rate, watch: seen.append(watch.sent))
+    rows = ServerUnderLoad(server.target, seed=3).run(60.0, load, lambda rate, watch: seen.append(watch.sent))
     assert [row.kind for row in rows] == ["all", "interactive", "16"]
     whole, one, many = rows
     assert whole.completed == whole.arrivals == one.arrivals + many.arrivals
@@ -84,7 +92,7 @@ def test_every_request_of_a_mix_is_answered_and_counted(server):
 
 def test_first_and_last_chunk_are_timed_apart(known):
     load = Load(mix=parse_mix("8"), duration_s=1.0, deadline_s=20.0)
-    row = Target(known, seed=0).run(20.0, load)[0]
+    row = ServerUnderLoad(known, seed=0).run(20.0, load)[0]
     assert row.completed == row.arrivals
     assert 100 <= row.first_ms[0].value <= row.last_ms[0].value - 100
     assert row.last_ms[0].value >= 300
@@ -92,14 +100,14 @@ def test_first_and_last_chunk_are_timed_apart(known):
 
 def test_a_deadline_turns_waiting_into_a_failure_without_end(known):
     load = Load(mix=parse_mix("8"), duration_s=1.0, deadline_s=0.2)
-    row = Target(known, seed=0).run(20.0, load)[0]
+    row = ServerUnderLoad(known, seed=0).run(20.0, load)[0]
     assert (row.completed, row.goodput_per_s) == (0, 0)
     assert row.timed_out == row.arrivals
     assert row.last_ms[0].value == float("inf")
 
 
 def test_rejected_and_failed_are_counted_apart(known):
-    row = Target(known, seed=0).run(60.0, Load(mix=ONE, duration_s=1.0, deadline_s=20.0))[0]
+    row = ServerUnderLoad(known, seed=0).run(60.0, Load(mix=ONE, duration_s=1.0, deadline_s=20.0))[0]
     assert row.completed + row.rejected + row.failed == row.arrivals
     assert row.statuses["RESOURCE_EXHAUSTED"] == row.rejected
     assert row.statuses["INTERNAL"] == row.failed
@@ -109,7 +117,7 @@ def test_rejected_and_failed_are_counted_apart(known):
 
 def test_a_server_that_stalls_is_charged_with_everybody_who_came_meanwhile():
     with LiveServer(Backend()) as live:
-        target = Target(live.target, seed=0)
+        target = ServerUnderLoad(live.target, seed=0)
         live.backend.may_run.clear()
         release = threading.Timer(0.8, live.backend.may_run.set)
 
@@ -126,8 +134,8 @@ def test_a_server_that_stalls_is_charged_with_everybody_who_came_meanwhile():
 
 def test_an_objective_counts_requests_without_an_answer_as_missed():
     times = np.array([10.0] * 98 + [np.inf] * 2)
-    assert Objective(percent=98, limit_ms=50).is_met(times)
-    assert not Objective(percent=99, limit_ms=50).is_met(times)
+    assert LatencyObjective(percent=98, limit_ms=50).is_met(times)
+    assert not LatencyObjective(percent=99, limit_ms=50).is_met(times)
 
 
 @given(st.floats(1.5, 5e4), st.lists(st.floats(1, 5e4), max_size=3))
@@ -148,15 +156,17 @@ def test_a_server_that_never_meets_the_objective_is_given_up():
 
 
 def test_a_rate_with_too_few_requests_for_its_percentile_is_not_judged(server):
-    load = Load(mix=ONE, duration_s=1.0, deadline_s=20.0, objective=Objective(percent=99, limit_ms=2000))
-    assert Target(server.target, seed=0).run(20.0, load)[0].meets is None
+    load = Load(mix=ONE, duration_s=1.0, deadline_s=20.0, objective=LatencyObjective(percent=99, limit_ms=2000))
+    assert ServerUnderLoad(server.target, seed=0).run(20.0, load)[0].meets is None
     assert lowest_judged(load.objective, 20.0) == 34.0  # 34/s for 18 counted seconds are the first 600 or more
 
 
 def test_a_search_runs_on_the_server(known):
-    load = Load(mix=parse_mix("8"), duration_s=0.5, deadline_s=1.0, objective=Objective(percent=50, limit_ms=200))
+    load = Load(
+        mix=parse_mix("8"), duration_s=0.5, deadline_s=1.0, objective=LatencyObjective(percent=50, limit_ms=200)
+    )
     rows = []
-    found = search_target(Target(known, seed=0), rows, load)
+    found = search_target(ServerUnderLoad(known, seed=0), rows, load)
     assert found.highest_met is None
     assert {row.meets for row in rows} == {False}
 
@@ -170,7 +180,7 @@ def test_lag_matters_only_beside_what_is_measured():
 
 def test_no_server_is_an_error_of_one_line():
     with pytest.raises(RemoteError, match="no kaem server answered"):
-        Target("grpc://127.0.0.1:1", seed=0, timeout_s=0.3)
+        ServerUnderLoad("grpc://127.0.0.1:1", seed=0, timeout_s=0.3)
 
 
 @pytest.mark.parametrize("load", [{"duration_s": 0.0}, {"deadline_s": -1.0}, {"deadline_s": float("inf")}])
@@ -178,4 +188,4 @@ def test_loads_that_make_no_sense_are_refused(load):
     with pytest.raises(RequestError):
         Load(mix=ONE, **load)
     with pytest.raises(RequestError, match="beyond the deadline"):
-        Load(mix=ONE, deadline_s=0.01, objective=Objective(percent=99, limit_ms=50))
+        Load(mix=ONE, deadline_s=0.01, objective=LatencyObjective(percent=99, limit_ms=50))

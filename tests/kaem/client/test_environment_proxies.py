@@ -15,7 +15,7 @@ import kaem
 from kaem import noise
 from kaem.bench.scenarios.arrivals import Kind
 from kaem.bench.scenarios.remote import Load
-from kaem.bench.scenarios.remote import Target as Loaded
+from kaem.bench.scenarios.remote import ServerUnderLoad as Loaded
 from kaem.client.addresses import Target
 from kaem.client.admin import Admin
 from kaem.errors import RemoteError

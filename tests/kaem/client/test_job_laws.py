@@ -15,7 +15,7 @@ from kaem.artifact import Manifest
 from kaem.client.addresses import Target
 from kaem.client.connection import Credentials
 from kaem.client.failure import Failure, failure_from_status
-from kaem.client.job import Job, Rules
+from kaem.client.job import ClientJob, Rules
 from kaem.client.plan import READ_AHEAD, Exchange
 from kaem.client.requests import Blocks, Samples
 from kaem.client.retry import Patience, Reputation
@@ -144,7 +144,7 @@ class World:
             reputation=reputation,
             first_target=first,
         )
-        self.job = Job(self.blocks, rules, now=self.now)
+        self.job = ClientJob(self.blocks, rules, now=self.now)
         self.exchange = Exchange(self.job, Samples(7, True), [MODEL] * targets, Credentials(), is_partial=True)
 
     def run(self, lag=0.0, rest=0.0):

@@ -25,7 +25,7 @@ from kaem.engines import tensorrt as native
 from kaem.engines import tensorrt_file as engines
 from kaem.engines.gpu import Gpu
 from kaem.engines.tensorrt import TensorRtEngine, fit
-from kaem.engines.tensorrt_file import Engine, EngineKey, write_engine
+from kaem.engines.tensorrt_file import EngineFile, EngineKey, write_engine
 from kaem.errors import ArtifactError, BackendError
 from serve.devices.engine import warm_up
 
@@ -224,7 +224,7 @@ def write(path, **changes):
     engine = {"profiles": PROFILES, "tf32": False, "plan": b"plan"}
     key |= {name: value for name, value in changes.items() if name in key}
     engine |= {name: value for name, value in changes.items() if name in engine}
-    path.with_suffix(".engine").write_bytes(write_engine(Engine(key=EngineKey(**key), **engine)))
+    path.with_suffix(".engine").write_bytes(write_engine(EngineFile(key=EngineKey(**key), **engine)))
 
 
 @pytest.fixture

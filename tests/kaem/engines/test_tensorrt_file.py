@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from kaem.engines.gpu import installed_gpu
-from kaem.engines.tensorrt_file import Engine, EngineKey, load_engine, read_engine, require_match, write_engine
+from kaem.engines.tensorrt_file import EngineFile, EngineKey, load_engine, read_engine, require_match, write_engine
 from kaem.errors import ArtifactError, BackendError
 
 KEY = EngineKey(model="sha256:1", tensorrt="11.4.0", gpu="NVIDIA H200", driver="580.65.06")
-ENGINE = Engine(key=KEY, profiles=((1, 1, 1), (1, 64, 1024)), tf32=False, plan=bytes(range(256)) * 9)
+ENGINE = EngineFile(key=KEY, profiles=((1, 1, 1), (1, 64, 1024)), tf32=False, plan=bytes(range(256)) * 9)
 
 
 @pytest.fixture

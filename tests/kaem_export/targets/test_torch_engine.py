@@ -16,7 +16,7 @@ from onnx import helper
 
 import kaem
 from kaem import noise
-from kaem.bench.scenarios.engines import Job
+from kaem.bench.scenarios.engines import EngineJob
 from kaem.bench.scenarios.process import Contestant, Process
 from kaem.errors import ArtifactError, ConfigError
 from kaem_export.compile import export
@@ -24,7 +24,7 @@ from kaem_export.families.compiled import Sampling
 from kaem_export.targets.torch_engine import open_engine
 from kaem_export.targets.torch_twin import TorchTwin
 
-JOB = Job(engine="torch-eager", source="", threads=1)
+JOB = EngineJob(engine="torch-eager", source="", threads=1)
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import pytest
 from google.protobuf import text_format
 
 from kaem.artifact import Manifest
-from kaem.engines.tensorrt_file import Engine, EngineKey
+from kaem.engines.tensorrt_file import EngineFile, EngineKey
 from kaem.errors import RequestError
 from kaem_export.targets.triton import model_config, write_model
 
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="pip install tritonclient")
 
 MANIFEST = Manifest(family="kaem", name="digits", noise_dim=5, latent_dim=4, image_shape=(3, 8, 6))
-ENGINE = Engine(
+ENGINE = EngineFile(
     key=EngineKey(model="sha256:1", tensorrt="11.4.0", gpu="NVIDIA H200", driver="580.65.06"),
     profiles=((1, 1, 1), (1, 64, 1024)),
     tf32=False,

@@ -221,7 +221,7 @@ def test_no_checkpoint_is_written_of_a_model_that_is_not_finite(tmp_path):
     path = write_random_checkpoint(tmp_path / "ckpt.pt")
     checkpoint = read_checkpoint(path)
     before = path.read_bytes()
-    name = next(name for name, value in checkpoint.model_state.items() if name.startswith("prior."))
+    name = next(name for name in checkpoint.model_state if name.startswith("prior."))
     checkpoint.model_state[name].flatten()[0] = math.nan
     with pytest.raises(Exception, match=f"{name} of the model is not finite"):
         write_checkpoint(path, checkpoint)

@@ -17,7 +17,7 @@ from kaem_train.fitting.mixtures import fit_full_mixture
 from kaem_train.fitting.refit import refit_prior
 from kaem_train.model.prior.own_frames import OwnFramesPrior
 from kaem_train.rng import noise_stream
-from kaem_train.training.events import Refitted, Samples
+from kaem_train.training.events import Refitted, SamplesDrawn
 from kaem_train.training.progress import refit_line
 from kaem_train.training.requirements import check_trainable
 from kaem_train.training.trainer import Trainer, train
@@ -134,7 +134,7 @@ def test_a_run_ends_with_the_better_prior_and_its_training_state_untouched(tmp_p
     for name, value in trained.model_state.items():
         assert torch.equal(value, written.model_state[name]), name
     found, model = load_model(outcome.checkpoint)
-    drawn = [event for event in seen if isinstance(event, Samples)]
+    drawn = [event for event in seen if isinstance(event, SamplesDrawn)]
     assert [event.step for event in drawn] == [12, 12]
     noise = noise_stream(config.training.seed, 0, "sample grid")
     assert torch.equal(drawn[-1].images, model.sample(64, noise))  # the last picture is of the finished model

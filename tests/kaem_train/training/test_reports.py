@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kaem_train.training.events import Progress, Samples
+from kaem_train.training.events import Progress, SamplesDrawn
 from kaem_train.training.progress import ProgressReport
 from kaem_train.training.tensorboard import TensorBoardLog, image_grid
 
@@ -38,7 +38,7 @@ def test_a_terminal_shows_a_bar():
 def test_tensorboard_gets_every_metric_and_the_samples(tmp_path):
     with TensorBoardLog(tmp_path, step=0) as log:
         log(_progress(50))
-        log(Samples(step=50, images=torch.rand(64, 1, 8, 8)))
+        log(SamplesDrawn(step=50, images=torch.rand(64, 1, 8, 8)))
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert events.Scalars("train/kl")[0].value == 0.5

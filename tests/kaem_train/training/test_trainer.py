@@ -15,7 +15,7 @@ from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
 from kaem_train.checkpoint import read_checkpoint
 from kaem_train.data import load_dataset
 from kaem_train.training import trainer as trainer_module
-from kaem_train.training.events import Progress, Samples, Saved
+from kaem_train.training.events import Progress, SamplesDrawn, Saved
 from kaem_train.training.interrupt import StopRequest
 from kaem_train.training.trainer import Trainer, train
 
@@ -166,7 +166,7 @@ def test_watching_a_run_does_not_change_it(tmp_path, tiny, digits):
     left, right = (read_checkpoint(tmp_path / run / "ckpt.pt") for run in ("watched", "alone"))
     _assert_equal(left.model_state, right.model_state)
     assert [event.step for event in seen if isinstance(event, Progress)] == [5, 10, 12]
-    assert [event.step for event in seen if isinstance(event, Samples)] == [3, 6, 9, 12]
+    assert [event.step for event in seen if isinstance(event, SamplesDrawn)] == [3, 6, 9, 12]
     assert [event.step for event in seen if isinstance(event, Saved)] == [12]
     last = [event for event in seen if isinstance(event, Progress)][-1]
     assert {"loss", "reconstruction", "kl", "sigma"} <= last.metrics.keys()

@@ -62,7 +62,7 @@ def test_a_replaced_model_completes_its_streams_byte_for_byte_and_is_released(tm
     path = put(folder / "x.onnx", 1)
     old_id, old_bytes = id_of(path), bytes_of(path, 5000, 3)
     with served(folder, tmp_path, http_port=0) as (live, stub, admin):
-        [entry] = live.server.library.shelf
+        [entry] = live.server.library.catalog
         engine = weakref.ref(entry.running.opened.engines[0])
         scheduler = weakref.ref(live.scheduler)
         del entry

@@ -15,7 +15,7 @@ from live_server import Backend, Notes
 
 from kaem.errors import ArtifactError, BackendError, ConfigError
 from serve.calls.health import Health
-from serve.catalog.catalog import Shelf
+from serve.catalog.catalog import Catalog
 from serve.catalog.loader import Loader
 from serve.catalog.model import Models
 from serve.catalog.repository import Folder, Key, open_repository
@@ -77,8 +77,8 @@ class Library:
         self.opened, self.closed = [], []
         self.health = Health([""])
         options = ServeSettings(max_batch=1)
-        self.shelf = Shelf(self._open, self.models, health=self.health, settings=options, observer=self.notes)
-        self.loader = Loader(Folder(folder), self.shelf)
+        self.catalog = Catalog(self._open, self.models, health=self.health, settings=options, observer=self.notes)
+        self.loader = Loader(Folder(folder), self.catalog)
 
     @contextlib.contextmanager
     def _open(self, path, is_wanted):
@@ -96,7 +96,7 @@ class Library:
         return self
 
     async def __aexit__(self, *_):
-        await self.shelf.close()
+        await self.catalog.close()
         assert sorted(self.opened) == sorted(self.closed)
 
 
@@ -194,7 +194,7 @@ def test_a_poll_leaves_alone_what_is_still_being_written_or_gone_for_a_moment(tm
         kept.unlink()
         await library.loader.poll()
         assert library.served() == {("kept", 1): "first"}
-        assert not any(entry.error for entry in library.shelf)
+        assert not any(entry.error for entry in library.catalog)
         put(kept, "first")
         await library.loader.poll()
         assert library.served() == {("kept", 1): "first", ("new", 1): "whole"}
@@ -219,14 +219,14 @@ def test_closing_does_not_wait_for_a_load_that_is_under_way(tmp_path):
             raise BackendError("it is not wanted any more")
             yield
 
-        library.shelf._workshop._open_engines = endless
+        library.catalog._opener._open_engines = endless
         put(tmp_path / "x.onnx", "first")
         loading = asyncio.create_task(library.loader.reload())
         await asyncio.to_thread(began.wait)
         loading.cancel()
         await asyncio.wait((loading,))
 
-    run(tmp_path, steps)  # whose end closes the shelf, and waits for its thread
+    run(tmp_path, steps)  # whose end closes the catalog, and waits for its thread
 
 
 def test_a_file_that_changes_while_it_is_read_is_no_failure_and_is_looked_at_again(tmp_path, caplog):
@@ -241,13 +241,13 @@ def test_a_file_that_changes_while_it_is_read_is_no_failure_and_is_looked_at_aga
             raise ArtifactError("half a file")
             yield
 
-        library.shelf._workshop._open_engines = slow
+        library.catalog._opener._open_engines = slow
         path.write_text("half")
         await library.loader.poll()
         await library.loader.poll()
         assert library.notes.failed_loads == []
         assert library.served() == {("x", 1): "first"}
-        library.shelf._workshop._open_engines = opened
+        library.catalog._opener._open_engines = opened
         await library.loader.poll()
         await library.loader.poll()
         assert library.served() == {("x", 1): "second one"}
@@ -373,7 +373,7 @@ def test_a_load_that_nobody_waits_for_any_more_is_as_if_it_had_not_been_asked_fo
     async def steps(library):
         put(tmp_path / "y.onnx", "second")
         waiting = asyncio.create_task(library.loader.load("y", 0))
-        while not [entry for entry in library.shelf if entry.is_loading]:
+        while not [entry for entry in library.catalog if entry.is_loading]:
             await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])

@@ -26,7 +26,7 @@ from kaem import noise
 from kaem.errors import ArtifactError, BackendError, RequestError
 from serve.devices import device_pool as fleets
 from serve.devices import worker_assignment, worker_process
-from serve.devices.device_pool import Fleet, pause_s
+from serve.devices.device_pool import DevicePool, pause_s
 from serve.devices.devices import parse_devices
 from serve.devices.worker_process import Worker
 from serve.statuses import RefusedError
@@ -73,9 +73,9 @@ class Alive:
     def __init__(self, path, devices=TWO):
         self.changes = []
         self._changed = threading.Condition()
-        self.fleet = Fleet(path, devices, workers=1)
-        self.first = [engine.decode(uniforms(0)) for engine in self.fleet.engines]
-        self.fleet.keep_alive((ROWS,), self._note)
+        self.device_pool = DevicePool(path, devices, workers=1)
+        self.first = [engine.decode(uniforms(0)) for engine in self.device_pool.engines]
+        self.device_pool.keep_alive((ROWS,), self._note)
 
     def _note(self, *change):
         with self._changed:
@@ -88,10 +88,10 @@ class Alive:
             assert self._changed.wait_for(is_true, 60)
 
     def wait_whole(self):
-        self.wait(lambda: not self.changes or self.changes[-1][1:] == (True, len(self.fleet.engines)))
+        self.wait(lambda: not self.changes or self.changes[-1][1:] == (True, len(self.device_pool.engines)))
 
     def pid(self, number):
-        return self.fleet._seats[number].worker.process.pid
+        return self.device_pool._seats[number].worker.process.pid
 
     def kill(self, number, how=signal.SIGKILL):
         os.kill(self.pid(number), how)
@@ -100,7 +100,7 @@ class Alive:
         return self
 
     def __exit__(self, *_):
-        self.fleet.close()
+        self.device_pool.close()
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +182,9 @@ def test_lost_workers_leave_nothing_behind(whole):
 
 
 def test_shared_memory_is_as_large_as_the_largest_batch(whole, local):
-    worker = whole.fleet._seats[0].worker
+    worker = whole.device_pool._seats[0].worker
     for seed in range(50):
-        whole.fleet.engines[0].decode(uniforms(seed))
+        whole.device_pool.engines[0].decode(uniforms(seed))
     size = os.fstat(worker._memory).st_size
     assert size <= ROWS * (4 * 5 + local.manifest.image_bytes) + 64
 
@@ -203,7 +203,7 @@ def test_batches_are_right_while_devices_come_and_go(whole, local):
         return rounds
 
     with ThreadPoolExecutor(2) as pool:
-        lanes = [pool.submit(compute, engine) for engine in whole.fleet.engines]
+        lanes = [pool.submit(compute, engine) for engine in whole.device_pool.engines]
         try:
             for number in (0, 1, 1):
                 whole.wait_whole()
@@ -220,8 +220,8 @@ def test_batches_are_right_while_devices_come_and_go(whole, local):
 def test_uniforms_that_are_none_end_no_worker(whole):
     pids = [whole.pid(number) for number in range(2)]
     with pytest.raises(RequestError, match="a uniform is 7"):
-        whole.fleet.engines[0].decode(np.full((ROWS, 5), 7, np.float32))
-    for engine in whole.fleet.engines:
+        whole.device_pool.engines[0].decode(np.full((ROWS, 5), 7, np.float32))
+    for engine in whole.device_pool.engines:
         engine.decode(uniforms(0))
     assert [whole.pid(number) for number in range(2)] == pids
     assert not whole.changes
@@ -242,7 +242,7 @@ def test_idle_workers_that_are_stopped_are_noticed_and_replaced(whole, local):
     lost = sorted(device for device, is_up, _ in whole.changes if not is_up)
     assert lost == ["cpu:0", "cpu:1"]
     assert not any(psutil.pid_exists(pid) for pid in stopped)
-    assert whole.fleet.engines[0].decode(uniforms(4)).tobytes() == local.decode(uniforms(4)).tobytes()
+    assert whole.device_pool.engines[0].decode(uniforms(4)).tobytes() == local.decode(uniforms(4)).tobytes()
 
 
 def test_a_worker_that_is_stopped_for_a_moment_goes_on(whole, monkeypatch):
@@ -252,7 +252,7 @@ def test_a_worker_that_is_stopped_for_a_moment_goes_on(whole, monkeypatch):
     whole.kill(0, signal.SIGSTOP)
     time.sleep(1.0)
     whole.kill(0, signal.SIGCONT)
-    whole.fleet.engines[0].decode(uniforms(5))
+    whole.device_pool.engines[0].decode(uniforms(5))
     assert (whole.pid(0), whole.changes) == (pid, [])
 
 
@@ -260,14 +260,14 @@ def test_a_worker_that_hangs_is_replaced(whole, local, monkeypatch):
     monkeypatch.setattr(worker_process, "_PATIENCE_S", 0.05)
     hanging = whole.pid(0)
     whole.kill(0, signal.SIGSTOP)
-    assert whole.fleet.engines[0].decode(uniforms(3)).tobytes() == local.decode(uniforms(3)).tobytes()
+    assert whole.device_pool.engines[0].decode(uniforms(3)).tobytes() == local.decode(uniforms(3)).tobytes()
     whole.wait(lambda: len(whole.changes) == 2)
     assert whole.pid(0) != hanging
     assert not psutil.pid_exists(hanging)
 
 
 def test_a_worker_that_is_stopped_before_it_is_ready_is_not_waited_for(artifact_path):
-    model = worker_process.Model(artifact_path, artifact_path.read_bytes())
+    model = worker_process.ModelMemory(artifact_path, artifact_path.read_bytes())
     worker = Worker(model, TWO[0], 1)
     try:
         worker.process.send_signal(signal.SIGSTOP)
@@ -284,7 +284,7 @@ def test_signals_for_the_whole_group_end_no_worker(whole):
     for pid in pids:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             os.kill(pid, number)
-    for engine in whole.fleet.engines:
+    for engine in whole.device_pool.engines:
         engine.decode(uniforms(0))
     assert [whole.pid(number) for number in range(2)] == pids
     assert not whole.changes
@@ -317,11 +317,11 @@ def only_eights(tmp_path_factory):
 
 
 def test_a_batch_that_ends_one_worker_after_the_other_is_given_up(only_eights):
-    with Fleet(only_eights, TWO, workers=1) as fleet:
-        engine, other = fleet.engines
+    with DevicePool(only_eights, TWO, workers=1) as device_pool:
+        engine, other = device_pool.engines
         images = engine.decode(uniforms(0, 8))
         np.testing.assert_array_equal(other.decode(uniforms(0, 8)), images)
-        fleet.keep_alive((8,), lambda *_: None)
+        device_pool.keep_alive((8,), lambda *_: None)
         with pytest.raises(BackendError, match=r"a batch of 7 rows ended 3 workers; cpu:\d: its engine failed"):
             engine.decode(uniforms(0, 7))
         np.testing.assert_array_equal(engine.decode(uniforms(0, 8)), images)
@@ -329,8 +329,8 @@ def test_a_batch_that_ends_one_worker_after_the_other_is_given_up(only_eights):
 
 def test_before_the_server_serves_a_lost_worker_is_an_error(only_eights):
     failure = pytest.raises(BackendError, match="cpu:1: its engine failed: ONNX Runtime failed on 7 rows")
-    with Fleet(only_eights, TWO, workers=1) as fleet, failure:
-        fleet.engines[1].decode(uniforms(0, 7))
+    with DevicePool(only_eights, TWO, workers=1) as device_pool, failure:
+        device_pool.engines[1].decode(uniforms(0, 7))
 
 
 class Changeling(Worker):
@@ -356,7 +356,7 @@ def changeling(monkeypatch):
 def test_processes_that_are_not_wanted_any_more_are_ended_before_they_are_ready(artifact_path):
     before = psutil.Process().children()
     with pytest.raises(BackendError, match="not needed any more"):
-        Fleet(artifact_path, TWO, workers=1, is_wanted=lambda: False)
+        DevicePool(artifact_path, TWO, workers=1, is_wanted=lambda: False)
     assert psutil.Process().children() == before
 
 
@@ -364,7 +364,7 @@ def test_devices_with_other_numerics_ids_are_refused(artifact_path, changeling):
     before = psutil.Process().children()
     changeling(1)
     with pytest.raises(BackendError, match="cpu:1 computes with numerics id sha256:other, the first") as caught:
-        Fleet(artifact_path, TWO, workers=1)
+        DevicePool(artifact_path, TWO, workers=1)
     assert "its own server" in caught.value.hint
     assert psutil.Process().children() == before
 
@@ -377,7 +377,7 @@ def test_a_device_that_comes_back_with_other_bits_stays_out(artifact_path, chang
         alive.wait(lambda: len(alive.changes) == 2)  # the third attempt is an honest one
         assert caplog.text.count("cpu:0 cannot be started again: its numerics id is sha256:other now") == 2
         assert alive.changes == [("cpu:0", False, 1), ("cpu:0", True, 2)]
-        seat = alive.fleet._seats[0]
+        seat = alive.device_pool._seats[0]
         seat.firsts = {rows: (uniform, b"other") for rows, (uniform, _) in seat.firsts.items()}
         caplog.clear()
         alive.kill(0)
@@ -385,11 +385,11 @@ def test_a_device_that_comes_back_with_other_bits_stays_out(artifact_path, chang
 
 
 def test_devices_that_compute_other_bits_under_one_id_are_refused(artifact_path):
-    with Fleet(artifact_path, TWO, workers=1) as fleet:
-        fleet.engines[0].decode(uniforms(0))
-        fleet.engines[1].decode(uniforms(1))  # as if the same noise had become other images
+    with DevicePool(artifact_path, TWO, workers=1) as device_pool:
+        device_pool.engines[0].decode(uniforms(0))
+        device_pool.engines[1].decode(uniforms(1))  # as if the same noise had become other images
         with pytest.raises(BackendError, match="cpu:0 and cpu:1 compute other bits under the same numerics id"):
-            fleet.keep_alive((ROWS,), lambda *_: None)
+            device_pool.keep_alive((ROWS,), lambda *_: None)
 
 
 def test_who_waits_for_a_device_that_does_not_come_back_is_refused_after_a_while_or_when_the_server_stops(
@@ -400,13 +400,13 @@ def test_who_waits_for_a_device_that_does_not_come_back_is_refused_after_a_while
     with Alive(artifact_path, TWO[:1]) as alive, ThreadPoolExecutor(1) as pool:
         alive.kill(0)
         with pytest.raises(RefusedError) as caught:
-            alive.fleet.engines[0].decode(uniforms(0))
+            alive.device_pool.engines[0].decode(uniforms(0))
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         assert alive.changes == [("cpu:0", False, 0)]
         monkeypatch.setattr(worker_assignment, "_HOLD_S", 30.0)
-        waiting = pool.submit(alive.fleet.engines[0].decode, uniforms(0))
-        wait_until(lambda: alive.fleet._roster._queue)
-        alive.fleet.give_up()
+        waiting = pool.submit(alive.device_pool.engines[0].decode, uniforms(0))
+        wait_until(lambda: alive.device_pool._assignment._queue)
+        alive.device_pool.give_up()
         with pytest.raises(RefusedError):
             waiting.result(timeout=20)
 
@@ -437,14 +437,14 @@ def test_a_gpu_that_is_not_there_ends_in_one_clear_error_and_nothing_else_comput
 
 def test_an_engine_file_that_is_missing_is_named_where_it_should_be(artifact_path):
     with pytest.raises(ArtifactError, match=re.escape(str(artifact_path.with_suffix(".engine")))) as caught:
-        Fleet(artifact_path, parse_devices("tensorrt:0"))
+        DevicePool(artifact_path, parse_devices("tensorrt:0"))
     assert "--target tensorrt" in caught.value.hint
 
 
 def test_a_model_that_is_none_is_named_by_its_path(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ArtifactError) as caught:
-        Fleet(tmp_path / "model.onnx", TWO)
+        DevicePool(tmp_path / "model.onnx", TWO)
     assert caught.value.message.startswith(f"{tmp_path / 'model.onnx'} is not a usable ONNX model")
     with pytest.raises(ArtifactError, match="no model file at"):
-        Fleet(tmp_path / "missing.onnx", TWO)
+        DevicePool(tmp_path / "missing.onnx", TWO)

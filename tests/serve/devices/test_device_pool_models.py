@@ -34,8 +34,8 @@ def setting(tmp_path_factory):
 
 
 def processes_of(live, name):
-    [entry] = [entry for entry in live.server.library.shelf if entry.name == name]
-    return [psutil.Process(seat.worker.process.pid) for seat in entry.running.model.fleet._seats]
+    [entry] = [entry for entry in live.server.library.catalog if entry.name == name]
+    return [psutil.Process(seat.worker.process.pid) for seat in entry.running.model.device_pool._seats]
 
 
 def children():

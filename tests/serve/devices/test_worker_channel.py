@@ -10,12 +10,12 @@ import pytest
 from kaem.artifact import Manifest
 from serve.devices.devices import Device
 from serve.devices.worker_channel import DONE, BrokenLinkError, Slot, receive_pair, receive_text, send_pair, send_text
-from serve.devices.worker_process import Model, Worker
+from serve.devices.worker_process import ModelMemory, Worker
 
 
 @pytest.mark.parametrize(("capacity", "rows"), [(4, 0), (4, 5), (0, 1), (1 << 20, 1)])
 def test_a_worker_that_is_asked_for_rows_that_are_not_there_leaves(artifact_path, capacity, rows):
-    model = Model(artifact_path, artifact_path.read_bytes())
+    model = ModelMemory(artifact_path, artifact_path.read_bytes())
     worker = Worker(model, Device("cpu"), 1)
     try:
         worker.greet()

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serve.scheduling.fair_queue import BULK_SHARE, Rotation, Ticket
+from serve.scheduling.fair_queue import BULK_SHARE, FairQueue, Ticket
 
 
 class RotationMachine(RuleBasedStateMachine):
@@ -15,7 +15,7 @@ class RotationMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.rotation = Rotation(quantum=3, spare_bytes=self.SPARE_BYTES)
+        self.rotation = FairQueue(quantum=3, spare_bytes=self.SPARE_BYTES)
         self.live: list[Ticket] = []
         self.planned: dict[Ticket, list[int]] = {}
         self.taken: dict[Ticket, int] = {}
@@ -150,7 +150,7 @@ def endless(**options):
 def test_tickets_of_a_class_that_wait_all_along_get_the_same_rows_to_within_one_quantum(
     num, max_rows, quantum, batches, is_bulk
 ):
-    rotation = Rotation(quantum=quantum)
+    rotation = FairQueue(quantum=quantum)
     tickets = [endless(is_bulk=is_bulk) for _ in range(num)]
     for ticket in tickets:
         rotation.add(ticket)
@@ -170,7 +170,7 @@ def test_tickets_of_a_class_that_wait_all_along_get_the_same_rows_to_within_one_
 def test_while_both_classes_wait_bulk_gets_an_eighth_of_all_rows_and_interactive_the_rest(
     sizes, quantum, num_bulk, num_interactive
 ):
-    rotation = Rotation(quantum=quantum)
+    rotation = FairQueue(quantum=quantum)
     bulk = [endless(is_bulk=True) for _ in range(num_bulk)]
     for ticket in bulk + [endless() for _ in range(num_interactive)]:
         rotation.add(ticket)
@@ -180,7 +180,7 @@ def test_while_both_classes_wait_bulk_gets_an_eighth_of_all_rows_and_interactive
 
 
 def test_an_interactive_job_beside_a_huge_one_is_in_the_next_batch_with_all_its_rows():
-    rotation = Rotation(quantum=4)
+    rotation = FairQueue(quantum=4)
     huge, small = endless(is_bulk=True), Ticket(rows=30, window=30)
     rotation.add(huge)
     rotation.next_batch(64)
@@ -190,7 +190,7 @@ def test_an_interactive_job_beside_a_huge_one_is_in_the_next_batch_with_all_its_
 
 
 def test_a_small_job_beside_a_huge_one_of_its_own_class_is_in_the_next_batch():
-    rotation = Rotation(quantum=4)
+    rotation = FairQueue(quantum=4)
     huge, small = endless(), Ticket(rows=1, window=1)
     rotation.add(huge)
     rotation.next_batch(64)
@@ -199,7 +199,7 @@ def test_a_small_job_beside_a_huge_one_of_its_own_class_is_in_the_next_batch():
 
 
 def test_a_closed_window_keeps_a_ticket_out_until_its_reader_reads():
-    rotation = Rotation(quantum=8)
+    rotation = FairQueue(quantum=8)
     ticket = Ticket(rows=20, window=5)
     rotation.add(ticket)
     assert [span[1:] for span in rotation.next_batch(8).spans] == [(0, 5)]
@@ -209,7 +209,7 @@ def test_a_closed_window_keeps_a_ticket_out_until_its_reader_reads():
 
 
 def test_stalled_readers_that_hold_all_spare_bytes_leave_every_other_its_base():
-    rotation = Rotation(quantum=8, spare_bytes=100)
+    rotation = FairQueue(quantum=8, spare_bytes=100)
     for _ in range(10):
         rotation.add(Ticket(rows=1000, window=1000, base=2, row_bytes=10))
     while rotation.next_batch(8).spans:
@@ -222,7 +222,7 @@ def test_stalled_readers_that_hold_all_spare_bytes_leave_every_other_its_base():
 
 
 def test_a_removed_ticket_stays_out_even_if_its_reader_still_reads():
-    rotation = Rotation(quantum=8)
+    rotation = FairQueue(quantum=8)
     ticket = Ticket(rows=20, window=5)
     rotation.add(ticket)
     rotation.next_batch(8)
@@ -233,7 +233,7 @@ def test_a_removed_ticket_stays_out_even_if_its_reader_still_reads():
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(1, 64), st.integers(0, 3))
 def test_whole_bulk_tickets_are_done_in_the_order_in_which_they_came(sizes, max_rows, streams):
-    rotation = Rotation(quantum=8)
+    rotation = FairQueue(quantum=8)
     others = [Ticket(rows=1 << 40, window=1 << 40, is_bulk=True) for _ in range(streams)]
     wholes = [Ticket(rows=rows, window=rows, is_bulk=True, is_whole=True) for rows in sizes]
     for ticket in (*others, *wholes):
@@ -250,7 +250,7 @@ def test_whole_bulk_tickets_are_done_in_the_order_in_which_they_came(sizes, max_
 
 
 def test_a_line_gets_the_shares_of_all_who_stand_in_it():
-    rotation = Rotation(quantum=8)
+    rotation = FairQueue(quantum=8)
     stream = Ticket(rows=1 << 40, window=1 << 40, is_bulk=True)
     wholes = [Ticket(rows=80, window=80, is_bulk=True, is_whole=True) for _ in range(9)]
     for ticket in (stream, *wholes):
@@ -264,7 +264,7 @@ def test_a_line_gets_the_shares_of_all_who_stand_in_it():
 
 @given(st.data())
 def test_a_ticket_that_leaves_the_line_leaves_no_gap(data):
-    rotation = Rotation(quantum=8)
+    rotation = FairQueue(quantum=8)
     wholes = [Ticket(rows=20, window=20, is_bulk=True, is_whole=True) for _ in range(6)]
     for ticket in wholes:
         rotation.add(ticket)

@@ -171,7 +171,7 @@ class FolderServer(LiveServer):
         """Wait until no old model is left."""
 
         async def wait():
-            while tasks := list(self.server.library.shelf._draining):
+            while tasks := list(self.server.library.catalog._draining):
                 await asyncio.wait(tasks)
 
         self.run(wait())
