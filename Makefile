@@ -29,13 +29,15 @@ $(READY): pyproject.toml constraints.txt tests/browser/package-lock.json
 demo: setup          ## Train on real digits, export, verify, serve, sample and benchmark: 2 to 3 minutes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
-# A worker a core; the tests of one file share what they prepare, so they stay together,
-# and files come in the order of tests/conftest.py.
+# One worker more than there are cores, for tests wait for processes and servers a quarter of the time; the tests of one
+# file share what they prepare, so they stay together, and files come in the order of tests/conftest.py.
+TEST = $(BIN)/python -m pytest -n "$$(($$(nproc) + 1))" --dist loadfile --no-loadscope-reorder
+
 test: setup          ## Run all tests
-	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+	$(TEST)
 
 test-fast: setup     ## Run the tests that take seconds
-	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(TEST) -m 'not slow'
 
 # In an environment with kaem[gpu] rather than kaem[cpu], on a machine with an NVIDIA GPU: make test-gpu GPU_PYTHON=python
 GPU_PYTHON ?= $(BIN)/python

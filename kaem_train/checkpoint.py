@@ -83,7 +83,7 @@ class Checkpoint:
         average_state: `state_dict` of `WeightAverage`; None where no average is kept.
         finished: The model to use where it is not `model_state`: averaged weights, a refitted prior.
         module_images: What a generator of the user's own made of a few latents when this was written; see
-            `model/module_images.py`. None of others, and before there were any.
+            `model/generators/module_images.py`. None of others, and before there were any.
     """
 
     config: Config
