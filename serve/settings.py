@@ -71,7 +71,7 @@ class ServeSettings:
         panel=SCHEDULING,
     )
     max_pending_calls: int = _setting(
-        100,
+        50,
         "Calls that may wait until the server looks at them; more that come at once are ended with CANCELLED.",
         panel=SCHEDULING,
     )
