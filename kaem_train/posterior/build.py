@@ -17,17 +17,15 @@ from kaem_train.posterior.weighted_bound import WeightedBoundPosterior
 def build_posterior(config: Config, latent_shape: tuple[int, ...]) -> Posterior:
     """Return the configured posterior."""
     settings, gradient, updates = config.posterior, config.training.prior_gradient, config.training.updates
-
-    def encoder() -> AmortizedPosterior:
-        return AmortizedPosterior(settings, config.data.image_shape, latent_shape, updates=updates)
+    shape = config.data.image_shape
 
     match settings.kind:
         case "amortized":
-            return encoder()
+            return AmortizedPosterior(settings, shape, latent_shape, updates=updates)
         case "weighted_bound":
-            return WeightedBoundPosterior(encoder(), settings, updates=updates)
+            return WeightedBoundPosterior(settings, shape, latent_shape, updates=updates)
         case "refined":
-            return RefinedPosterior(encoder(), settings)
+            return RefinedPosterior(settings, shape, latent_shape, updates=updates)
         case "importance":
             return ImportancePosterior(settings, gradient)
         case "langevin":

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.config import PosteriorConfig
-from kaem_train.data import Images
 from kaem_train.families.kaem import Kaem
-from kaem_train.posterior.protocol import Terms
+from kaem_train.posterior.protocol import Posterior, Terms
 from kaem_train.training.objective import (
     PriorGradient,
     effective_sample_size,
@@ -31,10 +30,8 @@ from kaem_train.training.objective import (
     pairwise_squared_error,
 )
 
-_DECODED_TOGETHER = 500
 
-
-class ImportancePosterior:
+class ImportancePosterior(Posterior):
     """Self-normalised importance sampling, with resampling where the weights degenerate.
 
     Args:
@@ -42,16 +39,12 @@ class ImportancePosterior:
         prior_gradient: Form of the prior's gradient.
     """
 
-    num_bound_samples = 2000
     infers = False
 
     def __init__(self, config: PosteriorConfig, prior_gradient: PriorGradient) -> None:
         self.config = config
         self.prior_gradient = prior_gradient
         self.network: nn.Module = nn.Identity()
-
-    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
-        """Nothing is due: the proposals follow the prior from the first update."""
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the loss whose gradient estimates that of -log p(x) (eq. 4)."""
@@ -82,19 +75,6 @@ class ImportancePosterior:
     def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
         """Return prior samples: these are what the generator is given."""
         return model.prior.sample(max(self.config.num_proposals, 512), rng)
-
-    def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
-        """Return log p(x|z) of `num` prior samples, one set for all images: shape (B, num)."""
-        return prior_log_weights(model, images, num, rng)
-
-
-@torch.no_grad()
-def prior_log_weights(model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
-    """Return log p(x, z) / q(z) = log p(x|z) for q the prior (eq. 37), one set of z for all images: (B, num)."""
-    proposals = model.prior.sample(num, rng)
-    means = torch.cat([model.decode(part) for part in torch.split(proposals, _DECODED_TOGETHER)])
-    errors = pairwise_squared_error(images, means)
-    return log_likelihood(errors, images[0].numel(), model.sigma)
 
 
 Resampling = Literal["residual", "systematic", "stratified"]

@@ -1,7 +1,4 @@
-"""What the trainer asks of a posterior.
-
-The loss of one batch and what it is made of.
-"""
+"""What the trainer asks of an objective, and what every posterior offers beside that."""
 
 from __future__ import annotations
 
@@ -14,8 +11,11 @@ from torch import Tensor, nn
 
 from kaem_train.data import Images
 from kaem_train.families.kaem import Kaem
+from kaem_train.training.objective import log_likelihood, pairwise_squared_error
 
 __all__ = ["InfersLatents", "Objective", "Posterior", "Terms"]
+
+_DECODED_TOGETHER = 500
 
 
 class Objective(Protocol):
@@ -32,6 +32,7 @@ class Objective(Protocol):
 
     def terms(self, model: Any, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the loss of one batch, shape (B, C, H, W), at update `step` (from 0)."""
+        ...
 
 
 @runtime_checkable
@@ -43,19 +44,33 @@ class InfersLatents(Protocol):
 
         Where `infers`, they are of the images, in their order; of more images than a kind takes, of the first.
         """
+        ...
 
 
-@runtime_checkable
-class Posterior(Objective, InfersLatents, Protocol):
-    """Inference of latents given images, under a prior with a known density."""
+class Posterior(Objective, InfersLatents):
+    """Inference of latents given images, under a prior with a known density.
 
-    num_bound_samples: int
+    By default nothing is due before an update, and the held-out bound draws from the prior.
+    """
+
+    num_bound_samples: int = 2000
     """Latents per image that make the held-out bound worth reading."""
-    infers: bool
+    infers: bool = True
     """Whether `latents` are those of the images given, one each."""
 
+    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
+        """Do what is due before update `step` (from 0): by default nothing."""
+
+    @torch.no_grad()
     def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
-        """Return log p(x, z) / q(z) of `num` latents per image, without gradient: shape (B, num)."""
+        """Return log p(x, z) / q(z) of `num` latents per image, without gradient: shape (B, num).
+
+        By default q is the prior, one set of z for all images: log p(x|z) (eq. 37).
+        """
+        proposals = model.prior.sample(num, rng)
+        means = torch.cat([model.decode(part) for part in torch.split(proposals, _DECODED_TOGETHER)])
+        errors = pairwise_squared_error(images, means)
+        return log_likelihood(errors, images[0].numel(), model.sigma)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

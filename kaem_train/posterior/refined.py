@@ -15,51 +15,39 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.config import PosteriorConfig
-from kaem_train.data import Images
-from kaem_train.devices import normal
 from kaem_train.families.kaem import Kaem
-from kaem_train.posterior.amortized import AmortizedPosterior
+from kaem_train.posterior.amortized import AmortizedPosterior, log_prior_or_reference
 from kaem_train.posterior.langevin import StepSizes
 from kaem_train.posterior.power import PowerPosterior, frozen, log_likelihood_of, squared_error_of
 from kaem_train.posterior.protocol import Terms
 from kaem_train.posterior.short_run import ChainRun, run_chains
-from kaem_train.posterior.weighted_bound import prior_at
 from kaem_train.training.objective import gaussian_entropy, log_likelihood
 
 
-class RefinedPosterior:
-    """An encoder followed by Langevin steps.
+class RefinedPosterior(AmortizedPosterior):
+    """An encoder followed by `refinement_steps` Langevin steps; the held-out bound takes its unrefined draws."""
 
-    Args:
-        encoder: Provides q(z|x), the start of the prior, and the held-out bound.
-        config: `refinement_steps`, `refinement_step_size`, kernel and adaptation.
-    """
-
-    infers = True
-
-    def __init__(self, encoder: AmortizedPosterior, config: PosteriorConfig) -> None:
-        self.encoder = encoder
-        self.config = config
+    def __init__(
+        self,
+        config: PosteriorConfig,
+        image_shape: tuple[int, ...],
+        latent_shape: tuple[int, ...],
+        *,
+        updates: int,
+    ) -> None:
+        super().__init__(config, image_shape, latent_shape, updates=updates)
         self.steps = StepSizes(config.refinement_step_size, config)
-        self.network: nn.Module = nn.ModuleDict({"encoder": encoder.network, "steps": self.steps})
-        self.num_bound_samples = encoder.num_bound_samples
-
-    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
-        """Start the prior from encoded training images when its turn comes."""
-        self.encoder.prepare(model, train, step, rng)
+        self.network = nn.ModuleDict({"encoder": self.encoder, "steps": self.steps})
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return -log p(x|z) - log p(z) at the refined latents, plus the encoder's part."""
-        is_reference = step < self.encoder.prior_start
-        mean, log_std = self.encoder.network(images)
-        std = log_std.exp()
-        drawn = mean + std * normal(mean.shape, rng, mean)
+        is_reference = step < self.prior_start
+        _, log_std, drawn = self._draw(images, rng)
         target = _target(model, images, is_reference=is_reference)
-        run = self._refine(model, target, drawn.detach(), std.detach(), rng)
-        self.steps.follow(run.acceptance.mean(0, keepdim=True))
+        run = self._refine(model, target, drawn.detach(), log_std.detach().exp(), rng)
         errors = squared_error_of(model, images, run.last.z)
         reconstruction = -log_likelihood(errors, images[0].numel(), model.sigma)
-        prior = -prior_at(model, run.last.z, is_reference=is_reference)
+        prior = -log_prior_or_reference(model, run.last.z, is_reference=is_reference)
         # Its value means nothing: only the gradient in the encoder's parameters is that of the evidence bound.
         encoder = -(target.score(run.first) * drawn).flatten(1).sum(1) - gaussian_entropy(log_std)
         loss = (reconstruction + prior).mean() + (encoder - encoder.detach()).mean()
@@ -67,10 +55,7 @@ class RefinedPosterior:
             "reconstruction": reconstruction.detach().mean(),
             "prior": prior.detach().mean(),
             "entropy": gaussian_entropy(log_std.detach()).mean(),
-            "acceptance": run.acceptance.mean(),
-            "step_size": self.steps.log_step.exp()[0],
-            "first_log_likelihood": run.first.log_likelihood.mean(),
-            "last_log_likelihood": run.last.log_likelihood.mean(),
+            **run.follow(self.steps),
         }
         latents = None if is_reference else torch.cat([drawn.detach(), run.last.z])
         return Terms(loss=loss, squared_error=errors.detach().mean(), metrics=metrics, latents=latents)
@@ -78,14 +63,9 @@ class RefinedPosterior:
     def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
         """Return one refined draw per image, under the prior as it is."""
         with torch.no_grad():
-            mean, log_std = self.encoder.network(images)
-        drawn = mean + log_std.exp() * normal(mean.shape, rng, mean)
+            _, log_std, drawn = self._draw(images, rng)
         target = _target(model, images, is_reference=False)
         return self._refine(model, target, drawn, log_std.exp(), rng).last.z
-
-    def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
-        """Return log p(x|z) p(z) / q(z|x) of `num` unrefined draws per image."""
-        return self.encoder.log_weights(model, images, num, rng)
 
     def _refine(
         self, model: Kaem, target: PowerPosterior, drawn: Tensor, std: Tensor, rng: torch.Generator
@@ -105,7 +85,7 @@ class RefinedPosterior:
 
 def _target(model: Kaem, images: Tensor, *, is_reference: bool) -> PowerPosterior:
     return PowerPosterior(
-        log_prior=partial(prior_at, model, is_reference=is_reference),
+        log_prior=partial(log_prior_or_reference, model, is_reference=is_reference),
         log_likelihood=partial(log_likelihood_of, model, images),
         temperatures=images.new_ones(len(images)),
         # Like the encoder's draws: the density has tails.

@@ -19,12 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.config import PosteriorConfig
-from kaem_train.data import Images
 from kaem_train.families.kaem import Kaem
-from kaem_train.posterior.importance import prior_log_weights
 from kaem_train.posterior.langevin import StepInfo, StepNoise, StepSizes, langevin_step
 from kaem_train.posterior.power import ChainState, PowerPosterior, frozen, power_posterior, squared_error_of
-from kaem_train.posterior.protocol import Terms
+from kaem_train.posterior.protocol import Posterior, Terms
 from kaem_train.training.objective import PriorGradient, log_likelihood, log_prior_term
 
 _REFIT_IMAGES = 256
@@ -45,6 +43,16 @@ class ChainRun:
     last: ChainState
     acceptance: Tensor
     reflected: Tensor
+
+    def follow(self, steps: StepSizes) -> dict[str, Tensor]:
+        """Adapt step sizes to this run, and return what people watch of both, scalars by name."""
+        steps.follow(self.acceptance.mean(0, keepdim=True))
+        return {
+            "acceptance": self.acceptance.mean(),
+            "step_size": steps.log_step.exp()[0],
+            "first_log_likelihood": self.first.log_likelihood.mean(),
+            "last_log_likelihood": self.last.log_likelihood.mean(),
+        }
 
 
 def run_chains(
@@ -75,7 +83,7 @@ def run_chains(
     return ChainRun(first=first, last=state, acceptance=acceptance / num_steps, reflected=reflected / num_steps)
 
 
-class LangevinPosterior:
+class LangevinPosterior(Posterior):
     """One chain per image, unadjusted or with the Metropolis-Hastings test.
 
     Args:
@@ -83,43 +91,29 @@ class LangevinPosterior:
         prior_gradient: Form of the prior's gradient.
     """
 
-    num_bound_samples = 2000
-    infers = True
-
     def __init__(self, config: PosteriorConfig, prior_gradient: PriorGradient) -> None:
         self.config = config
         self.prior_gradient = prior_gradient
         self.steps = StepSizes(config.step_size, config)
         self.network: nn.Module = self.steps
 
-    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
-        """Nothing is due: the chains start at the prior as it is."""
-
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return -log p(x|z) - log p(z) at the chains' last states, held constant (eq. 4)."""
         run = self._run(model, images, rng)
-        self.steps.follow(run.acceptance.mean(0, keepdim=True))
         errors = squared_error_of(model, images, run.last.z, model.draw_noise(len(images), rng))
         reconstruction = -log_likelihood(errors, images[0].numel(), model.sigma)
         prior = -log_prior_term(model.prior, run.last.z, self.prior_gradient, rng)
         metrics = {
             "reconstruction": reconstruction.detach().mean(),
             "prior": prior.detach().mean(),
-            "acceptance": run.acceptance.mean(),
-            "step_size": self.steps.log_step.exp()[0],
             "reflected": run.reflected.mean(),
-            "first_log_likelihood": run.first.log_likelihood.mean(),
-            "last_log_likelihood": run.last.log_likelihood.mean(),
+            **run.follow(self.steps),
         }
         return Terms(loss=(reconstruction + prior).mean(), squared_error=errors.detach().mean(), metrics=metrics)
 
     def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
         """Return the last states of chains for the first 256 images."""
         return self._run(model, images[:_REFIT_IMAGES], rng).last.z
-
-    def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
-        """Return log p(x|z) of prior samples: the chains' own density is unknown."""
-        return prior_log_weights(model, images, num, rng)
 
     def _run(self, model: Kaem, images: Tensor, rng: torch.Generator) -> ChainRun:
         with frozen(model):

@@ -20,13 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.config import PosteriorConfig
-from kaem_train.data import Images
 from kaem_train.devices import uniform
 from kaem_train.families.kaem import Kaem
-from kaem_train.posterior.importance import prior_log_weights
 from kaem_train.posterior.langevin import StepNoise, StepSizes, langevin_step
 from kaem_train.posterior.power import ChainState, frozen, power_posterior, squared_error_of
-from kaem_train.posterior.protocol import Terms
+from kaem_train.posterior.protocol import Posterior, Terms
 from kaem_train.training.objective import (
     PriorGradient,
     corrected_evidence,
@@ -143,7 +141,7 @@ def run_population(
     )
 
 
-class TemperingPosterior:
+class TemperingPosterior(Posterior):
     """Population Langevin sampling with the thermodynamic criterion.
 
     Args:
@@ -152,18 +150,12 @@ class TemperingPosterior:
         updates: Length of the run.
     """
 
-    num_bound_samples = 2000
-    infers = True
-
     def __init__(self, config: PosteriorConfig, prior_gradient: PriorGradient, *, updates: int) -> None:
         self.config = config
         self.prior_gradient = prior_gradient
         self.updates = updates
         self.steps = StepSizes(config.step_size, config, num=config.num_temperatures)
         self.network: nn.Module = self.steps
-
-    def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
-        """Nothing is due: the chains start at the prior as it is."""
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the criterion's loss; the prior's term always takes the chain at t = 1 (eq. 63)."""
@@ -196,10 +188,6 @@ class TemperingPosterior:
         images = images[:_REFIT_IMAGES]
         temperatures = temperature_ladder(self.config.num_temperatures, self.config.power_start).to(images)
         return self._run(model, images, temperatures, rng).last.z[-len(images) :]
-
-    def log_weights(self, model: Kaem, images: Tensor, num: int, rng: torch.Generator) -> Tensor:
-        """Return log p(x|z) of prior samples: the chains' own density is unknown."""
-        return prior_log_weights(model, images, num, rng)
 
     def _run(self, model: Kaem, images: Tensor, temperatures: Tensor, rng: torch.Generator) -> Population:
         return run_population(

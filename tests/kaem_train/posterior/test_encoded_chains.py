@@ -40,16 +40,14 @@ class _LinearEncoder(nn.Module):
         return mean, self.log_std.expand_as(mean)
 
 
-def _encoder(share=1.0, **settings):
-    config = PosteriorConfig(prior_from=0.0, **settings)
-    encoder = AmortizedPosterior(config, (1, 8, 8), (2,), updates=10)
-    encoder.network = _LinearEncoder(share)
-    return encoder, config
+def _encoded(posterior_type, share=1.0, **settings):
+    posterior = posterior_type(PosteriorConfig(prior_from=0.0, **settings), (1, 8, 8), (2,), updates=10)
+    posterior.encoder = _LinearEncoder(share)
+    return posterior
 
 
-def _weighted(encoder, num, start=0.0):
-    config = PosteriorConfig(kind="weighted_bound", bound_samples=num, bound_from=start)
-    return WeightedBoundPosterior(encoder, config, updates=10)
+def _weighted(share, num, start=0.0):
+    return _encoded(WeightedBoundPosterior, share, kind="weighted_bound", bound_samples=num, bound_from=start)
 
 
 def _rng(seed=0):
@@ -58,17 +56,16 @@ def _rng(seed=0):
 
 @pytest.mark.parametrize("num", [1, 7])
 def test_with_the_exact_posterior_the_weighted_bound_is_the_evidence_without_noise(num):
-    encoder, _ = _encoder()
     images = observe(50)
-    terms = _weighted(encoder, num).terms(linear_model(), images, 5, _rng())
+    terms = _weighted(1.0, num).terms(linear_model(), images, 5, _rng())
     assert float(terms.loss.detach()) == pytest.approx(-float(exact_evidence(images).mean()), abs=1e-6)
     assert float(terms.metrics["ess"]) == pytest.approx(num)
 
 
 def test_the_weighted_bound_begins_when_it_is_told_to():
-    encoder, _ = _encoder(share=0.7)
     images, model = observe(50), linear_model()
-    late, whole = _weighted(encoder, 8, start=0.6), _weighted(encoder, 8)
+    encoder = _encoded(AmortizedPosterior, 0.7)
+    late, whole = _weighted(0.7, 8, start=0.6), _weighted(0.7, 8)
     before = late.terms(model, images, 5, _rng())
     assert float(before.loss.detach()) == float(encoder.terms(model, images, 5, _rng()).loss.detach())
     assert "ess" not in before.metrics
@@ -78,10 +75,9 @@ def test_the_weighted_bound_begins_when_it_is_told_to():
 
 
 def test_the_weighted_bound_tightens_with_its_samples():
-    encoder, _ = _encoder(share=0.7)
     images = observe(2000)
     evidence = float(exact_evidence(images).mean())
-    posteriors = [_weighted(encoder, num) for num in (1, 8)]
+    posteriors = [_weighted(0.7, num) for num in (1, 8)]
     bounds = [float(each.terms(linear_model(), images, 5, _rng()).metrics["bound"]) for each in posteriors]
     # The gap at one sample is the divergence of the shifted posterior, (0.3 m)^2 / 2 s^2 per latent.
     mean = PHI * images.flatten(1) / SIGMA**2 / precision(1.0)
@@ -91,8 +87,8 @@ def test_the_weighted_bound_tightens_with_its_samples():
 
 
 def test_adjusted_refinement_keeps_the_exact_posterior():
-    encoder, config = _encoder(kind="refined", kernel="mala", refinement_steps=3, refinement_step_size=0.5)
-    refined = RefinedPosterior(encoder, config)
+    settings = {"kind": "refined", "kernel": "mala", "refinement_steps": 3, "refinement_step_size": 0.5}
+    refined = _encoded(RefinedPosterior, **settings)
     images = observe(4000)
     seen = []
 
@@ -109,11 +105,10 @@ def test_adjusted_refinement_keeps_the_exact_posterior():
 
 
 def test_the_encoder_of_a_refined_posterior_follows_the_evidence_bound():
-    encoder, config = _encoder(share=0.7, kind="refined")
-    refined, model, images = RefinedPosterior(encoder, config), linear_model(), observe(20)
-    parameters = list(encoder.network.parameters())
+    refined, model, images = _encoded(RefinedPosterior, 0.7, kind="refined"), linear_model(), observe(20)
+    parameters = list(refined.encoder.parameters())
     found = torch.autograd.grad(refined.terms(model, images, 5, _rng()).loss, parameters)
-    mean, log_std = encoder.network(images)
+    mean, log_std = refined.encoder(images)
     z = mean + log_std.exp() * torch.randn(mean.shape, generator=_rng())
     bound = log_likelihood_of(model, images, z) + model.prior.log_density(z) + gaussian_entropy(log_std)
     for left, right in zip(found, torch.autograd.grad(-bound.mean(), parameters), strict=True):
@@ -121,9 +116,9 @@ def test_the_encoder_of_a_refined_posterior_follows_the_evidence_bound():
 
 
 def test_the_generator_learns_from_refined_latents_only():
-    encoder, config = _encoder(share=0.0, kind="refined", refinement_steps=40, adapt_step=False)
+    refined = _encoded(RefinedPosterior, 0.0, kind="refined", refinement_steps=40, adapt_step=False)
     model, images = linear_model(), observe(4000)
-    loss = RefinedPosterior(encoder, config).terms(model, images, 5, _rng()).loss
+    loss = refined.terms(model, images, 5, _rng()).loss
     (slope,) = torch.autograd.grad(loss, model.generator.phi)
     # At the true phi the likelihood gradient vanishes: draws of a wrong encoder have been led to the posterior.
     # Its largest deviation per image is that of x z / sigma^2, about 10; 40 steps leave 2 % of the start, and

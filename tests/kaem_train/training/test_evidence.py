@@ -6,7 +6,8 @@ import pytest
 import torch
 from linear_gaussian import double, exact_evidence, exact_latents, exact_mean_log_likelihood, linear_model, observe
 
-from kaem_train.posterior.importance import prior_log_weights
+from kaem_train.config import PosteriorConfig
+from kaem_train.posterior.importance import ImportancePosterior
 from kaem_train.posterior.power import log_likelihood_of
 from kaem_train.posterior.tempering import temperature_ladder
 from kaem_train.training.objective import (
@@ -63,7 +64,8 @@ def test_the_divergences_correct_the_trapezium_rule(levels):
 
 def test_importance_sampling_from_the_prior_gives_the_evidence():
     model, images = linear_model(), observe(3)
-    weights = prior_log_weights(model, images, 100_000, torch.Generator().manual_seed(0))
+    posterior = ImportancePosterior(PosteriorConfig(kind="importance"), "quadrature")
+    weights = posterior.log_weights(model, images, 100_000, torch.Generator().manual_seed(0))
     # The effective share of the draws is above 1 %, so the relative error is below .03.
     assert torch.allclose(log_mean_exp(weights, 1), exact_evidence(images), atol=0.1)
     assert float(log_mean_exp(torch.full((4,), math.log(3.0)), 0)) == pytest.approx(math.log(3.0))
