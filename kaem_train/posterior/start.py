@@ -74,8 +74,8 @@ def start_marginals(prior: MixturePrior | IndependentPrior, latents: Tensor) -> 
     weights, means, stds = fit_gaussian_mixtures(columns, prior.num_components if is_mixture else 1)
     shape = (prior.num_latents, prior.num_components)
     means, stds = means.reshape(shape), stds.reshape(shape)
-    if isinstance(prior, MixturePrior) and prior.trains_proportions:
-        prior.logits.copy_(weights.log())
+    if isinstance(prior, MixturePrior):
+        prior.start_weights(weights)
     if prior.reference.is_learnable:
         prior.reference.start(means, stds)
         return

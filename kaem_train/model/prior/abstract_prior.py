@@ -30,15 +30,11 @@ from kaem_train.config import MOST_OUTSIDE, PriorConfig, Variant
 from kaem_train.model.bases import build_basis
 from kaem_train.model.prior.energy import UnivariateBank
 from kaem_train.model.prior.frame import InvertibleMatrices, LinearFrame
-from kaem_train.model.prior.grid import (
-    fit_points,
-    fit_weights,
-    grid_knots,
-    used_range,
-)
-from kaem_train.model.prior.quadrature import Cumulative, cell_edges, integrate
+from kaem_train.model.prior.grid import fit_points, fit_weights, grid_knots, used_range
+from kaem_train.model.prior.quadrature import Cumulative, cell_edges, gauss_legendre, integrate
 from kaem_train.model.prior.reference import ReferenceDensity
 
+_TRAINING_ORDER = 8
 _STEPS_OF_GROWTH = 32
 """Into so many is the configured domain divided; the domain grows by whole ones."""
 
@@ -124,17 +120,17 @@ class AbstractPrior(nn.Module):
         return self._first_domain if moved is None else (float(moved[0]), float(moved[1]))
 
     @property
-    @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one latent: (Q,) or (Q, P)."""
+        """Shape of one latent: (Q,), or (Q, P) where every function has a latent of its own."""
+        return (self.num_latents,)
 
-    @abstractmethod
     def generator_input(self, z: Tensor) -> Tensor:
-        """Return what the generator sees: shape (S, *latent_shape) -> (S, Q)."""
+        """Return what the generator sees, z itself by default: shape (S, *latent_shape) -> (S, Q)."""
+        return z
 
-    @abstractmethod
     def _training_rule(self) -> tuple[Tensor, Tensor]:
         """Return nodes and weights of the quadrature of Z, float64, of one shape."""
+        return gauss_legendre(self.cell_edges(1), _TRAINING_ORDER)
 
     @abstractmethod
     def _log_density(self, u: Tensor) -> Tensor:

@@ -16,54 +16,34 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.config import LEAST_EXPERT_STD, PriorConfig
-from kaem_train.devices import uniform
-from kaem_train.model.prior.abstract_prior import AbstractPrior
-from kaem_train.model.prior.quadrature import Cumulative, gauss_legendre, trapezoid
 from kaem_train.model.prior.reference import log_gaussian_tails
+from kaem_train.model.prior.weighted import ExpertMixturePrior
 
-_NODES_PER_LEAST_STD = 1.25
-_STDS_PER_CELL = 3.0
-_TRAINING_ORDER = 8
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 _LOG_STD_RANGE = (math.log(LEAST_EXPERT_STD), 1.5)
 
 
-class ExpertsPrior(AbstractPrior):
-    """K experts over Q latents; `num_components` is K.
+class ExpertsPrior(ExpertMixturePrior):
+    """K experts over Q latents, their Gaussian parts along the axes of the common frame.
 
-    State besides `bank.*` and `frame.*`: `logits` (K,), start 0, pi = softmax; `means` m (Q, K), start
-    N(0, 0.5^2), so that no two experts are alike; `log_stds` log s (Q, K), start 0, clamped to [-2, 1.5]
-    where they are used.
+    State besides that of `WeightedPrior`: `means` m (Q, K), start N(0, 0.5^2), so that no two experts are alike;
+    `log_stds` log s (Q, K), start 0, clamped to [-2, 1.5] where they are used.
     """
 
-    variant = "experts"
-    _sampling_cells = 4
+    # Of the narrowest part: three deviations a cell, and five nodes to four deviations.
+    largest_cell = 3.0 * LEAST_EXPERT_STD
+    largest_step = LEAST_EXPERT_STD / 1.25
 
     def __init__(self, config: PriorConfig, *, has_tails: bool = True) -> None:
         super().__init__(config, has_tails=has_tails)
         shape = (config.num_latents, config.num_components)
-        self.trains_proportions = config.train_proportions
-        self.logits = nn.Parameter(torch.zeros(config.num_components), requires_grad=config.train_proportions)
         self.means = nn.Parameter(0.5 * torch.randn(shape))
         self.log_stds = nn.Parameter(torch.zeros(shape))
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(Q,)."""
-        return (self.num_latents,)
 
     @property
     def stds(self) -> Tensor:
         """Deviations s of the Gaussian parts: shape (Q, K)."""
         return self.log_stds.clamp(*_LOG_STD_RANGE).exp()
-
-    def log_weights(self) -> Tensor:
-        """Return log pi_k: shape (K,)."""
-        return torch.log_softmax(self.logits, -1)
-
-    def generator_input(self, z: Tensor) -> Tensor:
-        """Return z itself: shape (S, Q)."""
-        return z
 
     def unnormalised_log_density(self, z: Tensor) -> Tensor:
         """Return f_{q,k} on nodes: shape (Q, K, M), (Q, 1, M) or (1, 1, M) -> (Q, K, M)."""
@@ -79,22 +59,9 @@ class ExpertsPrior(AbstractPrior):
     @torch.no_grad()
     def start(self, weights: Tensor, means: Tensor, stds: Tensor) -> None:
         """Set the Gaussian parts: pi (K,), if it is trained, m and s (Q, K); the other coefficients stay."""
-        if self.trains_proportions:
-            self.logits.copy_(weights.log())
+        self.start_weights(weights)
         self.means.copy_(means)
         self.log_stds.copy_(stds.log().clamp(*_LOG_STD_RANGE))
-
-    @property
-    def cell(self) -> float:
-        """See `AbstractPrior`; the narrowest Gaussian part is resolved too."""
-        return min(self.bank.cell, _STDS_PER_CELL * LEAST_EXPERT_STD)
-
-    def _training_rule(self) -> tuple[Tensor, Tensor]:
-        step = self.bank.equal_step
-        if step is None or not self.has_tails:
-            return gauss_legendre(self.cell_edges(1), _TRAINING_ORDER)
-        # With tails the domain is so wide that functions vanish at both ends, where equal steps are the best rule.
-        return trapezoid(self.low, self.high, spacing=min(step, LEAST_EXPERT_STD / _NODES_PER_LEAST_STD))
 
     def _log_density(self, u: Tensor) -> Tensor:
         """Return logsumexp_k [log pi_k + sum_q f_{q,k}(u_q) - log Z_{q,k}]: (S, Q) -> (S,)."""
@@ -157,29 +124,4 @@ class ExpertsPrior(AbstractPrior):
         return heights + tails + (stds.log() + _LOG_ROOT_TWO_PI).unsqueeze(-1)
 
     def _sample(self, num: int, rng: torch.Generator) -> Tensor:
-        """Draw one expert per sample, then invert its Q distribution functions: shape (num, Q)."""
-        return draw_experts(self.log_weights(), self.cumulative(), num, rng)[1]
-
-
-def draw_experts(log_weights: Tensor, cumulative: Cumulative, num: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw one expert per sample and its univariate latents by inversion.
-
-    Args:
-        log_weights: log pi, shape (K,).
-        cumulative: Cumulative integrals of Q x K functions.
-        num: Samples.
-        rng: Source of the uniforms.
-
-    Returns:
-        Experts, shape (num,), and u, shape (num, Q), float64.
-    """
-    num_latents, num_experts = cumulative.log_total.shape
-    weights = log_weights.double().softmax(-1).cumsum(-1)
-    choice = uniform((num,), rng, weights)
-    draws = uniform((num_latents, num), rng, weights)
-    expert = torch.searchsorted(weights, choice, right=True).clamp_(max=num_experts - 1)
-    u = torch.empty_like(draws)
-    for k in sorted(set(expert.tolist())):
-        chosen = expert == k
-        u[:, chosen] = cumulative.of_component(k).invert(draws[:, chosen])
-    return expert, u.T
+        return self._draw(num, rng)[1]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kaem_train.config import PriorConfig
 from kaem_train.devices import uniform
 from kaem_train.model.prior.abstract_prior import AbstractPrior
 from kaem_train.model.prior.experts import ExpertsPrior
 from kaem_train.model.prior.own_frames import OwnFramesPrior
-from kaem_train.model.prior.quadrature import gauss_legendre
-
-_TRAINING_ORDER = 8
+from kaem_train.model.prior.weighted import WeightedPrior
 
 
 class IndependentPrior(AbstractPrior):
@@ -54,33 +52,18 @@ class IndependentPrior(AbstractPrior):
         """Return s_q = sum_p z_{q,p}: shape (S, Q, P) -> (S, Q)."""
         return z.sum(-1)
 
-    def _training_rule(self) -> tuple[Tensor, Tensor]:
-        return gauss_legendre(self.cell_edges(1), _TRAINING_ORDER)
 
-
-class MixturePrior(AbstractPrior):
+class MixturePrior(WeightedPrior):
     """Q independent latents, each a mixture of P univariate densities (eqs. 17-18).
 
-    State besides `bank.*`: `logits` (Q, P), start 0, which is where they stay if proportions are not trained;
-    alpha = softmax over p.
+    The weights alpha_{q,p} are of shape (Q, P).
     """
 
     variant = "mixture"
 
-    def __init__(self, config: PriorConfig, *, has_tails: bool = True) -> None:
-        super().__init__(config, has_tails=has_tails)
-        self.trains_proportions = config.train_proportions
-        logits = torch.zeros(config.num_latents, config.num_components)
-        self.logits = nn.Parameter(logits, requires_grad=config.train_proportions)
-
     @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(Q,)."""
-        return (self.num_latents,)
-
-    def log_weights(self) -> Tensor:
-        """Return log alpha_{q,p} = log softmax_p of the logits: shape (Q, P)."""
-        return torch.log_softmax(self.logits, -1)
+    def _weights_shape(self) -> tuple[int, ...]:
+        return (self.num_latents, self.num_components)
 
     def _log_density(self, u: Tensor) -> Tensor:
         """Return sum_q logsumexp_p [log alpha + f(z) + log pi0(z) - log Z] (eq. 18): (S, Q) -> (S,).
@@ -107,13 +90,6 @@ class MixturePrior(AbstractPrior):
         candidates = self.cumulative().invert(everywhere)
         z = candidates.gather(1, component.unsqueeze(1)).squeeze(1)
         return z.T
-
-    def generator_input(self, z: Tensor) -> Tensor:
-        """Return z itself: shape (S, Q)."""
-        return z
-
-    def _training_rule(self) -> tuple[Tensor, Tensor]:
-        return gauss_legendre(self.cell_edges(1), _TRAINING_ORDER)
 
 
 Prior = IndependentPrior | MixturePrior | ExpertsPrior | OwnFramesPrior

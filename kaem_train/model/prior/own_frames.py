@@ -16,15 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from kaem_train.config import PriorConfig
-from kaem_train.model.prior.abstract_prior import AbstractPrior
-from kaem_train.model.prior.experts import draw_experts
 from kaem_train.model.prior.frame import InvertibleMatrices
-from kaem_train.model.prior.quadrature import gauss_legendre, trapezoid
 from kaem_train.model.prior.reference import log_reference
-
-_LARGEST_CELL = 3.0
-_LARGEST_STEP = 0.5
-_TRAINING_ORDER = 8
+from kaem_train.model.prior.weighted import ExpertMixturePrior
 
 
 class LinearFrames(InvertibleMatrices):
@@ -69,36 +63,21 @@ class LinearFrames(InvertibleMatrices):
         return centred
 
 
-class OwnFramesPrior(AbstractPrior):
-    """K experts over Q latents, each in its own frame; `num_components` is K.
+class OwnFramesPrior(ExpertMixturePrior):
+    """K experts over Q latents, each in its own frame.
 
     The domain bounds every u. A latent is outside it for an expert where one coordinate of its u is; without tails it
     has density 0 where it is outside for all.
 
-    State besides `bank.*`: `logits` (K,), start 0, pi = softmax; `frames.*` (see `LinearFrames`).
+    State besides that of `WeightedPrior`: `frames.*` (see `LinearFrames`).
     """
 
-    variant = "experts"
-    _sampling_cells = 4
+    largest_cell = 3.0  # of the Gaussian reference, whose deviation is 1
+    largest_step = 0.5
 
     def __init__(self, config: PriorConfig, *, has_tails: bool = True) -> None:
         super().__init__(config, has_tails=has_tails)
-        self.trains_proportions = config.train_proportions
-        self.logits = nn.Parameter(torch.zeros(config.num_components), requires_grad=config.train_proportions)
         self.frames = LinearFrames(config.num_components, config.num_latents)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(Q,)."""
-        return (self.num_latents,)
-
-    def log_weights(self) -> Tensor:
-        """Return log pi_k: shape (K,)."""
-        return torch.log_softmax(self.logits, -1)
-
-    def generator_input(self, z: Tensor) -> Tensor:
-        """Return z itself: shape (S, Q)."""
-        return z
 
     def log_density(self, z: Tensor) -> Tensor:
         """See `AbstractPrior`: shape (S, Q) -> (S,). Without tails, of the experts whose domain holds z."""
@@ -127,8 +106,7 @@ class OwnFramesPrior(AbstractPrior):
             covariances: Shape (K, Q, Q), positive definite.
         """
         variances, axes = torch.linalg.eigh(covariances.double())
-        if self.trains_proportions:
-            self.logits.copy_(weights.log())
+        self.start_weights(weights)
         self.frames.offset.copy_(means)
         self.frames.matrix.copy_(axes * variances.sqrt().unsqueeze(-2))
 
@@ -157,22 +135,10 @@ class OwnFramesPrior(AbstractPrior):
         return self.log_weights() + self.frames.log_det_inverse() - self.log_normalizer().sum(0)
 
     def _sample(self, num: int, rng: torch.Generator) -> Tensor:
-        """Draw z, not u: one expert per sample, its Q distribution functions inverted, its frame. Shape (num, Q)."""
-        expert, u = draw_experts(self.log_weights(), self.cumulative(), num, rng)
+        """Draw z, not u: the u of one expert per sample, in its frame. Shape (num, Q)."""
+        expert, u = self._draw(num, rng)
         z = torch.empty_like(u)
         for k in sorted(set(expert.tolist())):
             chosen = expert == k
             z[chosen] = self.frames.offset[k].double() + u[chosen] @ self.frames.matrix[k].double().T
         return z
-
-    @property
-    def cell(self) -> float:
-        """See `AbstractPrior`; the Gaussian reference, of deviation 1, is resolved too."""
-        return min(self.bank.cell, _LARGEST_CELL)
-
-    def _training_rule(self) -> tuple[Tensor, Tensor]:
-        step = self.bank.equal_step
-        if step is None or not self.has_tails:
-            return gauss_legendre(self.cell_edges(1), _TRAINING_ORDER)
-        # As for the other experts: functions that vanish at both ends, as with tails, suit equal steps best.
-        return trapezoid(self.low, self.high, spacing=min(step, _LARGEST_STEP))
