@@ -205,7 +205,7 @@ def test_the_held_out_bound_is_below_the_likelihood_wherever_the_encoder_puts_it
             mean = PHI * images.flatten(1) / SIGMA**2 / precision
             return mean + stray, torch.full_like(mean, -0.5 * math.log(precision))
 
-    getattr(posterior, "encoder", posterior).network = Encoder()
+    posterior.encoder = Encoder()
     images = observe(200)
     found = held_out_bound(model, posterior, images, torch.Generator().manual_seed(0), num_samples=16)
     law = scipy.stats.norm(0.0, math.sqrt(PHI**2 + SIGMA**2))
