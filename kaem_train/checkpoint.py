@@ -29,7 +29,7 @@ from torch import Tensor
 
 from kaem.artifact import fingerprint
 from kaem.config import from_mapping, to_mapping
-from kaem.errors import ArtifactError, ConfigError, KaemError
+from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
 from kaem.files import replacing
 from kaem_train.config import PriorConfig
 from kaem_train.config.preflight import damaged_checkpoint, require_checkpoint
@@ -132,6 +132,20 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content = on_cpu(content)
     with replacing(path) as draft:
         draft.write_bytes(packed(content))
+
+
+def require_same_data(checkpoint: Checkpoint, fingerprint: str, hint: str) -> None:
+    """Refuse a data set, by its fingerprint, on which a checkpoint was not trained.
+
+    Raises:
+        DataError: It is another one; `hint` says what to do.
+    """
+    if fingerprint != checkpoint.data_fingerprint:
+        raise DataError(
+            f"the data has fingerprint {fingerprint[:19]}, the checkpoint was trained on "
+            f"{checkpoint.data_fingerprint[:19]}",
+            hint=hint,
+        )
 
 
 def require_same_class(checkpoint: Checkpoint) -> None:

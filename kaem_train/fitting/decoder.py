@@ -136,13 +136,8 @@ def _runner(content: bytes, name: str, sides: tuple[int, ...], path: Path, form:
     session = open_session(content, "cpu", source=f"the decoder {path}{form}")
 
     def decode(rows: NDArray[np.float32]) -> Images:
-        try:
+        with one_line(f"the decoder {path}{form} fails on a batch of {len(rows)}", EXPORT_AGAIN):
             images = np.asarray(session.run(None, {name: np.ascontiguousarray(rows.reshape(-1, *sides))})[0])
-        except Exception as error:  # onnxruntime's own exception classes share no public base
-            reason = " ".join(str(error).split())[:300]
-            raise ArtifactError(
-                f"the decoder {path}{form} fails on a batch of {len(rows)}: {reason}", hint=EXPORT_AGAIN
-            ) from None
         if images.ndim != 4 or len(images) != len(rows):
             raise ArtifactError(
                 f"the decoder {path}{form} turns {len(rows)} latents into shape {images.shape}, not (N, C, H, W)",

@@ -13,8 +13,8 @@ import onnx
 from onnx import helper, inliner, version_converter
 
 from kaem.engines.session import open_session
-from kaem.errors import ArtifactError
 from kaem_train.fitting.decoder_graph import EXPORT_AGAIN, IR_VERSION, OPSET, opset_of, require_own_operators
+from kaem_train.library_errors import one_line
 
 _FIRST_CHOICE = 11
 """The opset from which Resize says how it maps coordinates; before, it had one way, which is not the new default."""
@@ -29,7 +29,7 @@ def in_one_opset(given: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(given)
     version = opset_of(model)
-    try:
+    with one_line(f"the decoder {path} cannot be read in opset {OPSET}", EXPORT_AGAIN):
         model = inliner.inline_local_functions(model)
         require_own_operators(model, f"the decoder {path}")
         del model.opset_import[:]
@@ -42,13 +42,6 @@ def in_one_opset(given: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             model = version_converter.convert_version(model, OPSET)
         model.ir_version = IR_VERSION
         onnx.checker.check_model(model, full_check=True)
-    except ArtifactError:
-        raise
-    except Exception as error:  # onnx raises RuntimeError, its own classes and protobuf's, which share no base
-        reason = " ".join(str(error).split())[:300]
-        raise ArtifactError(
-            f"the decoder {path} cannot be read in opset {OPSET}: {reason}", hint=EXPORT_AGAIN
-        ) from None
     return model
 
 

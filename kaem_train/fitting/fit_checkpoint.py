@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 
 from kaem.errors import ArtifactError, ConfigError, DataError
-from kaem_train.checkpoint import Checkpoint, load_model, read_checkpoint, write_checkpoint
+from kaem_train.checkpoint import Checkpoint, load_model, read_checkpoint, require_same_data, write_checkpoint
 from kaem_train.config import PriorConfig, RefitConfig
 from kaem_train.config.settings import Config
 from kaem_train.data import Dataset, load_dataset
 from kaem_train.devices import choose_device
 from kaem_train.families.kaem import Kaem
 from kaem_train.fitting.fit_prior import FittedPrior
-from kaem_train.fitting.latents import Latents, without_outliers
+from kaem_train.fitting.latents import Latents, require_share, without_outliers
 from kaem_train.fitting.refit import infer_latents, state_with_prior
 from kaem_train.posterior import build_posterior
 from kaem_train.rng import noise_stream
@@ -67,8 +67,7 @@ def read_source(
         ConfigError: The share is not in (0, 1), or its latents are not those of images, one each.
         DataError: The images are missing, others than it was trained on, or too few.
     """
-    if not 0.0 < holdout < 1.0:
-        raise ConfigError(f"holdout = {holdout:g} is outside (0, 1)", hint="give the share that is held out: 0.2")
+    require_share(holdout)
     config, model = load_model(path, allow_modules=allow_modules)
     if not isinstance(model, Kaem):
         raise ArtifactError(
@@ -149,10 +148,5 @@ def _dataset(checkpoint: Checkpoint, data: str | None) -> Dataset:
     if data is not None:
         config = replace(config, source="files", path=str(Path(data).expanduser()))
     dataset = load_dataset(config)
-    if dataset.fingerprint != checkpoint.data_fingerprint:
-        raise DataError(
-            f"the data has fingerprint {dataset.fingerprint[:19]}, the checkpoint was trained on "
-            f"{checkpoint.data_fingerprint[:19]}",
-            hint="give the images that it was trained on with --data",
-        )
+    require_same_data(checkpoint, dataset.fingerprint, "give the images that it was trained on with --data")
     return dataset

@@ -90,8 +90,7 @@ def read_latents(path: Path, *, holdout: float, seed: int, keep_outliers: bool =
             repeat each other, values that are not finite, or a latent that is constant, too small or large for float32
             or far from 0 compared with its spread.
     """
-    if not 0.0 < holdout < 1.0:
-        raise ConfigError(f"holdout = {holdout:g} is outside (0, 1)", hint="give the share that is held out: 0.2")
+    require_share(holdout)
     array = _open(path)
     rows = array.reshape(len(array), -1)
     num_rows, num_latents = rows.shape
@@ -128,6 +127,12 @@ def read_latents(path: Path, *, holdout: float, seed: int, keep_outliers: bool =
         num_outliers=num_outliers,
         shape=array.shape[1:] if array.ndim > 2 else (),
     )
+
+
+def require_share(holdout: float) -> None:
+    """Refuse a held-out share that is not in (0, 1), by a `ConfigError`."""
+    if not 0.0 < holdout < 1.0:
+        raise ConfigError(f"holdout = {holdout:g} is outside (0, 1)", hint="give the share that is held out: 0.2")
 
 
 def without_outliers(*parts: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:

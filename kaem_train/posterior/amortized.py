@@ -53,6 +53,7 @@ class AmortizedPosterior(Posterior):
         self.encoder: nn.Module = Encoder(image_shape, latent_shape, config.encoder_channels, config.encoder_dense)
         self.network: nn.Module = self.encoder
         self.prior_start = round(config.prior_from * updates)
+        self.updates = updates
 
     def prepare(self, model: Kaem, train: Images, step: int, rng: torch.Generator) -> None:
         """Start the prior from encoded training images when its turn comes."""

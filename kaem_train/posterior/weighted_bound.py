@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kaem_train.config import PosteriorConfig
 from kaem_train.devices import normal
 from kaem_train.families.kaem import Kaem
 from kaem_train.model.prior.reference import log_reference
@@ -24,20 +23,9 @@ from kaem_train.training.objective import effective_sample_size, log_likelihood,
 class WeightedBoundPosterior(AmortizedPosterior):
     """An encoder trained by the importance-weighted bound, with k = `bound_samples` from `bound_from` on."""
 
-    def __init__(
-        self,
-        config: PosteriorConfig,
-        image_shape: tuple[int, ...],
-        latent_shape: tuple[int, ...],
-        *,
-        updates: int,
-    ) -> None:
-        super().__init__(config, image_shape, latent_shape, updates=updates)
-        self.bound_start = round(config.bound_from * updates)
-
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:
         """Return the negative bound of one batch."""
-        if step < self.bound_start:
+        if step < round(self.config.bound_from * self.updates):
             return super().terms(model, images, step, rng)
         mean, log_std = self.encoder(images)
         num = self.config.bound_samples

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kaem_train.fitting.refit import Refit
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -53,21 +55,11 @@ class Refitted:
 
     Attributes:
         step: Updates done.
-        is_kept: Whether the new prior replaces the trained one in the finished model.
-        num_experts: Number of experts of the best one tried; None if none was.
-        score: Its mean log p(z) on latents of images kept aside, in nats.
-        trained_score: The same of the trained prior.
-        scores: By number of experts, before their univariate functions were fitted.
-        skipped: Why some or all were not tried; empty if they were.
+        refit: What was tried, and the model to use where it is better.
     """
 
     step: int
-    is_kept: bool
-    num_experts: int | None
-    score: float | None
-    trained_score: float | None
-    scores: Mapping[int, float]
-    skipped: str
+    refit: Refit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kaem_train.fitting.refit import Refit
 from kaem_train.training import events
 
 _SHOWN = {
@@ -74,18 +74,13 @@ class ProgressReport:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
     def __call__(self, event: events.Event) -> None:
         """Show one event; sample grids and checkpoints have nothing to show here."""
         if isinstance(event, events.Refitted):
-            self._console.print(refit_line(event), soft_wrap=True, highlight=False)
+            self._console.print(refit_line(event.refit), soft_wrap=True, highlight=False)
         if isinstance(event, events.Widened):
             self._console.print(widening_line(event), soft_wrap=True, highlight=False)
         if not isinstance(event, events.Progress):
@@ -108,11 +103,11 @@ def widening_line(event: events.Widened) -> str:
     return f"update {event.step}: {reason} outside the domain {before}, which is now {after}"
 
 
-def refit_line(event: events.Refitted) -> str:
+def refit_line(refit: Refit) -> str:
     """Say in one line what the final refit came to; figures are log p(z) of latents kept aside, in nats."""
-    skipped = f"; {event.skipped}" if event.skipped else ""
-    if event.num_experts is None or event.score is None or event.trained_score is None:
-        return f"final refit left out: {event.skipped}"
-    figures = f"{event.num_experts} experts in own frames {event.score:.2f}, trained prior {event.trained_score:.2f}"
-    verdict = "kept" if event.is_kept else "not kept"
+    skipped = f"; {refit.skipped}" if refit.skipped else ""
+    if refit.num_experts is None or refit.score is None or refit.trained_score is None:
+        return f"final refit left out: {refit.skipped}"
+    figures = f"{refit.num_experts} experts in own frames {refit.score:.2f}, trained prior {refit.trained_score:.2f}"
+    verdict = "not kept" if refit.finished is None else "kept"
     return f"final refit {verdict}: log p(z) {figures} nats on images set aside{skipped}"

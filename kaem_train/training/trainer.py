@@ -15,8 +15,15 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from kaem.errors import ArtifactError, ConfigError, DataError, KaemError
-from kaem_train.checkpoint import Checkpoint, FinishedModel, read_checkpoint, require_same_class, write_checkpoint
+from kaem.errors import ArtifactError, ConfigError, KaemError
+from kaem_train.checkpoint import (
+    Checkpoint,
+    FinishedModel,
+    read_checkpoint,
+    require_same_class,
+    require_same_data,
+    write_checkpoint,
+)
 from kaem_train.config.preflight import CHECKPOINT_NAME
 from kaem_train.config.settings import Config, begun_as, first_difference, lengthened
 from kaem_train.data import Dataset, training_batch
@@ -240,17 +247,7 @@ class Trainer:
             found = refit_prior(self.model, self.posterior, self.dataset.train, self.config.refit, rng, self._judges)
             if found.finished is not None:
                 self.finished = replace(found.finished, posterior_state=self._averaged_inference())
-        self._tell(
-            Refitted(
-                step=self.step,
-                is_kept=found.finished is not None,
-                num_experts=found.num_experts,
-                score=found.score,
-                trained_score=found.trained_score,
-                scores=found.scores,
-                skipped=found.skipped,
-            )
-        )
+        self._tell(Refitted(step=self.step, refit=found))
         refitted = self._refitted()
         if self._listeners and refitted is not None:
             self._tell(self._samples(refitted))  # the last update's were drawn from the prior that this one replaces
@@ -327,12 +324,8 @@ class Trainer:
                 f"the checkpoint was trained with another {changed}",
                 hint="resume with the settings of the first run, or start anew in another folder with --out",
             )
-        if checkpoint.data_fingerprint != self.dataset.fingerprint:
-            raise DataError(
-                f"the data has fingerprint {self.dataset.fingerprint[:19]}, the checkpoint was trained on "
-                f"{checkpoint.data_fingerprint[:19]}",
-                hint="resume with the same files, or start anew in another folder with --out",
-            )
+        hint = "resume with the same files, or start anew in another folder with --out"
+        require_same_data(checkpoint, self.dataset.fingerprint, hint)
         try:
             self.model.load_state_dict(checkpoint.model_state)
             self.posterior.network.load_state_dict(checkpoint.posterior_state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,16 @@ class EncodedImages(Protocol):
 
     def read(self) -> Iterator[tuple[str, bytes]]:
         """Yield every name once with its file's bytes, in the order that is quickest to read."""
+
+
+def digest_files(files: Iterable[tuple[str, bytes]]) -> str:
+    """Return the SHA-256 of all names and contents, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, content in files:
+        # Names that are no UTF-8 come from the system as they are.
+        digest.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape"))
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def is_image_name(name: str) -> bool:

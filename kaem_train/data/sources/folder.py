@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from kaem.errors import DataError
 from kaem.files import read_regular
-from kaem_train.data.sources.encoded import count_left_out, is_hidden_name, is_image_name, require_images
+from kaem_train.data.sources.encoded import count_left_out, digest_files, is_hidden_name, is_image_name, require_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +33,7 @@ class ImageFolder:
 
     def digest(self) -> str:
         """Return the SHA-256 of all names and contents."""
-        digest = hashlib.sha256()
-        for name, content in self.read():
-            # Names that are no UTF-8 come from the system as they are.
-            digest.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape"))
-            digest.update(content)
-        return digest.hexdigest()
+        return digest_files(self.read())
 
     def read(self) -> Iterator[tuple[str, bytes]]:
         """Yield name and content in sorted order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from typing import Any
 from kaem.errors import DataError
 from kaem.files import read_regular
 from kaem_train.config.preflight import HUB_PREFIX
-from kaem_train.data.sources.encoded import require_images
+from kaem_train.data.sources.encoded import digest_files, require_images
+from kaem_train.library_errors import reason_of
 
 _SAVED = ("dataset_dict.json", "state.json")
 _PARQUET = ".parquet"
@@ -38,11 +38,7 @@ class HubImages:
 
     def digest(self) -> str:
         """Return the SHA-256 of all names and contents."""
-        digest = hashlib.sha256()
-        for name, content in self.read():
-            digest.update(f"{name}\0{len(content)}\0".encode())
-            digest.update(content)
-        return digest.hexdigest()
+        return digest_files(self.read())
 
     def read(self) -> Iterator[tuple[str, bytes]]:
         """Yield name and encoded content, split by split."""
@@ -65,12 +61,11 @@ def _named_errors(reference: str) -> Iterator[None]:
         raise
     # The library promises no error types: it hands on those of the network, of Arrow and of its builders.
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         if reference.startswith(HUB_PREFIX):
             hint = "check the name, the network (HF_HUB_OFFLINE) and, for a gated data set, HF_TOKEN"
         else:
             hint = "the files are damaged, or their columns differ: save the data set again"
-        raise DataError(f"cannot load the data set {reference}: {reason}", hint=hint) from None
+        raise DataError(f"cannot load the data set {reference}: {reason_of(error)}", hint=hint) from None
 
 
 def is_hub_folder(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import assert_never, cast
@@ -18,7 +19,20 @@ from kaem_train.model.generators.user_module import build_user_module
 _SLOPE = 0.2
 
 
-class CnnGenerator(nn.Module):
+class SigmoidGenerator(nn.Module):
+    """A network that ends in a sigmoid."""
+
+    @abstractmethod
+    def logits(self, latent: Tensor) -> Tensor:
+        """Return the image before the sigmoid: shape (N, Q) -> (N, C, H, W)."""
+
+    def forward(self, latent: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return the mean image in [0, 1]: shape (N, Q) -> (N, C, H, W); `noise` goes before the sigmoid."""
+        logits = self.logits(latent)
+        return torch.sigmoid(logits if noise is None else logits + noise)
+
+
+class CnnGenerator(SigmoidGenerator):
     """Transposed convolutions with LeakyReLU(0.2) after every layer but the last, then a sigmoid.
 
     The latent vector is a 1 x 1 image. An optional dense layer (a 1 x 1 convolution) comes first, then one
@@ -71,11 +85,6 @@ class CnnGenerator(nn.Module):
             image = layer(image)
         return image
 
-    def forward(self, latent: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return the mean image in [0, 1]: shape (N, Q) -> (N, C, H, W); `noise` goes before the sigmoid."""
-        logits = self.logits(latent)
-        return torch.sigmoid(logits if noise is None else logits + noise)
-
 
 def _of_point(layer: nn.ConvTranspose2d, point: Tensor) -> Tensor:
     """Apply a transposed convolution to 1 x 1 images, a linear map: (N, I) -> (N, O, h, w), or (N, O) for 1 x 1.
@@ -93,7 +102,7 @@ def _of_point(layer: nn.ConvTranspose2d, point: Tensor) -> Tensor:
     return image.permute(0, 3, 1, 2)
 
 
-class KanGenerator(nn.Module):
+class KanGenerator(SigmoidGenerator):
     """Kolmogorov-Arnold layers x_o = sum_i phi_{o,i}(s_i), then a sigmoid (eqs. 30-32).
 
     With `layer_norm` the outputs of every layer but the last are normalised, x -> (x - mean) / deviation over the
@@ -121,11 +130,6 @@ class KanGenerator(nn.Module):
         for norm, layer in self._steps():
             latent = layer(norm(latent))
         return latent.reshape(-1, *self.image_shape)
-
-    def forward(self, latent: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return the mean image in [0, 1]: shape (N, Q) -> (N, C, H, W); `noise` goes before the sigmoid."""
-        logits = self.logits(latent)
-        return torch.sigmoid(logits if noise is None else logits + noise)
 
     @torch.no_grad()
     def refit_grids(self, latent: Tensor) -> list[nn.Parameter]:

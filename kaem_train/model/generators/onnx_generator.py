@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kaem.engines.session import open_session
-from kaem.errors import ArtifactError, ConfigError
+from kaem.errors import ConfigError
+from kaem_train.library_errors import one_line
 
 
 class OnnxGenerator(nn.Module):
@@ -51,11 +52,8 @@ class OnnxGenerator(nn.Module):
             )
         if self._session is None:
             self._session = open_session(self.file(), "cpu", source="the checkpoint's decoder")
-        try:
+        with one_line("the checkpoint's decoder cannot be run", "fit it again"):
             (images,) = self._session.run(["image"], {"latent": latent.detach().cpu().float().numpy()})
-        except Exception as error:  # onnxruntime's own exception classes share no public base
-            reason = " ".join(str(error).split())[:300]
-            raise ArtifactError(f"the checkpoint's decoder cannot be run: {reason}", hint="fit it again") from None
         return torch.from_numpy(np.asarray(images)).to(latent)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem.errors import ConfigError
+from kaem_train.library_errors import reason_of
 from kaem_train.model.generators.module_conduct import require_good_conduct
 
 _PROBE_ROWS = 7
@@ -93,7 +94,7 @@ def require_same_images(
         found = twin(latents)
     except Exception as error:  # the user's code may raise anything
         raise ConfigError(
-            f"generator.module = {name!r}: another instance{where} does not take its state: {_reason(error)}",
+            f"generator.module = {name!r}: another instance{where} does not take its state: {reason_of(error)}",
             hint="build the same layers in every call of its constructor",
         ) from error
     if not _is_close(found, images):
@@ -111,7 +112,7 @@ def _constructed(kind: type[nn.Module], name: str, num_latents: int, image_shape
         module: nn.Module = kind(num_latents, image_shape)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(
-            f"generator.module = {name!r} cannot be constructed: {_reason(error)}",
+            f"generator.module = {name!r} cannot be constructed: {reason_of(error)}",
             hint=f"it is called as {kind.__name__}(num_latents, image_shape), here ({num_latents}, {image_shape})",
         ) from error
     return module
@@ -186,7 +187,7 @@ def imported_class(name: str) -> type[nn.Module]:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # importing runs the user's code
         raise ConfigError(
-            f"generator.module = {name!r} cannot be imported: {_reason(error)}",
+            f"generator.module = {name!r} cannot be imported: {reason_of(error)}",
             hint="install its package, set PYTHONPATH, or start kaem in the folder that holds it",
         ) from error
     finally:
@@ -203,7 +204,7 @@ def _images(module: nn.Module, latents: Tensor, name: str, image_shape: tuple[in
         images = module(latents)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(
-            f"generator.module = {name!r} fails on latents of shape {list(latents.shape)}: {_reason(error)}",
+            f"generator.module = {name!r} fails on latents of shape {list(latents.shape)}: {reason_of(error)}",
             hint="its forward maps (N, Q) to images (N, C, H, W)",
         ) from error
     wanted = [len(latents), *image_shape]
@@ -242,7 +243,3 @@ def _require_rows_alone(module: nn.Module, latents: Tensor, evaluated: Tensor, n
             f"generator.module = {name!r}: an image depends on its batch, on chance or on the mode, in {mode} mode",
             hint="replace batch normalisation by nn.GroupNorm, and leave dropout out",
         )
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

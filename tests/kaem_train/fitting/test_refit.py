@@ -115,8 +115,8 @@ def test_models_without_latents_to_refit_are_left_alone(tmp_path, tiny, digits, 
     seen = []
     outcome = train(tiny(*REFIT, *overrides), digits, tmp_path, listeners=[seen.append])
     (event,) = [event for event in seen if isinstance(event, Refitted)]
-    assert reason in event.skipped
-    assert reason in refit_line(event)
+    assert reason in event.refit.skipped
+    assert reason in refit_line(event.refit)
     assert read_checkpoint(outcome.checkpoint).finished is None
 
 
@@ -127,9 +127,9 @@ def test_a_run_ends_with_the_better_prior_and_its_training_state_untouched(tmp_p
     config = tiny(*REFIT, *WRECKED, *posterior, "refit.num_set_aside=0")  # the same images as without a refit
     outcome = train(config, digits, tmp_path / "refitted", listeners=[seen.append])
     (event,) = [event for event in seen if isinstance(event, Refitted)]
-    assert event.is_kept
-    assert event.score > event.trained_score
-    assert f"final refit kept: log p(z) {event.num_experts} experts" in refit_line(event)
+    assert event.refit.finished is not None
+    assert event.refit.score > event.refit.trained_score
+    assert f"final refit kept: log p(z) {event.refit.num_experts} experts" in refit_line(event.refit)
     trained, written = read_checkpoint(plain.checkpoint), read_checkpoint(outcome.checkpoint)
     for name, value in trained.model_state.items():
         assert torch.equal(value, written.model_state[name]), name
@@ -139,7 +139,7 @@ def test_a_run_ends_with_the_better_prior_and_its_training_state_untouched(tmp_p
     noise = noise_stream(config.training.seed, 0, "sample grid")
     assert torch.equal(drawn[-1].images, model.sample(64, noise))  # the last picture is of the finished model
     assert not torch.equal(drawn[-1].images, drawn[0].images)
-    assert (found.prior.frame, found.prior.num_components) == ("own", event.num_experts)
+    assert (found.prior.frame, found.prior.num_components) == ("own", event.refit.num_experts)
     assert torch.isfinite(model.sample(4, _rng())).all()
     assert outcome.bound > plain.bound
     again = train(config, digits, tmp_path / "refitted", resume=True)
@@ -160,9 +160,9 @@ def test_latents_of_chains_are_refitted_too(tmp_path, tiny, digits, posterior):
     seen = []
     outcome = train(tiny(*REFIT, *posterior), few, tmp_path, listeners=[seen.append])
     (event,) = [event for event in seen if isinstance(event, Refitted)]
-    assert set(event.scores) == {2, 4}
-    assert event.is_kept == (event.score > event.trained_score)
-    assert (read_checkpoint(outcome.checkpoint).finished is not None) == event.is_kept
+    assert set(event.refit.scores) == {2, 4}
+    assert (event.refit.finished is not None) == (event.refit.score > event.refit.trained_score)
+    assert (read_checkpoint(outcome.checkpoint).finished is not None) == (event.refit.finished is not None)
     load_model(outcome.checkpoint)
 
 
