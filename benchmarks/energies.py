@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kaem_train.fitting.fit_checkpoint import read_source
-from kaem_train.fitting.fit_prior import PriorName, fit_prior, prior_configs
+from kaem_train.fitting.fit_prior import PriorName, choose_prior_configs, fit_prior
 
 _BASES = {"rbf": (), "rswaf": (), "bspline": (), "fourier": (), "chebyshev": (), "morlet": ("prior.grid_size=8",)}
 
@@ -47,7 +47,7 @@ def main() -> None:
     print("| prior | energies at their start | fitted | gain, nats | s |\n|---|---|---|---|---|")
     for label, name, settings in rows(options.bases_at):
         begin = time.perf_counter()
-        configs = prior_configs(name, num_latents, num_fitted, settings)
+        configs = choose_prior_configs(name, num_latents, num_fitted, settings)
         scores = fit_prior(latents, configs, seed=options.seed, steps=options.updates).scores
         gain = scores.prior - scores.start
         seconds = time.perf_counter() - begin

@@ -17,7 +17,7 @@ import torch
 
 from kaem_train.checkpoint import load_kaem
 from kaem_train.config import PosteriorConfig
-from kaem_train.data import load_dataset, training_batch
+from kaem_train.data import load_dataset, take_batch
 from kaem_train.posterior.tempering import TemperingPosterior
 from kaem_train.rng import noise_stream
 
@@ -49,7 +49,7 @@ def main() -> None:
         posterior = TemperingPosterior(section, "quadrature", updates=1)
         found: dict[str, list[float]] = {}
         for run in range(_ADAPTING + _MEASURED):
-            batch = training_batch(images, options.batch, seed=0, step=run, augment_flip=False)
+            batch = take_batch(images, options.batch, seed=0, step=run, augment_flip=False)
             with torch.no_grad():
                 metrics = posterior.terms(model, batch, 0, noise_stream(0, run, "posterior")).metrics
             if run >= _ADAPTING:

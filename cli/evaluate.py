@@ -108,17 +108,17 @@ def evaluate(
         require_checkpoint(model)
 
     # With torch, which takes seconds to load: only now that the options make sense.
-    from kaem_train.evaluation.evaluate import check_shapes, numbers
+    from kaem_train.evaluation.evaluate import check_shapes, choose_numbers
     from kaem_train.evaluation.evaluate import evaluate as measure
-    from kaem_train.evaluation.models import ExportedModel, data_for, open_model
+    from kaem_train.evaluation.models import ExportedModel, choose_data, open_model
     from kaem_train.evaluation.reals import prepare_reals
 
     words = Console(stderr=True)
     opened = open_model(model, device=device, allow_modules=allow_modules or ())
     with opened.sampler if isinstance(opened, ExportedModel) else nullcontext(), _progress(words) as progress:
-        reals = prepare_reals(data_for(opened, str(Path(data).expanduser()) if data else None), options, progress)
+        reals = prepare_reals(choose_data(opened, str(Path(data).expanduser()) if data else None), options, progress)
         check_shapes(opened, reals)
-        num_drawn, _ = numbers(reals)
+        num_drawn, _ = choose_numbers(reals)
         if grid is not None:
             _write_grid(grid, opened, num_drawn, seed)
         report = measure(opened, reals, progress)

@@ -95,8 +95,8 @@ def fit_prior(
 
     # With torch, which takes seconds to load: only now that what was given can be there.
     from kaem_train.fitting.decoder import read_decoder
-    from kaem_train.fitting.fit_checkpoint import read_source, source_config, write_source
-    from kaem_train.fitting.fit_prior import decoder_config, prior_configs, write_fitted
+    from kaem_train.fitting.fit_checkpoint import make_source_config, read_source, write_source
+    from kaem_train.fitting.fit_prior import choose_prior_configs, make_decoder_config, write_fitted
     from kaem_train.fitting.fit_prior import fit_prior as fit
     from kaem_train.fitting.latents import read_latents
 
@@ -115,12 +115,12 @@ def fit_prior(
         finished = read_decoder(decoder, rows.fitted.numpy(), latent_shape=rows.shape or None, pixel_range=(low, high))
         name = re.sub(r"^\W+|[^\w.-]", "", decoder.stem)[:100] or "decoder"
     num_fitted, num_latents = rows.fitted.shape
-    candidates = prior_configs(prior, num_latents, rows.num_distinct, assignments or [])
+    candidates = choose_prior_configs(prior, num_latents, rows.num_distinct, assignments or [])
 
     def configuration(section: PriorConfig) -> Config:
         if checkpoint is not None:
-            return source_config(source, section)
-        return decoder_config(section, finished.image_shape, name=name, seed=seed, steps=updates)
+            return make_source_config(source, section)
+        return make_decoder_config(section, finished.image_shape, name=name, seed=seed, steps=updates)
 
     configuration(candidates[0])  # what cannot be written should not cost a fit
     console.print(

@@ -85,14 +85,14 @@ def train(
     from kaem_train.config.family_presets import prescription_note
     from kaem_train.data import load_dataset
     from kaem_train.fitting.judge_split import divide
-    from kaem_train.training.progress import ProgressReport, decoding_progress
+    from kaem_train.training.progress import ProgressReport, show_decoding
     from kaem_train.training.requirements import check_trainable
     from kaem_train.training.tensorboard import TensorBoardLog
     from kaem_train.training.trainer import train as run_training
 
     done = read_checkpoint(path).step if resume else 0
     console = Console(stderr=True)
-    with decoding_progress(console) as progress:
+    with show_decoding(console) as progress:
         dataset = load_dataset(settings.data, progress=progress)
     check_trainable(settings, dataset)
     if dry_run:

@@ -34,10 +34,10 @@ from kaem.files import replacing
 from kaem_train.config import PriorConfig
 from kaem_train.config.preflight import damaged_checkpoint, require_checkpoint
 from kaem_train.config.settings import Config
-from kaem_train.devices import on_cpu
+from kaem_train.devices import bring_to_cpu
 from kaem_train.families.build import Model, build_model
 from kaem_train.families.kaem import Kaem
-from kaem_train.model.generators.module_images import images_of_module, require_same_images
+from kaem_train.model.generators.module_images import draw_module_images, require_same_images
 
 FORMAT_VERSION = 4
 _BEFORE_GROWTH = 3
@@ -128,8 +128,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.average_state is not None:
         content["average"] = checkpoint.average_state
     if checkpoint.config.generator.module:
-        content["module_images"] = _images_of_class(checkpoint)
-    content = on_cpu(content)
+        content["module_images"] = _draw_class_images(checkpoint)
+    content = bring_to_cpu(content)
     with replacing(path) as draft:
         draft.write_bytes(packed(content))
 
@@ -156,13 +156,13 @@ def require_same_class(checkpoint: Checkpoint) -> None:
     """
     if checkpoint.module_images is not None:
         name = checkpoint.config.generator.module
-        require_same_images(_images_of_class(checkpoint), checkpoint.module_images, name)
+        require_same_images(_draw_class_images(checkpoint), checkpoint.module_images, name)
 
 
-def _images_of_class(checkpoint: Checkpoint) -> Tensor | None:
+def _draw_class_images(checkpoint: Checkpoint) -> Tensor | None:
     config = checkpoint.config
     shape = config.data.image_shape
-    return images_of_module(config.generator.module, config.prior.num_latents, shape, checkpoint.used_state)
+    return draw_module_images(config.generator.module, config.prior.num_latents, shape, checkpoint.used_state)
 
 
 def _has_grown(checkpoint: Checkpoint) -> bool:
@@ -225,8 +225,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if missing:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}", hint="the file is damaged: train again")
     try:
-        config = from_mapping(Config, _with_former_defaults(content["config"]))
-        finished = _finished(content.get("finished"))
+        config = from_mapping(Config, _add_former_defaults(content["config"]))
+        finished = _read_finished(content.get("finished"))
     except (ConfigError, KeyError, TypeError) as error:
         reason = error.message if isinstance(error, ConfigError) else f"no {error}"
         raise ArtifactError(
@@ -243,7 +243,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def _with_former_defaults(mapping: Any) -> Any:
+def _add_former_defaults(mapping: Any) -> Any:
     """Return a stored configuration with what was the case before a setting existed, where that is not its default."""
     refit = mapping.get("refit") if isinstance(mapping, dict) else None
     if not isinstance(refit, dict) or refit.get("kind", "none") == "none" or "num_set_aside" in refit:
@@ -251,7 +251,7 @@ def _with_former_defaults(mapping: Any) -> Any:
     return {**mapping, "refit": {**refit, "num_set_aside": 0}}  # was trained on all images
 
 
-def _finished(content: dict[str, Any] | None) -> FinishedModel | None:
+def _read_finished(content: dict[str, Any] | None) -> FinishedModel | None:
     if content is None:
         return None
     return FinishedModel(

@@ -44,7 +44,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 @contextmanager
-def tf32_set(is_on: bool) -> Iterator[None]:
+def set_tf32(is_on: bool) -> Iterator[None]:
     """Let products and convolutions on a GPU round their factors to 10 bits of mantissa inside, or forbid it.
 
     It is a switch of the whole process. Left alone, torch uses TF32 in convolutions and nowhere else.
@@ -71,7 +71,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
-def device_of(module: nn.Module) -> torch.device:
+def find_device(module: nn.Module) -> torch.device:
     """Return where a module's tensors lie; the CPU for one without any."""
     first = next(module.parameters(), next(module.buffers(), None))
     return torch.device("cpu") if first is None else first.device
@@ -80,37 +80,37 @@ def device_of(module: nn.Module) -> torch.device:
 def normal(shape: tuple[int, ...] | torch.Size, rng: torch.Generator, like: Tensor) -> Tensor:
     """Return N(0, 1) drawn where `rng` is, in the type and on the device of `like`."""
     drawn = torch.randn(shape, generator=rng, dtype=like.dtype, device=rng.device)
-    return _moved(drawn, like.device)
+    return _move(drawn, like.device)
 
 
 def uniform(shape: tuple[int, ...] | torch.Size, rng: torch.Generator, like: Tensor) -> Tensor:
     """Return U(0, 1) drawn where `rng` is, in the type and on the device of `like`."""
     drawn = torch.rand(shape, generator=rng, dtype=like.dtype, device=rng.device)
-    return _moved(drawn, like.device)
+    return _move(drawn, like.device)
 
 
-def _moved(drawn: Tensor, device: torch.device) -> Tensor:
+def _move(drawn: Tensor, device: torch.device) -> Tensor:
     return upload(drawn, device) if drawn.device.type == "cpu" else drawn.to(device)
 
 
-def on_cpu(state: Any) -> Any:
+def bring_to_cpu(state: Any) -> Any:
     """Return nested dictionaries, lists and tuples with every tensor in them on the CPU."""
     if isinstance(state, Tensor):
         return state.detach().cpu()
     if isinstance(state, dict):
-        return {key: on_cpu(value) for key, value in state.items()}
+        return {key: bring_to_cpu(value) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(on_cpu(value) for value in state)
+        return type(state)(bring_to_cpu(value) for value in state)
     return state
 
 
 @contextmanager
-def moved_to_cpu(module: Module) -> Iterator[Module]:
+def move_to_cpu(module: Module) -> Iterator[Module]:
     """Give a module on the CPU inside, for what is rare and was made for it; changes to its state are taken over.
 
     It is the module itself where that lies there already, and a copy otherwise.
     """
-    if device_of(module).type == "cpu":
+    if find_device(module).type == "cpu":
         yield module
         return
     copy = deepcopy(module).cpu()

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from kaem.errors import DataError
 from kaem_train.config import DataConfig
-from kaem_train.data.pixels import as_bytes_where_exact
+from kaem_train.data.pixels import convert_exact_bytes
 
 
-def checked_images(images: NDArray[Any], config: DataConfig, origin: str) -> NDArray[Any]:
+def check_images(images: NDArray[Any], config: DataConfig, origin: str) -> NDArray[Any]:
     """Return `images` in the configured shape, cropped, resized and converted where the configuration asks for it.
 
     Args:
@@ -32,9 +32,9 @@ def checked_images(images: NDArray[Any], config: DataConfig, origin: str) -> NDA
             hint="images must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with N > 0",
         )
     if images.dtype != np.uint8:
-        images = _checked_floats(images, origin)
+        images = _check_floats(images, origin)
     if config.changes_images:
-        return _fitted(images, config, origin)
+        return _fit_images(images, config, origin)
     channels, height, width = config.image_shape
     shape = images.shape[1:]
     if shape == (channels, height, width):
@@ -53,7 +53,7 @@ def checked_images(images: NDArray[Any], config: DataConfig, origin: str) -> NDA
     return np.ascontiguousarray(ordered)
 
 
-def _checked_floats(images: NDArray[Any], origin: str) -> NDArray[Any]:
+def _check_floats(images: NDArray[Any], origin: str) -> NDArray[Any]:
     if images.dtype.kind != "f":
         raise DataError(f"{origin} holds {images.dtype} values", hint="store uint8 pixels, or floats scaled to [0, 1]")
     finite = np.isfinite(images)
@@ -67,10 +67,10 @@ def _checked_floats(images: NDArray[Any], origin: str) -> NDArray[Any]:
     lowest, highest = float(images.min()), float(images.max())
     if not (lowest >= 0.0 and highest <= 1.0):
         raise DataError(f"{origin} holds floats from {lowest:g} to {highest:g}", hint="scale the pixels to [0, 1]")
-    return as_bytes_where_exact(images.astype(np.float32))
+    return convert_exact_bytes(images.astype(np.float32))
 
 
-def _fitted(images: NDArray[Any], config: DataConfig, origin: str) -> NDArray[np.uint8]:
+def _fit_images(images: NDArray[Any], config: DataConfig, origin: str) -> NDArray[np.uint8]:
     """Treat every image of an array as if it came from a file of its own."""
     from PIL import Image
 

@@ -24,7 +24,7 @@ from kaem.errors import DataError, RequestError
 from kaem.files import FOLDER_VARIABLE, cache_folder, replacing
 from kaem_train.config import DataConfig
 from kaem_train.data.decode import decode_image
-from kaem_train.data.pixels import pixel_digest
+from kaem_train.data.pixels import digest_pixels
 from kaem_train.data.sources.encoded import EncodedImages, split_by_folder
 
 _FORMAT = 2
@@ -40,7 +40,7 @@ class DecodedImages:
     Attributes:
         train: Shape (N, C, H, W), uint8, mapped from the cache.
         holdout: The split the files brought, or None.
-        digests: `pixel_digest` of each of them.
+        digests: `digest_pixels` of each of them.
         pixel_range: Lowest and highest value of a pixel, white being 255.
     """
 
@@ -50,13 +50,13 @@ class DecodedImages:
     pixel_range: tuple[float, float]
 
 
-def decoded_images(source: EncodedImages, config: DataConfig, progress: Progress) -> DecodedImages:
+def decode_images(source: EncodedImages, config: DataConfig, progress: Progress) -> DecodedImages:
     """Return the pixels of `source`, decoded now or by an earlier run.
 
     Raises:
         DataError: An image cannot be read or does not fit, or the cache folder cannot be written.
     """
-    key = _key(source, config)
+    key = _make_key(source, config)
     pixels_path, entry_path = (cache_folder() / f"{key}{suffix}" for suffix in (".npy", ".json"))
     entry = _read_entry(entry_path, pixels_path)
     if entry is None:
@@ -70,7 +70,7 @@ def decoded_images(source: EncodedImages, config: DataConfig, progress: Progress
     return entry
 
 
-def _key(source: EncodedImages, config: DataConfig) -> str:
+def _make_key(source: EncodedImages, config: DataConfig) -> str:
     recipe = (_FORMAT, PIL.__version__, config.image_shape, config.crop, config.resize, config.convert_colour)
     return hashlib.sha256(f"{recipe}{source.digest()}".encode()).hexdigest()[:32]
 
@@ -102,7 +102,11 @@ def _fill(source: EncodedImages, config: DataConfig, pixels_path: Path, entry_pa
             pixel_range = _write_pixels(source, config, draft, positions, progress)
         pixels: Any = np.load(pixels_path, mmap_mode="r", allow_pickle=False)
         parts = [pixels[: len(train)], *([pixels[len(train) :]] if holdout else [])]
-        entry = {"num_train": len(train), "digests": [pixel_digest(part) for part in parts], "pixel_range": pixel_range}
+        entry = {
+            "num_train": len(train),
+            "digests": [digest_pixels(part) for part in parts],
+            "pixel_range": pixel_range,
+        }
         with replacing(entry_path) as draft:
             draft.write_text(json.dumps(entry), encoding="utf-8")
     except (OSError, RequestError) as error:

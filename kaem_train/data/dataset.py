@@ -12,9 +12,9 @@ import torch
 from kaem.errors import DataError
 from kaem_train.config import DataConfig
 from kaem_train.config.preflight import require_data
-from kaem_train.data.arrays import checked_images
-from kaem_train.data.cache import DecodedImages, Progress, decoded_images
-from kaem_train.data.pixels import Images, pixel_digest
+from kaem_train.data.arrays import check_images
+from kaem_train.data.cache import DecodedImages, Progress, decode_images
+from kaem_train.data.pixels import Images, digest_pixels
 from kaem_train.data.sources.encoded import EncodedImages, Split, count_like_held_out, say_counts, split_by_folder
 from kaem_train.data.sources.files import RawImages
 from kaem_train.data.sources.hub import HubImages
@@ -40,9 +40,9 @@ class Dataset:
     fingerprint: str
     summary: str = ""
 
-    def served_on(self, device: torch.device) -> Dataset:
+    def serve_on(self, device: torch.device) -> Dataset:
         """Return the same data set, its images served on another device."""
-        return replace(self, train=self.train.served_on(device), holdout=self.holdout.served_on(device))
+        return replace(self, train=self.train.serve_on(device), holdout=self.holdout.serve_on(device))
 
 
 def load_dataset(config: DataConfig, *, progress: Progress = lambda _done, _total: None) -> Dataset:
@@ -56,15 +56,15 @@ def load_dataset(config: DataConfig, *, progress: Progress = lambda _done, _tota
         DataError: Files are not given, missing, corrupt, empty, or of another type, shape or range than configured.
     """
     require_data(config)
-    source = _source(config)
+    source = _open_configured(config)
     if isinstance(source, RawImages):
-        found, words = _checked(source, config), source.words
+        found, words = _check_arrays(source, config), source.words
         _require_enough(len(found.train), source.origin, config, has_split=found.holdout is not None)
     else:
         division = split_by_folder(source.names)
         # Before the images are decoded, which may take minutes.
         _require_enough(len(division.train), source.origin, config, has_split=division.holdout is not None)
-        found, words = decoded_images(source, config, progress), _say_files(source, division)
+        found, words = decode_images(source, config, progress), _say_files(source, division)
     _require_light(found.pixel_range, source.origin)
     if found.holdout is not None:
         train, holdout = Images.whole(found.train), Images.whole(found.holdout)
@@ -107,10 +107,10 @@ def _require_light(pixel_range: tuple[float, float], origin: str) -> None:
         )
 
 
-def _source(config: DataConfig) -> RawImages | EncodedImages:
+def _open_configured(config: DataConfig) -> RawImages | EncodedImages:
     match config.source:
         case "digits":
-            return _embedded_digits()
+            return _load_digits()
         case "files":
             return open_source(config.path, config.column)
         case "latents":
@@ -134,7 +134,7 @@ def _require_enough(num: int, origin: str, config: DataConfig, *, has_split: boo
         )
 
 
-def _embedded_digits() -> RawImages:
+def _load_digits() -> RawImages:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError:
@@ -146,9 +146,9 @@ def _embedded_digits() -> RawImages:
     return RawImages(origin="scikit-learn's digits", train=images.astype(np.float32), holdout=None)
 
 
-def _checked(raw: RawImages, config: DataConfig) -> DecodedImages:
-    train = checked_images(raw.train, config, raw.origin)
-    holdout = None if raw.holdout is None else checked_images(raw.holdout, config, raw.origin)
+def _check_arrays(raw: RawImages, config: DataConfig) -> DecodedImages:
+    train = check_images(raw.train, config, raw.origin)
+    holdout = None if raw.holdout is None else check_images(raw.holdout, config, raw.origin)
     parts = [part for part in (train, holdout) if part is not None]
     for name, part in zip(("", "the test split of "), parts, strict=False):
         scale = 1 if part.dtype == np.uint8 else 255
@@ -157,7 +157,7 @@ def _checked(raw: RawImages, config: DataConfig) -> DecodedImages:
     return DecodedImages(
         train=train,
         holdout=holdout,
-        digests=tuple(pixel_digest(part) for part in parts),
+        digests=tuple(digest_pixels(part) for part in parts),
         pixel_range=(
             white * min(float(part.min()) for part in parts),
             white * max(float(part.max()) for part in parts),

@@ -63,9 +63,9 @@ def fit_image(image: Image.Image, config: DataConfig, label: str) -> NDArray[np.
         DataError: Its channels or size are not what the configuration wants.
     """
     channels, height, width = config.image_shape
-    image = _in_channels(_plain(image, label), channels, config, label)
+    image = _convert_channels(_make_plain(image, label), channels, config, label)
     if config.crop:
-        image = _centre_crop(image, config.crop, label)
+        image = _crop_centre(image, config.crop, label)
     if config.resize != "none":
         image = image.resize((width, height), _FILTERS[config.resize])
     if (image.width, image.height) != (width, height):
@@ -77,7 +77,7 @@ def fit_image(image: Image.Image, config: DataConfig, label: str) -> NDArray[np.
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _plain(image: Image.Image, label: str) -> Image.Image:
+def _make_plain(image: Image.Image, label: str) -> Image.Image:
     """Return what can be said without loss in 8-bit grey or RGB: palettes, bits and unused transparency."""
     if image.mode == "1":
         return image.convert("L")
@@ -94,7 +94,7 @@ def _plain(image: Image.Image, label: str) -> Image.Image:
     return image
 
 
-def _in_channels(image: Image.Image, channels: int, config: DataConfig, label: str) -> Image.Image:
+def _convert_channels(image: Image.Image, channels: int, config: DataConfig, label: str) -> Image.Image:
     found = _CHANNELS[image.mode]
     if found == channels:
         return image
@@ -106,7 +106,7 @@ def _in_channels(image: Image.Image, channels: int, config: DataConfig, label: s
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _centre_crop(image: Image.Image, side: int, label: str) -> Image.Image:
+def _crop_centre(image: Image.Image, side: int, label: str) -> Image.Image:
     if side > min(image.width, image.height):
         raise DataError(
             f"{label} is {image.height} x {image.width} (height x width), smaller than the crop of {side}",

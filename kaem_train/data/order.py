@@ -38,11 +38,11 @@ class PixelsAhead:
         return pixels
 
     def _read(self, step: int) -> Tensor:
-        chosen = batch_indices(len(self._images), self._batch_size, seed=self._seed, step=step)
+        chosen = choose_batch(len(self._images), self._batch_size, seed=self._seed, step=step)
         return self._images.read(chosen)
 
 
-def training_batch(
+def take_batch(
     images: Images, batch_size: int, *, seed: int, step: int, augment_flip: bool, ahead: PixelsAhead | None = None
 ) -> Tensor:
     """Return the images of update `step` (from 0), shape (batch_size, C, H, W), float32 in [0, 1].
@@ -55,7 +55,7 @@ def training_batch(
         augment_flip: Mirror each image left to right with probability one half.
         ahead: Reads the pixels of the same images, batch size and seed.
     """
-    chosen = batch_indices(len(images), batch_size, seed=seed, step=step)
+    chosen = choose_batch(len(images), batch_size, seed=seed, step=step)
     batch = images[chosen] if ahead is None else images.serve(ahead.take(step))
     if not augment_flip:
         return batch
@@ -63,28 +63,28 @@ def training_batch(
     return torch.where(is_flipped[:, None, None, None], batch.flip(-1), batch)
 
 
-def batch_indices(num_images: int, batch_size: int, *, seed: int, step: int) -> Tensor:
+def choose_batch(num_images: int, batch_size: int, *, seed: int, step: int) -> Tensor:
     """Return the images of update `step` (from 0) as indices of shape (batch_size,).
 
     Each epoch is its own seeded permutation. The remainder of an epoch that fills no batch is left out; the
     next permutation brings other images into the remainder.
     """
     epoch, batch = divmod(step, num_images // batch_size)
-    return _epoch_order(num_images, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
+    return _shuffle_epoch(num_images, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
 
 
 def flips(batch_size: int, *, seed: int, step: int) -> Tensor:
     """Return which images of update `step` (from 0) are mirrored, bool of shape (batch_size,)."""
-    generator = _generator(seed, step, _FLIP)
+    generator = _make_generator(seed, step, _FLIP)
     return torch.randint(2, (batch_size,), generator=generator, dtype=torch.uint8).bool()
 
 
 @lru_cache(maxsize=2)
-def _epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(num_images, generator=_generator(seed, epoch, _ORDER))
+def _shuffle_epoch(num_images: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(num_images, generator=_make_generator(seed, epoch, _ORDER))
 
 
-def _generator(seed: int, counter: int, stream: int) -> torch.Generator:
+def _make_generator(seed: int, counter: int, stream: int) -> torch.Generator:
     # SeedSequence keeps neighbouring (seed, counter) pairs unrelated, which seed + counter would not.
     sequence = np.random.SeedSequence((seed, counter), spawn_key=(stream,) if stream else ())
     return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)

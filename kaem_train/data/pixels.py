@@ -55,7 +55,7 @@ class Images:
         """Return the images of these numbers, shape (S,), in this order; no pixel is copied."""
         return Images(self.stored, self.rows[chosen.numpy()], self.device)
 
-    def served_on(self, device: torch.device) -> Images:
+    def serve_on(self, device: torch.device) -> Images:
         """Return the same images, served on another device."""
         return Images(self.stored, self.rows, device)
 
@@ -77,13 +77,13 @@ class Images:
         return there.float() / torch.full((), 255.0, device=there.device)
 
 
-def as_bytes_where_exact(images: NDArray[np.float32]) -> NDArray[Any]:
+def convert_exact_bytes(images: NDArray[np.float32]) -> NDArray[Any]:
     """Return floats in [0, 1] that are whole 255ths as uint8, others as they are; nothing is rounded."""
     pixels = np.rint(images * np.float32(255.0)).astype(np.uint8)
     return pixels if np.array_equal(pixels / np.float32(255.0), images) else images
 
 
-def pixel_digest(stored: NDArray[Any]) -> str:
+def digest_pixels(stored: NDArray[Any]) -> str:
     """Return the SHA-256 of shape, type and pixels, in hexadecimal; reads a few thousand images at a time."""
     digest = hashlib.sha256(repr((stored.shape, stored.dtype.str)).encode())
     for start in range(0, len(stored), _ROWS_TOGETHER):

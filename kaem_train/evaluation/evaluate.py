@@ -19,16 +19,16 @@ import torch
 
 import kaem
 from kaem.errors import DataError, RequestError
-from kaem_train.devices import device_of, tf32_set
+from kaem_train.devices import find_device, set_tf32
 from kaem_train.evaluation.distances import kernel_distance
-from kaem_train.evaluation.extrapolation import Extrapolation, default_sizes, extrapolated, subset
-from kaem_train.evaluation.features.network import Features, Pixels, Progress, cached_features, extract_features
+from kaem_train.evaluation.extrapolation import Extrapolation, choose_sizes, extrapolated, subset
+from kaem_train.evaluation.features.network import Features, Pixels, Progress, extract_features, recall_features
 from kaem_train.evaluation.likelihood import MOST_IMAGES, held_out_bound
 from kaem_train.evaluation.manifolds import NEIGHBOURS, precision_and_recall
 from kaem_train.evaluation.models import ExportedModel, TrainedModel
 from kaem_train.evaluation.options import Split
-from kaem_train.evaluation.reals import Reals, nothing, pixels_of_set, some_rows
-from kaem_train.evaluation.reconstruction import ACTIVE_VARIANCE, decoded_draws, reconstruction_error
+from kaem_train.evaluation.reals import Reals, choose_rows, nothing, read_pixels
+from kaem_train.evaluation.reconstruction import ACTIVE_VARIANCE, decode_draws, reconstruction_error
 from kaem_train.evaluation.report import EvaluationFigure, EvaluationReport, NetworkIdentity
 from kaem_train.families.kaem import Kaem
 from kaem_train.posterior import Posterior
@@ -54,22 +54,22 @@ def evaluate(model: TrainedModel | ExportedModel, reals: Reals, progress: Progre
         DataError: The model draws images of another shape than the data set holds.
         RequestError: There are too few images for a figure.
     """
-    with tf32_set(False):  # figures are compared across machines
-        return _measured(model, reals, progress)
+    with set_tf32(False):  # figures are compared across machines
+        return _measure(model, reals, progress)
 
 
-def _measured(model: TrainedModel | ExportedModel, reals: Reals, progress: Progress) -> EvaluationReport:
+def _measure(model: TrainedModel | ExportedModel, reals: Reals, progress: Progress) -> EvaluationReport:
     begin = time.perf_counter()
     check_shapes(model, reals)
-    num, sizes = numbers(reals)
-    samples = np.concatenate(list(_told(model, num, reals.options.seed, progress)))
+    num, sizes = choose_numbers(reals)
+    samples = np.concatenate(list(_draw_samples(model, num, reals.options.seed, progress)))
     generated = extract_features(reals.network, samples, progress, "generated images")
-    frechet, kernel = _curves(reals, generated, sizes, progress)
-    figures = _sample_figures(reals, generated, frechet, kernel)
+    frechet, kernel = _extrapolate(reals, generated, sizes, progress)
+    figures = _measure_samples(reals, generated, frechet, kernel)
     missing: dict[str, str] = {}
     if reals.options.with_floors:
-        figures += _real_floor(reals, num, progress)
-    figures += _model_figures(model, reals, num, progress, missing)
+        figures += _measure_real_floor(reals, num, progress)
+    figures += _measure_model(model, reals, num, progress, missing)
     return EvaluationReport(
         model=model.source,
         model_fingerprint=model.fingerprint,
@@ -93,7 +93,7 @@ def _measured(model: TrainedModel | ExportedModel, reals: Reals, progress: Progr
         frechet_curve=frechet,
         kernel_curve=kernel,
         missing=missing,
-        notes=tuple(_notes(reals, sizes)),
+        notes=tuple(_write_notes(reals, sizes)),
         versions={"kaem": kaem.__version__, **{name: version(name) for name in ("torch", "torchmetrics", "numpy")}},
         duration_s=time.perf_counter() - begin,
     )
@@ -113,7 +113,7 @@ def check_shapes(model: TrainedModel | ExportedModel, reals: Reals) -> None:
         )
 
 
-def numbers(reals: Reals) -> tuple[int, tuple[int, ...]]:
+def choose_numbers(reals: Reals) -> tuple[int, tuple[int, ...]]:
     """Return how many images to generate, and the sizes to extrapolate from.
 
     Raises:
@@ -122,13 +122,13 @@ def numbers(reals: Reals) -> tuple[int, tuple[int, ...]]:
     options = reals.options
     default = _NUM_INCEPTION if reals.network.name == "inception" else _NUM
     num = options.num or max((default, *(options.sizes or ())))
-    sizes = tuple(sorted(set(options.sizes))) if options.sizes else default_sizes(num)
+    sizes = tuple(sorted(set(options.sizes))) if options.sizes else choose_sizes(num)
     if sizes[-1] > num:
         raise RequestError(f"--sizes asks for {sizes[-1]} images, {num} are generated", hint="raise --num")
     return num, sizes
 
 
-def _told(model: TrainedModel | ExportedModel, num: int, seed: int, progress: Progress) -> Iterator[Pixels]:
+def _draw_samples(model: TrainedModel | ExportedModel, num: int, seed: int, progress: Progress) -> Iterator[Pixels]:
     done = 0
     for images in model.draw(num, seed):
         done += len(images)
@@ -136,7 +136,7 @@ def _told(model: TrainedModel | ExportedModel, num: int, seed: int, progress: Pr
         yield images
 
 
-def _curves(
+def _extrapolate(
     reals: Reals, generated: Features, sizes: tuple[int, ...], progress: Progress
 ) -> tuple[Extrapolation, Extrapolation]:
     seed = reals.options.seed
@@ -149,7 +149,7 @@ def _curves(
     return extrapolated(sizes, frechets), extrapolated(sizes, kernels)
 
 
-def _sample_figures(
+def _measure_samples(
     reals: Reals, generated: Features, frechet: Extrapolation, kernel: Extrapolation
 ) -> list[EvaluationFigure]:
     """Return what needs only features."""
@@ -160,7 +160,7 @@ def _sample_figures(
     points = f"{len(frechet.sizes)} sizes {frechet.sizes[0]:,} to {frechet.sizes[-1]:,}"
     whole = kernel_distance(reals.features, generated, num_subsets=_SUBSETS, seed=reals.options.seed)
     alike = min(num, num_real)
-    precision, recall = precision_and_recall(reals.features[some_rows(num_real, alike)], generated[:alike])
+    precision, recall = precision_and_recall(reals.features[choose_rows(num_real, alike)], generated[:alike])
     subsets = f"{_SUBSETS} subsets of {whole.subset_size:,}"
     manifold = f"k = {NEIGHBOURS}, {alike:,} of each"
     return [
@@ -193,14 +193,14 @@ def _sample_figures(
 _KEEPS_TRAINING_IMAGES_APART: dict[Split, bool] = {"train": False, "test": True, "all": False}
 
 
-def _real_floor(reals: Reals, num: int, progress: Progress) -> list[EvaluationFigure]:
+def _measure_real_floor(reals: Reals, num: int, progress: Progress) -> list[EvaluationFigure]:
     """Return the distance that real training images themselves have, which includes what finite sets cost."""
     if not _KEEPS_TRAINING_IMAGES_APART[reals.options.real]:
         return []
-    pixels = _training_pixels(reals, num)
+    pixels = _choose_training_pixels(reals, num)
     if len(pixels) < 2:
         return []
-    features = cached_features(reals.network, pixels, progress, "training images")
+    features = recall_features(reals.network, pixels, progress, "training images")
     detail = f"{len(pixels):,} training images, {len(reals.features):,} held out"
     return [
         EvaluationFigure(
@@ -209,7 +209,7 @@ def _real_floor(reals: Reals, num: int, progress: Progress) -> list[EvaluationFi
     ]
 
 
-def _model_figures(
+def _measure_model(
     model: TrainedModel | ExportedModel, reals: Reals, num: int, progress: Progress, missing: dict[str, str]
 ) -> list[EvaluationFigure]:
     """Return what needs the checkpoint, and say in `missing` what cannot be had."""
@@ -221,7 +221,7 @@ def _model_figures(
         missing.update(dict.fromkeys(("log_likelihood", *inner), _NO_LIKELIHOOD))
         return []
     has_encoder = model.encoder is not None
-    likelihood = _likelihood(model.model, model.posterior, reals, progress, has_encoder=has_encoder)
+    likelihood = _measure_likelihood(model.model, model.posterior, reals, progress, has_encoder=has_encoder)
     figures = [likelihood] if math.isfinite(likelihood.value) else []
     if not figures:
         missing["log_likelihood"] = _NO_DENSITY
@@ -229,12 +229,12 @@ def _model_figures(
         missing.update(dict.fromkeys(inner, _NO_ENCODER))
         return figures
     holdout = reals.dataset.holdout
-    found = reconstruction_error(model.model, model.encoder, holdout.served_on(device_of(model.model)))
+    found = reconstruction_error(model.model, model.encoder, holdout.serve_on(find_device(model.model)))
     if reals.options.with_floors:
         train = reals.dataset.train
-        some = train.subset(torch.from_numpy(some_rows(len(train), min(num, len(train)))))
+        some = train.subset(torch.from_numpy(choose_rows(len(train), min(num, len(train)))))
         rng = noise_stream(reals.options.seed, 0, "reconstruction")
-        decoded = decoded_draws(model.model, model.encoder, some.served_on(device_of(model.model)), rng, progress)
+        decoded = decode_draws(model.model, model.encoder, some.serve_on(find_device(model.model)), rng, progress)
         features = extract_features(reals.network, decoded, progress, "reconstructions")
         figures.append(
             EvaluationFigure(
@@ -257,7 +257,7 @@ def _model_figures(
     return figures
 
 
-def _likelihood(
+def _measure_likelihood(
     model: Kaem, posterior: Posterior, reals: Reals, progress: Progress, *, has_encoder: bool
 ) -> EvaluationFigure:
     num_samples = posterior.num_bound_samples
@@ -265,7 +265,7 @@ def _likelihood(
     bound = held_out_bound(
         model,
         posterior,
-        reals.dataset.holdout.served_on(device_of(model)),
+        reals.dataset.holdout.serve_on(find_device(model)),
         noise_stream(reals.options.seed, 0, "held-out bound"),
         num_samples=num_samples,
     )
@@ -280,13 +280,13 @@ def _likelihood(
     )
 
 
-def _training_pixels(reals: Reals, num: int) -> Pixels:
-    train = pixels_of_set(reals.dataset.train)
-    some: Pixels = train[some_rows(len(train), min(num, len(train)))]
+def _choose_training_pixels(reals: Reals, num: int) -> Pixels:
+    train = read_pixels(reals.dataset.train)
+    some: Pixels = train[choose_rows(len(train), min(num, len(train)))]
     return some
 
 
-def _notes(reals: Reals, sizes: tuple[int, ...]) -> list[str]:
+def _write_notes(reals: Reals, sizes: tuple[int, ...]) -> list[str]:
     num_features, num_real = reals.network.num_features, len(reals.features)
     notes = []
     if num_real <= num_features:

@@ -70,7 +70,7 @@ def require_sizes(sizes: Sequence[int]) -> None:
         )
 
 
-def default_sizes(num: int) -> tuple[int, ...]:
+def choose_sizes(num: int) -> tuple[int, ...]:
     """Return num/10, 2 num/10, ..., num: the paper's 2000, 4000, ..., 20000 for 20,000 images."""
     return tuple(sorted({max(2, num * part // 10) for part in range(1, 11)}))
 

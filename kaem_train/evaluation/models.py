@@ -66,7 +66,7 @@ class TrainedModel:
         """Yield `num` unselected samples in batches, rounded to 8 bits."""
         rng = noise_stream(seed, 0, "evaluation samples")
         for start in range(0, num, _TOGETHER):
-            yield pixels_of(self.model.sample(min(_TOGETHER, num - start), rng))
+            yield round_pixels(self.model.sample(min(_TOGETHER, num - start), rng))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +117,7 @@ def open_model(path: Path, *, device: str = "auto", allow_modules: Container[str
         ConfigError: There is no such device, or an artifact cannot be run there.
     """
     if path.suffix == ".onnx":
-        sampler = kaem.load(path, provider=provider_for(device))
+        sampler = kaem.load(path, provider=choose_provider(device))
         manifest = sampler.manifest
         return ExportedModel(
             source=str(path),
@@ -125,7 +125,7 @@ def open_model(path: Path, *, device: str = "auto", allow_modules: Container[str
             weights=manifest.checkpoint_fingerprint,
             sampling=manifest.sampling,
             updates=manifest.updates,
-            data=_data_of(manifest.config.get("data")),
+            data=_read_data(manifest.config.get("data")),
             sampler=sampler,
         )
     _, model = load_model(path, allow_modules=allow_modules)
@@ -160,7 +160,7 @@ def open_model(path: Path, *, device: str = "auto", allow_modules: Container[str
     return replace(trained, posterior=posterior, encoder=encoder)
 
 
-def provider_for(device: str) -> str:
+def choose_provider(device: str) -> str:
     """Return the provider that runs an artifact on a device.
 
     Raises:
@@ -177,7 +177,7 @@ def provider_for(device: str) -> str:
     return "cuda"
 
 
-def data_for(model: TrainedModel | ExportedModel, path: str | None) -> DataConfig:
+def choose_data(model: TrainedModel | ExportedModel, path: str | None) -> DataConfig:
     """Return which images a model is compared with: those it was trained on, or those at `path`, fitted alike.
 
     Raises:
@@ -192,7 +192,7 @@ def data_for(model: TrainedModel | ExportedModel, path: str | None) -> DataConfi
     return replace(model.data, source="files", path=path)
 
 
-def pixels_of(images: Tensor) -> Pixels:
+def round_pixels(images: Tensor) -> Pixels:
     """Return images in [0, 1] as 8 bits, rounded to nearest and not truncated."""
     return np.asarray(to_uint8(images.cpu().numpy()))
 
@@ -210,7 +210,7 @@ def _sampling_of(config: Config) -> str:
             assert_never(config.family)
 
 
-def _data_of(content: Any) -> DataConfig | None:
+def _read_data(content: Any) -> DataConfig | None:
     try:
         return from_mapping(DataConfig, content) if isinstance(content, dict) else None
     except ConfigError:

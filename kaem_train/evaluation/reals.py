@@ -18,7 +18,7 @@ from kaem_train.data.sources.labels import Labels, load_labels
 from kaem_train.evaluation.distances import FrechetDistance
 from kaem_train.evaluation.features.classifier import load_classifier
 from kaem_train.evaluation.features.inception import load_inception
-from kaem_train.evaluation.features.network import FeatureNetwork, Features, Pixels, Progress, cached_features
+from kaem_train.evaluation.features.network import FeatureNetwork, Features, Pixels, Progress, recall_features
 from kaem_train.evaluation.features.onnx_network import load_onnx_network
 from kaem_train.evaluation.options import EvaluationOptions, Split
 
@@ -66,8 +66,8 @@ def prepare_reals(config: DataConfig, options: EvaluationOptions, progress: Prog
     """
     dataset = load_dataset(config, progress=lambda done, total: progress("decoding", done, total))
     network = choose_network(options.features, config, dataset, progress, options.device)
-    pixels = chosen_pixels(dataset, options.real, options.num_real)
-    features = cached_features(network, pixels, progress, "real images")
+    pixels = choose_pixels(dataset, options.real, options.num_real)
+    features = recall_features(network, pixels, progress, "real images")
     return Reals(
         config=config,
         dataset=dataset,
@@ -93,7 +93,7 @@ def choose_network(
         case "inception":
             return load_inception(device)
         case "classifier":
-            return load_classifier(dataset, _labels(config, dataset), progress)
+            return load_classifier(dataset, _require_labels(config, dataset), progress)
         case _:
             raise ConfigError(
                 f"unknown feature network {name!r}",
@@ -101,7 +101,7 @@ def choose_network(
             )
 
 
-def _labels(config: DataConfig, dataset: Dataset) -> Labels:
+def _require_labels(config: DataConfig, dataset: Dataset) -> Labels:
     labels = load_labels(config, dataset)
     if labels is None:
         raise DataError(
@@ -110,21 +110,21 @@ def _labels(config: DataConfig, dataset: Dataset) -> Labels:
     return labels
 
 
-def chosen_pixels(dataset: Dataset, split: Split, most: int | None) -> Pixels:
+def choose_pixels(dataset: Dataset, split: Split, most: int | None) -> Pixels:
     """Return the images of a split as 8 bits, at most `most` of them, the same ones every time."""
     parts = {"train": [dataset.train], "test": [dataset.holdout], "all": [dataset.train, dataset.holdout]}[split]
-    pixels: Pixels = np.concatenate([pixels_of_set(part) for part in parts])
+    pixels: Pixels = np.concatenate([read_pixels(part) for part in parts])
     if most is None or most >= len(pixels):
         return pixels
-    some: Pixels = pixels[some_rows(len(pixels), most)]
+    some: Pixels = pixels[choose_rows(len(pixels), most)]
     return some
 
 
-def pixels_of_set(images: Images) -> Pixels:
+def read_pixels(images: Images) -> Pixels:
     """Return a whole set as 8 bits: shape (N, C, H, W)."""
     return np.ascontiguousarray(to_uint8(images.stored[images.rows]))
 
 
-def some_rows(num: int, most: int) -> np.ndarray:
+def choose_rows(num: int, most: int) -> np.ndarray:
     """Return `most` indices below `num`, spread over the whole set, the same ones every time."""
     return np.sort(np.random.default_rng(0).permutation(num)[:most])

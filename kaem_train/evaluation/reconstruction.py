@@ -18,7 +18,7 @@ from torch import Tensor
 from kaem_train.data import Images
 from kaem_train.devices import normal
 from kaem_train.evaluation.features.network import Pixels, Progress
-from kaem_train.evaluation.models import pixels_of
+from kaem_train.evaluation.models import round_pixels
 from kaem_train.families.kaem import Kaem
 from kaem_train.model.encoder import Encoder
 
@@ -54,23 +54,23 @@ def reconstruction_error(model: Kaem, encoder: Encoder, images: Images) -> Recon
         means.append(mean.flatten(1))
     return ReconstructionError(
         squared_error=total / (len(images) * batch[0].numel()),
-        num_active=num_active_coordinates(torch.cat(means)),
+        num_active=count_active_coordinates(torch.cat(means)),
         num_latents=means[0].shape[1],
     )
 
 
-def num_active_coordinates(means: Tensor) -> int:
+def count_active_coordinates(means: Tensor) -> int:
     """Return how many columns of posterior means, shape (N, Q), have a variance above 0.01."""
     return int((means.double().var(0, correction=0) > ACTIVE_VARIANCE).sum())
 
 
 @torch.no_grad()
-def decoded_draws(model: Kaem, encoder: Encoder, images: Images, rng: torch.Generator, progress: Progress) -> Pixels:
+def decode_draws(model: Kaem, encoder: Encoder, images: Images, rng: torch.Generator, progress: Progress) -> Pixels:
     """Return G(z), z ~ q(z|x), one per image, as 8 bits: shape (N, C, H, W)."""
     found = np.empty(images.shape, np.uint8)
     for start in range(0, len(images), _TOGETHER):
         mean, log_std = encoder(images[start : start + _TOGETHER])
         noise = normal(mean.shape, rng, mean)
-        found[start : start + _TOGETHER] = pixels_of(model.decode(mean + log_std.exp() * noise))
+        found[start : start + _TOGETHER] = round_pixels(model.decode(mean + log_std.exp() * noise))
         progress("decoding posteriors", min(start + _TOGETHER, len(images)), len(images))
     return found

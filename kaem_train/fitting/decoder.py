@@ -17,9 +17,16 @@ from numpy.typing import NDArray
 
 from kaem.engines.session import open_session
 from kaem.errors import ArtifactError
-from kaem_train.fitting.decoder_graph import EXPORT_AGAIN, OPSET, normal_form, opset_of, read_graph, require_one_each
+from kaem_train.fitting.decoder_graph import (
+    EXPORT_AGAIN,
+    OPSET,
+    read_graph,
+    read_opset,
+    require_one_each,
+    write_normal_form,
+)
 from kaem_train.fitting.decoder_layout import declare, is_channels_last, latent_sides
-from kaem_train.fitting.decoder_opset import first_difference, in_one_opset
+from kaem_train.fitting.decoder_opset import convert_to_one_opset, first_difference
 from kaem_train.library_errors import one_line
 
 _RANGE_SLACK = 1e-3
@@ -91,21 +98,21 @@ def read_decoder(
     source = require_one_each(given, path)
     sides = latent_sides(source, latent_shape or latents.shape[1:], path)
     declare(source, sides)
-    converted = in_one_opset(given, path)
-    decode = _runner(given.SerializeToString(), source.name, sides, path, "")
+    converted = convert_to_one_opset(given, path)
+    decode = _open_runner(given.SerializeToString(), source.name, sides, path, "")
     most = _PIXELS // math.prod(decode(latents[:2]).shape[1:])
-    probes, num_far = _probes(latents, max(_PROBE_ROWS[0], min(most, _PROBE_ROWS[1])))
+    probes, num_far = _draw_probes(latents, max(_PROBE_ROWS[0], min(most, _PROBE_ROWS[1])))
     images = decode(probes)
-    image_shape, last = _layout(images[:-num_far], path, pixel_range)
+    image_shape, last = _read_layout(images[:-num_far], path, pixel_range)
     _require_numbers(decode, latents, path)
     _require_rows_alone(decode, probes, images, path, pixel_range)
     with one_line(f"the decoder {path} cannot be brought to the form of a checkpoint", EXPORT_AGAIN):
-        content = normal_form(converted, sides, image_shape, is_channels_last=last, pixel_range=pixel_range)
-    kept = _runner(content, "latent", (math.prod(sides),), path, f" in opset {OPSET}")
+        content = write_normal_form(converted, sides, image_shape, is_channels_last=last, pixel_range=pixel_range)
+    kept = _open_runner(content, "latent", (math.prod(sides),), path, f" in opset {OPSET}")
     low, high = pixel_range
     expected = np.clip((images.transpose(0, 3, 1, 2) if last else images) - low, 0.0, high - low) / (high - low)
-    difference = max(_difference(found, wanted) for found, wanted in _in_batches(kept, probes, expected))
-    version = opset_of(given)
+    difference = max(_measure_difference(found, wanted) for found, wanted in _decode_in_batches(kept, probes, expected))
+    version = read_opset(given)
     if not difference <= _SAME:
         feed = {source.name: probes[:3].reshape(-1, *sides)}
         node = first_difference(given, converted, feed, _SAME)
@@ -115,8 +122,8 @@ def read_decoder(
             hint=EXPORT_AGAIN,
         )
     words = [
-        f"latents {_times(sides)}",
-        f"images {_times(image_shape)}" + (" (turned from height x width x channels)" if last else ""),
+        f"latents {_join_sides(sides)}",
+        f"images {_join_sides(image_shape)}" + (" (turned from height x width x channels)" if last else ""),
         f"{low:g} to {high:g}",
         f"opset {version}",
         f"within {difference:.1g} of the file on {len(probes)} latents",
@@ -124,14 +131,14 @@ def read_decoder(
     return Decoder(content=content, image_shape=image_shape, summary=", ".join(words))
 
 
-def _probes(latents: NDArray[np.float32], num: int) -> tuple[NDArray[np.float32], int]:
+def _draw_probes(latents: NDArray[np.float32], num: int) -> tuple[NDArray[np.float32], int]:
     """Return so many latents spread over those given, then some farther out, and how many those are."""
     chosen = latents[np.linspace(0, len(latents) - 1, num).astype(int)]
     mean, num_far = latents.mean(axis=0), num // _FAR_SHARE
     return np.concatenate([chosen, mean + np.float32(_FAR) * (chosen[:num_far] - mean)]), num_far
 
 
-def _runner(content: bytes, name: str, sides: tuple[int, ...], path: Path, form: str) -> Decode:
+def _open_runner(content: bytes, name: str, sides: tuple[int, ...], path: Path, form: str) -> Decode:
     """Open a graph; return what decodes rows (N, Q) with it."""
     session = open_session(content, "cpu", source=f"the decoder {path}{form}")
 
@@ -148,7 +155,7 @@ def _runner(content: bytes, name: str, sides: tuple[int, ...], path: Path, form:
     return decode
 
 
-def _layout(images: Images, path: Path, pixel_range: tuple[float, float]) -> tuple[tuple[int, int, int], bool]:
+def _read_layout(images: Images, path: Path, pixel_range: tuple[float, float]) -> tuple[tuple[int, int, int], bool]:
     """Return (C, H, W) of images in their range, and whether channels are their last axis."""
     low, high = pixel_range
     slack = _RANGE_SLACK * (high - low)
@@ -187,8 +194,12 @@ def _require_rows_alone(
     decode: Decode, probes: NDArray[np.float32], images: Images, path: Path, pixel_range: tuple[float, float]
 ) -> None:
     """Refuse images that depend on their batch, its order, or on chance."""
-    again = [(decode(probes), images), (decode(probes[::-1])[::-1], images), *_in_batches(decode, probes, images)]
-    difference = max(_difference(found, wanted) for found, wanted in again)
+    again = [
+        (decode(probes), images),
+        (decode(probes[::-1])[::-1], images),
+        *_decode_in_batches(decode, probes, images),
+    ]
+    difference = max(_measure_difference(found, wanted) for found, wanted in again)
     low, high = pixel_range
     if not difference <= _ROW_SLACK * (high - low):
         raise ArtifactError(
@@ -197,7 +208,7 @@ def _require_rows_alone(
         )
 
 
-def _in_batches(decode: Decode, probes: NDArray[np.float32], images: Images) -> list[tuple[Images, Images]]:
+def _decode_in_batches(decode: Decode, probes: NDArray[np.float32], images: Images) -> list[tuple[Images, Images]]:
     """Decode probes in batches of several sizes; return what came beside what should have."""
     batches = [np.arange(len(probes))]
     sizes = [size for size in _BATCHES if size < len(probes)]
@@ -207,7 +218,7 @@ def _in_batches(decode: Decode, probes: NDArray[np.float32], images: Images) -> 
     return [(decode(probes[rows]), images[rows]) for rows in batches]
 
 
-def _difference(found: Images, wanted: Images) -> float:
+def _measure_difference(found: Images, wanted: Images) -> float:
     """Return the largest difference where what is wanted is a number; infinite where nothing like it was found."""
     if found.shape != wanted.shape:
         return math.inf
@@ -217,5 +228,5 @@ def _difference(found: Images, wanted: Images) -> float:
     return math.inf if math.isnan(largest) else largest
 
 
-def _times(sides: tuple[int, ...]) -> str:
+def _join_sides(sides: tuple[int, ...]) -> str:
     return " x ".join(map(str, sides))

@@ -50,7 +50,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
     model = _parse(path)
     what = f"the decoder {path}"
     _require_self_contained(model, what)
-    version = opset_of(model)
+    version = read_opset(model)
     if version > OPSET:
         raise ArtifactError(f"{what} has opset {version}, this kaem reads up to {OPSET}", hint=EXPORT_AGAIN)
     bodies: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
@@ -77,7 +77,7 @@ def _drops(node: onnx.NodeProto, known: dict[str, onnx.TensorProto]) -> bool:
     return tensor is None or bool(numpy_helper.to_array(tensor).any())
 
 
-def opset_of(model: onnx.ModelProto) -> int:
+def read_opset(model: onnx.ModelProto) -> int:
     """Return the version of ONNX's own operators that a model uses; 0 where it names none."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
@@ -147,7 +147,7 @@ def require_one_each(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
     return inputs[0]
 
 
-def declared_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
+def read_declared_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
     """Return the shape of an input or output as declared, None for a free size; None where it has no shape at all."""
     tensor = value.type.tensor_type
     return _shape(tensor) if tensor.HasField("shape") else None
@@ -157,7 +157,7 @@ def _shape(tensor: Any) -> tuple[int | None, ...]:
     return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
 
 
-def normal_form(
+def write_normal_form(
     model: onnx.ModelProto,
     sides: tuple[int, ...],
     image_shape: tuple[int, int, int],

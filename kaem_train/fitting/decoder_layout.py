@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from kaem.errors import ArtifactError
-from kaem_train.fitting.decoder_graph import EXPORT_AGAIN, declared_shape
+from kaem_train.fitting.decoder_graph import EXPORT_AGAIN, read_declared_shape
 
 _CHANNELS = (1, 3)
 _MOST_CHANNELS = 4
@@ -28,7 +28,7 @@ def latent_sides(source: onnx.ValueInfoProto, latent_shape: tuple[int, ...], pat
     Raises:
         ArtifactError: It takes another number of numbers, or a fixed number of rows.
     """
-    declared = declared_shape(source)
+    declared = read_declared_shape(source)
     if declared is None:
         return latent_shape
     size = math.prod(latent_shape)

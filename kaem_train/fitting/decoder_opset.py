@@ -13,14 +13,14 @@ import onnx
 from onnx import helper, inliner, version_converter
 
 from kaem.engines.session import open_session
-from kaem_train.fitting.decoder_graph import EXPORT_AGAIN, IR_VERSION, OPSET, opset_of, require_own_operators
+from kaem_train.fitting.decoder_graph import EXPORT_AGAIN, IR_VERSION, OPSET, read_opset, require_own_operators
 from kaem_train.library_errors import one_line
 
 _FIRST_CHOICE = 11
 """The opset from which Resize says how it maps coordinates; before, it had one way, which is not the new default."""
 
 
-def in_one_opset(given: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+def convert_to_one_opset(given: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """Return a decoder in `OPSET` and ONNX's own operators alone, its functions written out; `given` is not changed.
 
     Raises:
@@ -28,7 +28,7 @@ def in_one_opset(given: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """
     model = onnx.ModelProto()
     model.CopyFrom(given)
-    version = opset_of(model)
+    version = read_opset(model)
     with one_line(f"the decoder {path} cannot be read in opset {OPSET}", EXPORT_AGAIN):
         model = inliner.inline_local_functions(model)
         require_own_operators(model, f"the decoder {path}")

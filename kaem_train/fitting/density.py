@@ -74,7 +74,7 @@ def fit_density(
     optimiser = torch.optim.Adam(fitted, lr=learning_rate, betas=_BETAS)
     decay = (last_learning_rate / learning_rate) ** (1.0 / max(1, steps - 1))
     every = max(1, steps // _EVALUATIONS)
-    with _only_trained(prior, fitted):
+    with _train_only(prior, fitted):
         for step in range(1, steps + 1):
             chosen = torch.randint(len(train), (min(batch_size, len(train)),), generator=rng)
             loss = -prior.log_density(train[chosen]).mean()
@@ -115,7 +115,7 @@ def log_densities(prior: Prior, z: Tensor) -> Tensor:
 
 
 @contextmanager
-def _only_trained(prior: nn.Module, fitted: list[nn.Parameter]) -> Iterator[None]:
+def _train_only(prior: nn.Module, fitted: list[nn.Parameter]) -> Iterator[None]:
     """Let gradients flow to these parameters alone, whatever the module said before."""
     flags = [(parameter, parameter.requires_grad) for parameter in prior.parameters()]
     try:

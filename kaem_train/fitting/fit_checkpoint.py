@@ -20,7 +20,7 @@ from kaem_train.data import Dataset, load_dataset
 from kaem_train.devices import choose_device
 from kaem_train.families.kaem import Kaem
 from kaem_train.fitting.fit_prior import FittedPrior
-from kaem_train.fitting.latents import Latents, require_share, without_outliers
+from kaem_train.fitting.latents import Latents, leave_out_outliers, require_share
 from kaem_train.fitting.refit import infer_latents, state_with_prior
 from kaem_train.posterior import build_posterior
 from kaem_train.rng import noise_stream
@@ -87,10 +87,10 @@ def read_source(
         raise ArtifactError(f"{path} has lost its encoder", hint="give the checkpoint that kaem train wrote") from None
     device = choose_device()
     posterior.network.to(device).eval().requires_grad_(False)
-    dataset = _dataset(checkpoint, data)
+    dataset = _load_dataset(checkpoint, data)
     rng = noise_stream(seed, 0, "latent fit")
     chosen = torch.randperm(len(dataset.train), generator=rng)[:_MOST_IMAGES]
-    z = infer_latents(model.to(device), posterior, dataset.train.served_on(device), chosen, rng)
+    z = infer_latents(model.to(device), posterior, dataset.train.serve_on(device), chosen, rng)
     model.cpu()  # what follows is arithmetic of latents
     num_held_out = round(len(z) * holdout / 2.0)
     num_fitted = len(z) - 2 * num_held_out
@@ -103,7 +103,7 @@ def read_source(
     fitted, choosing, scored = torch.split(z, [num_fitted, num_held_out, num_held_out])
     num_outliers = 0
     if not keep_outliers:
-        fitted, choosing, scored, num_outliers = without_outliers(fitted, choosing, scored)
+        fitted, choosing, scored, num_outliers = leave_out_outliers(fitted, choosing, scored)
     latents = Latents(
         fitted=fitted,
         choosing=choosing,
@@ -115,7 +115,7 @@ def read_source(
     return FittedSource(checkpoint=checkpoint, model=model, latents=latents)
 
 
-def source_config(source: FittedSource, prior: PriorConfig) -> Config:
+def make_source_config(source: FittedSource, prior: PriorConfig) -> Config:
     """Return the configuration of the source with another prior.
 
     Raises:
@@ -133,7 +133,7 @@ def write_source(path: Path, source: FittedSource, fit: FittedPrior) -> None:
     write_checkpoint(
         path,
         Checkpoint(
-            config=source_config(source, fit.config),
+            config=make_source_config(source, fit.config),
             model_state=state_with_prior(source.model, fit.prior),
             posterior_state=source.checkpoint.inference_state,
             optimiser_state={},
@@ -143,7 +143,7 @@ def write_source(path: Path, source: FittedSource, fit: FittedPrior) -> None:
     )
 
 
-def _dataset(checkpoint: Checkpoint, data: str | None) -> Dataset:
+def _load_dataset(checkpoint: Checkpoint, data: str | None) -> Dataset:
     config = checkpoint.config.data
     if data is not None:
         config = replace(config, source="files", path=str(Path(data).expanduser()))

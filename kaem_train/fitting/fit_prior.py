@@ -93,7 +93,9 @@ class FittedPrior:
     warnings: tuple[str, ...] = ()
 
 
-def prior_configs(name: PriorName, num_latents: int, num_rows: int, assignments: Iterable[str]) -> list[PriorConfig]:
+def choose_prior_configs(
+    name: PriorName, num_latents: int, num_rows: int, assignments: Iterable[str]
+) -> list[PriorConfig]:
     """Return the configurations to try, smallest first: one, or one per number of experts.
 
     Args:
@@ -114,7 +116,7 @@ def prior_configs(name: PriorName, num_latents: int, num_rows: int, assignments:
     if foreign:
         raise ConfigError(f"setting {foreign[0]} does not matter to a prior alone", hint="write --set prior.key=value")
     chosen = merge({"low": -8.0, "high": 8.0, "num_latents": num_latents, **_PRIORS[name]}, overrides.get("prior", {}))
-    numbers = [chosen["num_components"]] if "num_components" in chosen else _numbers(num_rows)
+    numbers = [chosen["num_components"]] if "num_components" in chosen else _choose_numbers(num_rows)
     configs = [from_mapping(PriorConfig, {**chosen, "num_components": number}, path="prior") for number in numbers]
     config = configs[0]
     config.require_tails()
@@ -166,7 +168,7 @@ def fit_prior(
     fitted, choosing = (((part - mean) / std).reshape(shape) for part in (latents.fitted, latents.choosing))
     if candidates[0].frame == "none":
         _require_inside(fitted, candidates[0])
-    config, prior = _best_start(candidates, fitted, choosing, seed, progress)
+    config, prior = _find_best_start(candidates, fitted, choosing, seed, progress)
     scored = ((latents.scored - mean) / std).reshape(shape)
     everything = torch.cat([fitted, choosing, scored])
     _require_density(prior, everything)
@@ -211,12 +213,14 @@ def fit_prior(
             start=start,
             prior=float(own.mean()),
         ),
-        warnings=(*_flat_directions(covariance), *_better_ones(own, simple)),
+        warnings=(*_find_flat_directions(covariance), *_find_better_ones(own, simple)),
         outside=float(is_outside.float().mean()),
     )
 
 
-def decoder_config(prior: PriorConfig, image_shape: tuple[int, ...], *, name: str, seed: int, steps: int) -> Config:
+def make_decoder_config(
+    prior: PriorConfig, image_shape: tuple[int, ...], *, name: str, seed: int, steps: int
+) -> Config:
     """Return the configuration of a prior joined to a finished decoder.
 
     Args:
@@ -248,7 +252,7 @@ def write_fitted(path: Path, fit: FittedPrior, decoder: Decoder, config: Config,
         path: Path of the checkpoint.
         fit: The prior.
         decoder: Decoder of the same latents.
-        config: Configuration by `decoder_config`, for this prior.
+        config: Configuration by `make_decoder_config`, for this prior.
         fingerprint: Fingerprint of the latents.
 
     Raises:
@@ -281,11 +285,11 @@ def unfold(prior: Prior, mean: Tensor, std: Tensor) -> None:
         frame.matrix.mul_(std.unsqueeze(-1))
 
 
-def _numbers(num_rows: int) -> list[int]:
+def _choose_numbers(num_rows: int) -> list[int]:
     return [number for number in _NUMBERS_OF_EXPERTS if number * _ROWS_PER_EXPERT <= num_rows]
 
 
-def _best_start(
+def _find_best_start(
     configs: list[PriorConfig], fitted: Tensor, choosing: Tensor, seed: int, progress: Progress
 ) -> tuple[PriorConfig, Prior]:
     """Start every prior from the latents and return the one that explains held-out ones best."""
@@ -344,7 +348,7 @@ def _require_density(prior: Prior, latents: Tensor) -> None:
         )
 
 
-def _better_ones(own: Tensor, simple: Mapping[str, Tensor]) -> list[str]:
+def _find_better_ones(own: Tensor, simple: Mapping[str, Tensor]) -> list[str]:
     """Say which simple priors explain held-out latents better, and how sure that is: log densities, each (S,)."""
     found = []
     for name, log_density in simple.items():
@@ -358,7 +362,7 @@ def _better_ones(own: Tensor, simple: Mapping[str, Tensor]) -> list[str]:
     return found
 
 
-def _flat_directions(covariance: Tensor) -> list[str]:
+def _find_flat_directions(covariance: Tensor) -> list[str]:
     """Say that latents fill only some of their directions, if so: densities there mean little."""
     deviations = covariance.diagonal().sqrt()
     variances = torch.linalg.eigvalsh(covariance / deviations / deviations.unsqueeze(-1))

@@ -29,7 +29,7 @@ _TAIL, _DEVIATIONS = 0.02, 4.107
 Integers = NDArray[np.int64]
 
 
-def row_keys(rows: NDArray[np.floating]) -> NDArray[np.uint64]:
+def make_row_keys(rows: NDArray[np.floating]) -> NDArray[np.uint64]:
     """Return one number per row, shape (S, Q) -> (S,): equal for rows that are equal as float32, and hardly else."""
     factors = np.random.default_rng(0).integers(0, 2**64, rows.shape[1], np.uint64, endpoint=False) | np.uint64(1)
     keys = np.empty(len(rows), np.uint64)
@@ -51,7 +51,7 @@ def split_rows(keys: NDArray[np.uint64], num_held_out: int, *, seed: int) -> tup
     """Divide rows by chance into those to fit, to choose by and to score.
 
     Args:
-        keys: As of `row_keys`, shape (S,).
+        keys: As of `make_row_keys`, shape (S,).
         num_held_out: Rows of the second and of the third part. Where rows repeat they are as many as whole groups of
             equal rows make, at least one group.
         seed: Seed of the division.
@@ -67,12 +67,12 @@ def split_rows(keys: NDArray[np.uint64], num_held_out: int, *, seed: int) -> tup
     else:
         # A group too large to be held out comes first, where rows are fitted.
         place = random.permutation(num_groups) - num_groups * (sizes > num_held_out)
-        order, ends = _whole_groups(place[group_of], num_held_out)
+        order, ends = _choose_whole_groups(place[group_of], num_held_out)
     first, second, third = np.split(order, ends)
     return first, second, third
 
 
-def _whole_groups(place: Integers, num_held_out: int) -> tuple[Integers, list[int]]:
+def _choose_whole_groups(place: Integers, num_held_out: int) -> tuple[Integers, list[int]]:
     """Order rows by the place of their group, and return where the two parts held out begin, each with a group."""
     order = np.argsort(place, kind="stable")
     starts = np.flatnonzero(np.diff(place[order], prepend=place.min() - 1))

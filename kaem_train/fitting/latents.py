@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kaem.errors import ConfigError, DataError
 from kaem_train.config.preflight import require_latents
-from kaem_train.fitting.latent_rows import count_distinct, find_outliers, row_keys, split_rows
+from kaem_train.fitting.latent_rows import count_distinct, find_outliers, make_row_keys, split_rows
 
 MOST_FITTED = 50_000
 """Rows that a fit looks at; more would take longer and tell little more about a few thousand parameters."""
@@ -71,7 +71,7 @@ class Latents:
     @property
     def num_distinct(self) -> int:
         """How many of the fitted rows differ from each other."""
-        return count_distinct(row_keys(self.fitted.numpy()))
+        return count_distinct(make_row_keys(self.fitted.numpy()))
 
 
 def read_latents(path: Path, *, holdout: float, seed: int, keep_outliers: bool = False) -> Latents:
@@ -106,7 +106,7 @@ def read_latents(path: Path, *, holdout: float, seed: int, keep_outliers: bool =
             + ("; if its columns are the images, save latents.T" if is_turned else ""),
         )
     _require_finite(rows, path)
-    keys = row_keys(rows)
+    keys = make_row_keys(rows)
     _require_distinct(count_distinct(keys), rows, path)
     parts = split_rows(keys, num_choosing, seed=seed)
     most = (MOST_FITTED, _MOST_SCORED, _MOST_SCORED)
@@ -116,7 +116,7 @@ def read_latents(path: Path, *, holdout: float, seed: int, keep_outliers: bool =
     )
     num_outliers = 0
     if not keep_outliers:
-        fitted, choosing, scored, num_outliers = without_outliers(fitted, choosing, scored)
+        fitted, choosing, scored, num_outliers = leave_out_outliers(fitted, choosing, scored)
     _require_resolvable(fitted, rows, path)
     return Latents(
         fitted=fitted,
@@ -135,7 +135,7 @@ def require_share(holdout: float) -> None:
         raise ConfigError(f"holdout = {holdout:g} is outside (0, 1)", hint="give the share that is held out: 0.2")
 
 
-def without_outliers(*parts: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+def leave_out_outliers(*parts: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     """Return the three parts of some latents, each of shape (S, Q), without outliers, and how many those were.
 
     Raises:
@@ -209,11 +209,11 @@ def _require_array(path: Path) -> None:
         else:
             what, hint = "is a zip archive, not an array", _SAVE
     else:
-        what, hint = _kind_of(start, path.name)
+        what, hint = _recognise_kind(start, path.name)
     raise DataError(f"cannot read {path} as a .npy array: it {what}", hint=hint)
 
 
-def _kind_of(start: bytes, name: str) -> tuple[str, str]:
+def _recognise_kind(start: bytes, name: str) -> tuple[str, str]:
     """Return what a file that begins so is, and how its numbers become a `.npy` array."""
     for mark, what, reader in _KINDS:
         if start.startswith(mark):

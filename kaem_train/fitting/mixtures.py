@@ -76,11 +76,11 @@ def fit_full_mixture(
     return FullMixture(
         weights=weights,
         means=means,
-        covariances=_resolvable(_shrunk(weights * (len(points) / draws), covariances)),
+        covariances=_raise_variances(_shrink(weights * (len(points) / draws), covariances)),
     )
 
 
-def _shrunk(counts: Tensor, covariances: Tensor) -> Tensor:
+def _shrink(counts: Tensor, covariances: Tensor) -> Tensor:
     """Return (n_k C_k + Q C) / (n_k + Q), C the average of all, weighted by n_k: shape (K, Q, Q)."""
     prior_count = float(covariances.shape[-1])
     counts = counts[:, None, None]
@@ -88,7 +88,7 @@ def _shrunk(counts: Tensor, covariances: Tensor) -> Tensor:
     return (counts * covariances + prior_count * average) / (counts + prior_count)
 
 
-def _resolvable(covariances: Tensor) -> Tensor:
+def _raise_variances(covariances: Tensor) -> Tensor:
     """Raise the variances of principal axes to 1e-4 of the largest one's, itself at least 1e-4."""
     variances, axes = torch.linalg.eigh(covariances)
     least = _LEAST_VARIANCE * variances[:, -1:].clamp_min(_LEAST_VARIANCE)

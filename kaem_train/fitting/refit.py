@@ -17,7 +17,7 @@ from torch import Tensor
 from kaem_train.checkpoint import FinishedModel
 from kaem_train.config import PriorConfig, RefitConfig
 from kaem_train.data import Images
-from kaem_train.devices import moved_to_cpu, on_cpu
+from kaem_train.devices import bring_to_cpu, move_to_cpu
 from kaem_train.families.kaem import Kaem
 from kaem_train.fitting.density import fit_density, mean_log_density
 from kaem_train.fitting.mixtures import FullMixture, fit_full_mixture
@@ -91,9 +91,9 @@ def refit_prior(
     if not tried:
         return Refit(skipped=skipped)
     # The aggregate posterior has the width of every image's own: few images show it only in several draws of each.
-    draws = _draws(num_fitted)
+    draws = _count_draws(num_fitted)
     if judges is not None:
-        held_out = _infer_often(model, posterior, judges, torch.arange(len(judges)), _draws(len(judges)), rng)
+        held_out = _infer_often(model, posterior, judges, torch.arange(len(judges)), _count_draws(len(judges)), rng)
     else:
         held_out = _infer_often(model, posterior, images, chosen[:num_held_out], draws, rng)
     fitted = _infer_often(model, posterior, images, chosen[num_held_out:], draws, rng)
@@ -101,7 +101,7 @@ def refit_prior(
     mixtures = {num: fit_full_mixture(fitted, num, seed=seed, draws=draws) for num in tried}
     scores = {num: float(mixture.log_density(held_out).mean()) for num, mixture in mixtures.items()}
     best = max(scores, key=scores.__getitem__)
-    config, candidate = _experts(mixtures[best], fitted)
+    config, candidate = _build_experts(mixtures[best], fitted)
     if settings.correction_steps:
         fit = fit_density(
             candidate,
@@ -115,7 +115,7 @@ def refit_prior(
         score = fit.after
     else:
         score = mean_log_density(candidate, held_out)
-    with moved_to_cpu(prior) as trained:
+    with move_to_cpu(prior) as trained:
         trained_score = mean_log_density(trained, held_out)
     is_better = score > trained_score
     candidate.widen(torch.cat([fitted, held_out]))
@@ -129,7 +129,7 @@ def refit_prior(
     )
 
 
-def _draws(num_images: int) -> int:
+def _count_draws(num_images: int) -> int:
     return min(_MOST_DRAWS, math.ceil(_WANTED_LATENTS / num_images))
 
 
@@ -155,7 +155,7 @@ def infer_latents(
     return torch.cat([posterior.latents(model, images[part], rng).detach().cpu() for part in parts])
 
 
-def _experts(mixture: FullMixture, latents: Tensor) -> tuple[PriorConfig, OwnFramesPrior]:
+def _build_experts(mixture: FullMixture, latents: Tensor) -> tuple[PriorConfig, OwnFramesPrior]:
     """Return the prior that is this mixture: its univariate functions are 0."""
     config = PriorConfig(
         variant="experts",
@@ -177,4 +177,4 @@ def state_with_prior(model: Kaem, prior: Prior) -> dict[str, Tensor]:
     """Return a copy of the model's state, on the CPU, with another prior's in the place of its own."""
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("prior.")}
     state |= {f"prior.{name}": value for name, value in prior.state_dict().items()}
-    return {name: value.clone() for name, value in on_cpu(state).items()}
+    return {name: value.clone() for name, value in bring_to_cpu(state).items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kaem_train.config import PosteriorConfig
 from kaem_train.data import Images
-from kaem_train.devices import moved_to_cpu, normal
+from kaem_train.devices import move_to_cpu, normal
 from kaem_train.families.kaem import Kaem
 from kaem_train.model.encoder import Encoder
 from kaem_train.model.prior.reference import log_reference
@@ -62,7 +62,7 @@ class AmortizedPosterior(Posterior):
                 starts = range(0, min(len(train), _START_IMAGES), _ENCODED_TOGETHER)
                 moments = [self.encoder(train[start : start + _ENCODED_TOGETHER]) for start in starts]
                 mean, log_std = (torch.cat(parts) for parts in zip(*moments, strict=True))
-            with moved_to_cpu(model.prior) as prior:
+            with move_to_cpu(model.prior) as prior:
                 start_prior(prior, mean.cpu(), log_std.exp().cpu(), rng)
 
     def terms(self, model: Kaem, images: Tensor, step: int, rng: torch.Generator) -> Terms:

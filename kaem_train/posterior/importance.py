@@ -96,7 +96,7 @@ def resample(weights: Tensor, scheme: Resampling, rng: torch.Generator) -> Tenso
     num_rows, num = weights.shape
     match scheme:
         case "residual":
-            return _residual(weights, rng)
+            return _resample_residual(weights, rng)
         case "systematic":
             offsets = torch.rand((num_rows, 1), generator=rng, dtype=torch.float64)
         case "stratified":
@@ -108,7 +108,7 @@ def resample(weights: Tensor, scheme: Resampling, rng: torch.Generator) -> Tenso
     return _count(chosen.clamp_(max=num - 1), num).to(weights.dtype)
 
 
-def _residual(weights: Tensor, rng: torch.Generator) -> Tensor:
+def _resample_residual(weights: Tensor, rng: torch.Generator) -> Tensor:
     expected = weights.double() / weights.double().sum(-1, keepdim=True) * weights.shape[-1]
     # An expectation that means a whole number must not lose one to the float32 rounding of its weight.
     counts = torch.floor(expected * (1.0 + 1e-6))

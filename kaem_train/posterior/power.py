@@ -54,7 +54,7 @@ class ChainState:
         for name in _NAMES:
             getattr(self, name).copy_(getattr(other, name))
 
-    def followed_by(self, other: ChainState) -> ChainState:
+    def concatenate(self, other: ChainState) -> ChainState:
         """Return these chains and then the others."""
         return ChainState(**{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _NAMES})
 
@@ -145,7 +145,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        with prior.constants_held() if isinstance(prior, AbstractPrior) else nullcontext():
+        with prior.hold_constants() if isinstance(prior, AbstractPrior) else nullcontext():
             yield
     finally:
         for parameter in trained:

@@ -43,7 +43,7 @@ class RefinedPosterior(AmortizedPosterior):
         """Return -log p(x|z) - log p(z) at the refined latents, plus the encoder's part."""
         is_reference = step < self.prior_start
         _, log_std, drawn = self._draw(images, rng)
-        target = _target(model, images, is_reference=is_reference)
+        target = _build_target(model, images, is_reference=is_reference)
         run = self._refine(model, target, drawn.detach(), log_std.detach().exp(), rng)
         errors = squared_error_of(model, images, run.last.z)
         reconstruction = -log_likelihood(errors, images[0].numel(), model.sigma)
@@ -64,7 +64,7 @@ class RefinedPosterior(AmortizedPosterior):
         """Return one refined draw per image, under the prior as it is."""
         with torch.no_grad():
             _, log_std, drawn = self._draw(images, rng)
-        target = _target(model, images, is_reference=False)
+        target = _build_target(model, images, is_reference=False)
         return self._refine(model, target, drawn, log_std.exp(), rng).last.z
 
     def _refine(
@@ -83,7 +83,7 @@ class RefinedPosterior(AmortizedPosterior):
             )
 
 
-def _target(model: Kaem, images: Tensor, *, is_reference: bool) -> PowerPosterior:
+def _build_target(model: Kaem, images: Tensor, *, is_reference: bool) -> PowerPosterior:
     return PowerPosterior(
         log_prior=partial(log_prior_or_reference, model, is_reference=is_reference),
         log_likelihood=partial(log_likelihood_of, model, images),

@@ -125,7 +125,7 @@ def run_population(
             if pair == 0:
                 replica = at_prior.at(next(replicas))
                 at_zero.append(replica.log_likelihood[None])
-                population, accepted = swap_adjacent(replica.followed_by(state), temperatures, 0, draws)
+                population, accepted = swap_adjacent(replica.concatenate(state), temperatures, 0, draws)
                 state = population.map(lambda values: values[batch:])
             else:
                 state, accepted = swap_adjacent(state, temperatures[1:], pair - 1, draws)
@@ -178,8 +178,8 @@ class TemperingPosterior(Posterior):
             "reconstruction": reconstruction.detach().mean(),
             "prior": prior.detach().mean(),
             "reflected": population.reflected,
-            **_chain_metrics(population),
-            **_evidence_metrics(population, temperatures),
+            **_summarise_chains(population),
+            **_estimate_evidence(population, temperatures),
         }
         return Terms(loss=(reconstruction + prior).mean(), squared_error=squared_error, metrics=metrics)
 
@@ -201,7 +201,7 @@ class TemperingPosterior(Posterior):
         )
 
 
-def _chain_metrics(population: Population) -> dict[str, Tensor]:
+def _summarise_chains(population: Population) -> dict[str, Tensor]:
     named = {f"acceptance_{k}": value for k, value in enumerate(population.acceptance, start=1)}
     pairs = enumerate(population.swap_acceptance)
     named |= {f"swap_{k}_{k + 1}": value for k, value in pairs if bool(value.isfinite())}
@@ -209,7 +209,7 @@ def _chain_metrics(population: Population) -> dict[str, Tensor]:
     return {**named, "first_log_likelihood": first, "last_log_likelihood": last}
 
 
-def _evidence_metrics(population: Population, temperatures: Tensor) -> dict[str, Tensor]:
+def _estimate_evidence(population: Population, temperatures: Tensor) -> dict[str, Tensor]:
     estimates = {
         "evidence_steppingstone": steppingstone_evidence,
         "evidence_thermodynamic": thermodynamic_evidence,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kaem.errors import ConfigError
 from kaem_train.config import TrainingConfig
-from kaem_train.devices import tf32_set
+from kaem_train.devices import set_tf32
 from kaem_train.families.build import Model
 from kaem_train.model.encoder import Encoder
 
@@ -37,7 +37,7 @@ def accelerate(modules: Iterable[nn.Module], settings: TrainingConfig) -> None:
         _require_compiler()
     for module in modules:
         if settings.precision == "bfloat16":
-            module.forward = _in_bfloat16(module.forward)
+            module.forward = _run_in_bfloat16(module.forward)
         if settings.compile:
             # One graph per batch size: one graph for all would depend on which sizes were seen before.
             module.compile(dynamic=False)
@@ -48,14 +48,14 @@ def plain(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run modules in their parameters' precision and uncompiled inside: for evaluation."""
     taken = [(module, module.__dict__.pop("forward")) for module in modules if "forward" in module.__dict__]
     try:
-        with torch.compiler.set_stance("force_eager"), tf32_set(False):
+        with torch.compiler.set_stance("force_eager"), set_tf32(False):
             yield
     finally:
         for module, forward in taken:
             module.forward = forward
 
 
-def _in_bfloat16(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _run_in_bfloat16(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(values: Tensor, *others: Any, **options: Any) -> Any:
         with torch.autocast(values.device.type, torch.bfloat16):
             found = forward(values, *others, **options)

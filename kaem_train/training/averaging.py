@@ -40,9 +40,9 @@ class WeightAverage:
         # Values are compared only where something was written: a GPU would be waited for.
         written = [name for name, value in self._parameters.items() if value._version != self._versions[name]]
         changed = [name for name in written if not torch.equal(self._parameters[name], self._last[name])]
-        modules = {_module_of(name) for name in changed}
+        modules = {_name_module(name) for name in changed}
         for name, value in self._parameters.items():
-            if _module_of(name) in modules:
+            if _name_module(name) in modules:
                 self._averages[name].copy_(value)
                 self._counts[name] = 0
 
@@ -92,5 +92,5 @@ class WeightAverage:
             average.copy_(held)
 
 
-def _module_of(name: str) -> str:
+def _name_module(name: str) -> str:
     return name.rpartition(".")[0]

@@ -65,7 +65,7 @@ def plan_run(config: Config, dataset: Dataset) -> DryRun:
         if begin and begin == start:
             trainer.update(None)
         with_start = time.perf_counter() - clock
-        seconds.append(_seconds(trainer))
+        seconds.append(_time_update(trainer))
         if begin and begin == start:
             start_seconds = max(with_start - seconds[-1], 0.0)
     lengths = (end - begin for begin, end in pairwise([*begins, updates]))
@@ -84,7 +84,7 @@ def plan_run(config: Config, dataset: Dataset) -> DryRun:
     )
 
 
-def _seconds(trainer: Trainer) -> float:
+def _time_update(trainer: Trainer) -> float:
     """Return the median time of a few updates after one that warms up."""
     trainer.update(None)
     times = []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kaem_train.config.settings import Config
 from kaem_train.data import Images
-from kaem_train.devices import Module, moved_to_cpu
+from kaem_train.devices import Module, move_to_cpu
 from kaem_train.families.build import Model
 from kaem_train.families.diffusion import Diffusion
 from kaem_train.families.kaem import Kaem
@@ -53,16 +53,16 @@ class GridRefits:
         is_generator_due = isinstance(model.generator, KanGenerator) and step + 1 in self._of_generator
         if not (is_prior_due or is_generator_due):
             return []
-        latents = self._latents(model, posterior, train, rng)
+        latents = self._infer_latents(model, posterior, train, rng)
         changed: list[nn.Parameter] = []
         if isinstance(model, Kaem) and is_prior_due:
-            changed += _moved(model.prior, latents, lambda prior, z: prior.refit_grid(z))
+            changed += _move(model.prior, latents, lambda prior, z: prior.refit_grid(z))
         if isinstance(model.generator, KanGenerator) and is_generator_due:
             inputs = model.prior.generator_input(latents)
-            changed += _moved(model.generator, inputs, lambda generator, z: generator.refit_grids(z))
+            changed += _move(model.generator, inputs, lambda generator, z: generator.refit_grids(z))
         return changed
 
-    def _latents(self, model: Model, posterior: InfersLatents, train: Images, rng: torch.Generator) -> Tensor:
+    def _infer_latents(self, model: Model, posterior: InfersLatents, train: Images, rng: torch.Generator) -> Tensor:
         """Return the latents to follow: of as many images as were asked for, in as many turns as that takes."""
         if not self._num_latents:
             return posterior.latents(model, train[:_IMAGES], rng)
@@ -73,11 +73,9 @@ class GridRefits:
         return torch.cat(parts)[:num]
 
 
-def _moved(
-    module: Module, latents: Tensor, refit: Callable[[Module, Tensor], list[nn.Parameter]]
-) -> list[nn.Parameter]:
+def _move(module: Module, latents: Tensor, refit: Callable[[Module, Tensor], list[nn.Parameter]]) -> list[nn.Parameter]:
     """Refit on the CPU and return the module's own parameters that changed."""
-    with moved_to_cpu(module) as there:
+    with move_to_cpu(module) as there:
         changed = {id(parameter) for parameter in refit(there, latents.cpu())}
         names = [name for name, parameter in there.named_parameters() if id(parameter) in changed]
     return [module.get_parameter(name) for name in names]

@@ -32,7 +32,7 @@ class FiniteGuard:
     """Keeps updates that are not finite from changing a parameter.
 
     On a CPU it answers at once. Another device would have to be waited for, at every update: there Adam itself passes
-    over such an update, and over all after it, and `first_failure` says which it was when somebody asks.
+    over such an update, and over all after it, and `find_first_failure` says which it was when somebody asks.
 
     Args:
         optimiser: Fused Adam, which knows `found_inf`.
@@ -56,7 +56,7 @@ class FiniteGuard:
         self._optimiser.found_inf = (self._first > 0.0).float()  # type: ignore[attr-defined]
         return True
 
-    def first_failure(self) -> int:
+    def find_first_failure(self) -> int:
         """Return the number of the first update (from 1) that another device passed over, 0 if there is none."""
         return 0 if self._first is None else int(self._first)
 
@@ -80,7 +80,7 @@ def rate_factor(settings: TrainingConfig, step: int) -> float:
     return shape * min(1.0, (step + 1) / max(settings.warmup, 1))
 
 
-def first_not_finite(parameters: Iterable[tuple[str, Tensor]], loss: Tensor | None = None) -> str:
+def find_first_not_finite(parameters: Iterable[tuple[str, Tensor]], loss: Tensor | None = None) -> str:
     """Name what first went wrong: a parameter's value, else the loss, else a parameter's gradient; "" if nothing.
 
     In that order, because a parameter that is not finite makes the loss so, and the loss every gradient.

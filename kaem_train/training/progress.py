@@ -26,7 +26,7 @@ _LINES = 20
 
 
 @contextmanager
-def decoding_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+def show_decoding(console: Console) -> Iterator[Callable[[int, int], None]]:
     """Give a function to be told (images decoded, images in all); nothing is shown until it is called.
 
     Args:
@@ -80,9 +80,9 @@ class ProgressReport:
     def __call__(self, event: events.Event) -> None:
         """Show one event; sample grids and checkpoints have nothing to show here."""
         if isinstance(event, events.Refitted):
-            self._console.print(refit_line(event.refit), soft_wrap=True, highlight=False)
+            self._console.print(describe_refit(event.refit), soft_wrap=True, highlight=False)
         if isinstance(event, events.Widened):
-            self._console.print(widening_line(event), soft_wrap=True, highlight=False)
+            self._console.print(describe_widening(event), soft_wrap=True, highlight=False)
         if not isinstance(event, events.Progress):
             return
         figures = " ".join(
@@ -96,14 +96,14 @@ class ProgressReport:
             self._next_line = event.step + max(1, self._updates // _LINES)
 
 
-def widening_line(event: events.Widened) -> str:
+def describe_widening(event: events.Widened) -> str:
     """Say in one line that the prior's domain grew, and why."""
     before, after = (f"[{low:.4g}, {high:.4g}]" for low, high in (event.before, event.after))
     reason = f"{event.outside:.2g} of the encoded latents" if event.outside else "more than 1e-6 of a density"
     return f"update {event.step}: {reason} outside the domain {before}, which is now {after}"
 
 
-def refit_line(refit: Refit) -> str:
+def describe_refit(refit: Refit) -> str:
     """Say in one line what the final refit came to; figures are log p(z) of latents kept aside, in nats."""
     skipped = f"; {refit.skipped}" if refit.skipped else ""
     if refit.num_experts is None or refit.score is None or refit.trained_score is None:

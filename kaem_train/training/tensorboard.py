@@ -42,10 +42,10 @@ class TensorBoardLog:
                 self._writer.add_scalar(f"train/{name}", value, event.step)
             self._writer.add_scalar("train/images_per_second", event.images_per_second, event.step)
         elif isinstance(event, SamplesDrawn):
-            self._writer.add_image("samples", image_grid(event.images), event.step)
+            self._writer.add_image("samples", lay_out_images(event.images), event.step)
 
 
-def image_grid(images: Tensor) -> Tensor:
+def lay_out_images(images: Tensor) -> Tensor:
     """Lay images out row by row: shape (N, C, H, W), N a multiple of 8 -> (C, N / 8 H, 8 W)."""
     rows = images.reshape(-1, _COLUMNS, *images.shape[1:])  # (R, 8, C, H, W)
     return rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)

@@ -26,16 +26,16 @@ from kaem_train.checkpoint import (
 )
 from kaem_train.config.preflight import CHECKPOINT_NAME
 from kaem_train.config.settings import Config, begun_as, first_difference, lengthened
-from kaem_train.data import Dataset, training_batch
+from kaem_train.data import Dataset, take_batch
 from kaem_train.data.order import PixelsAhead
-from kaem_train.devices import choose_device, tf32_set
+from kaem_train.devices import choose_device, set_tf32
 from kaem_train.evaluation.likelihood import held_out_bound
 from kaem_train.families.build import Model, build_model, build_objective
 from kaem_train.families.diffusion import Diffusion
 from kaem_train.families.kaem import Kaem
 from kaem_train.fitting.judge_split import divide
 from kaem_train.fitting.refit import infer_latents, refit_prior
-from kaem_train.model.generators.module_images import decode_probes, images_of_module
+from kaem_train.model.generators.module_images import decode_probes, draw_module_images
 from kaem_train.model.prior.abstract_prior import AbstractPrior
 from kaem_train.model.prior.factorised import weight_penalty
 from kaem_train.posterior import Posterior
@@ -45,7 +45,7 @@ from kaem_train.training.averaging import WeightAverage
 from kaem_train.training.events import Event, Listener, Progress, Refitted, SamplesDrawn, Saved, Widened, Window
 from kaem_train.training.grid_refits import GridRefits
 from kaem_train.training.interrupt import stop_request
-from kaem_train.training.optimiser import FiniteGuard, build_optimiser, first_not_finite, set_rates
+from kaem_train.training.optimiser import FiniteGuard, build_optimiser, find_first_not_finite, set_rates
 from kaem_train.training.requirements import check_trainable
 
 _VARIANCE_MEMORY = 0.98
@@ -139,8 +139,8 @@ class Trainer:
         self.config = config
         division = divide(config, dataset)
         self.device = choose_device(config.training.device)
-        self.dataset = division.dataset.served_on(self.device)
-        self._judges = None if division.judges is None else division.judges.served_on(self.device)
+        self.dataset = division.dataset.serve_on(self.device)
+        self._judges = None if division.judges is None else division.judges.serve_on(self.device)
         self.step = 0
         self.finished: FinishedModel | None = None
         self._has_checkpoint = False
@@ -175,7 +175,7 @@ class Trainer:
             KaemError: A parameter, the loss or a gradient is not finite; no parameter was changed.
         """
         settings = self.config.training
-        images = training_batch(
+        images = take_batch(
             self.dataset.train,
             settings.batch_size,
             seed=settings.seed,
@@ -183,15 +183,15 @@ class Trainer:
             augment_flip=self.config.data.augment_flip,
             ahead=self._pixels,
         )
-        self.posterior.prepare(self.model, self.dataset.train, self.step, self._noise("prior start"))
-        train, noise = self.dataset.train, self._noise("grid refit")
+        self.posterior.prepare(self.model, self.dataset.train, self.step, self._open_noise("prior start"))
+        train, noise = self.dataset.train, self._open_noise("grid refit")
         moved = self._grid_refits.move_due(self.model, self.posterior, train, self.step, noise)
         for parameter in moved:
             self.optimiser.state.pop(parameter, None)
         if self._average:
             self._average.restart_jumped()
-        with self._rule_kept(is_checked=bool(moved) or self.step % settings.log_every == 0):
-            terms = self.posterior.terms(self.model, images, self.step, self._noise("posterior"))
+        with self._keep_rule(is_checked=bool(moved) or self.step % settings.log_every == 0):
+            terms = self.posterior.terms(self.model, images, self.step, self._open_noise("posterior"))
         loss = terms.loss
         if settings.weight_penalty and isinstance(self.model, Kaem):
             loss = loss + weight_penalty(self.model.prior, settings.weight_penalty)
@@ -199,7 +199,7 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
         if not self._guard.admits(loss, norm, self.step):
-            self._refuse(first_not_finite(self._parameters.items(), loss), checkpoint)
+            self._refuse(find_first_not_finite(self._parameters.items(), loss), checkpoint)
         nn.utils.clip_grads_with_norm_(self._parameters.values(), settings.gradient_clip, norm)
         set_rates(self.optimiser, self.config, self.step)
         self.optimiser.step()
@@ -246,13 +246,15 @@ class Trainer:
         with self.in_use():
             found = refit_prior(self.model, self.posterior, self.dataset.train, self.config.refit, rng, self._judges)
             if found.finished is not None:
-                self.finished = replace(found.finished, posterior_state=self._averaged_inference())
+                self.finished = replace(found.finished, posterior_state=self._copy_averaged_inference())
         self._tell(Refitted(step=self.step, refit=found))
-        refitted = self._refitted()
+        refitted = self._load_refitted()
         if self._listeners and refitted is not None:
-            self._tell(self._samples(refitted))  # the last update's were drawn from the prior that this one replaces
+            self._tell(
+                self._draw_samples(refitted)
+            )  # the last update's were drawn from the prior that this one replaces
 
-    def _refitted(self) -> Kaem | None:
+    def _load_refitted(self) -> Kaem | None:
         """Return the model with the refitted prior, if that is the finished one."""
         if self.finished is None:
             return None
@@ -268,7 +270,7 @@ class Trainer:
             KaemError: A parameter is not finite: the last good checkpoint stays.
         """
         self._require_finite(path)
-        broken = first_not_finite(self._parameters.items())
+        broken = find_first_not_finite(self._parameters.items())
         if broken:
             self._refuse(broken, path)
         self._require_kept_module()
@@ -282,7 +284,7 @@ class Trainer:
                 step=self.step,
                 data_fingerprint=self.dataset.fingerprint,
                 average_state=None if self._average is None else self._average.state_dict(),
-                finished=self.finished or self._averaged_model(),
+                finished=self.finished or self._copy_averaged_model(),
             ),
         )
         self._has_checkpoint = True
@@ -300,7 +302,7 @@ class Trainer:
         num_latents, image_shape = self.config.prior.num_latents, self.config.data.image_shape
         with self.in_use():
             state = self.model.state_dict()
-            kept = images_of_module(name, num_latents, image_shape, state)
+            kept = draw_module_images(name, num_latents, image_shape, state)
             trained = decode_probes(self.model.generator, num_latents, device).cpu()
         slack = _KEPT if device.type == "cpu" else _KEPT_BY_GPU
         if kept is not None and float((trained - kept).abs().max()) > slack:
@@ -350,13 +352,13 @@ class Trainer:
         rng = noise_stream(self.config.training.seed, 0, "held-out bound")
         num_samples = self.posterior.num_bound_samples
         with self.in_use():
-            model = self._refitted() or self.model
+            model = self._load_refitted() or self.model
             return held_out_bound(model, self.posterior, self.dataset.holdout, rng, num_samples=num_samples)
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
         """Compute with TF32 inside, or without it, as the run's precision says."""
-        with tf32_set(self.config.training.precision == "tf32"):
+        with set_tf32(self.config.training.precision == "tf32"):
             yield
 
     @contextmanager
@@ -365,15 +367,17 @@ class Trainer:
         with self._average.applied() if self._average else nullcontext(), plain(self._networks):
             yield
 
-    def _averaged_model(self) -> FinishedModel | None:
+    def _copy_averaged_model(self) -> FinishedModel | None:
         """Return the model to use where it is not the one that training goes on with."""
         if self._average is None:
             return None
         with self._average.applied():
             state = {name: value.clone() for name, value in self.model.state_dict().items()}
-            return FinishedModel(prior=self.config.prior, model_state=state, posterior_state=self._averaged_inference())
+            return FinishedModel(
+                prior=self.config.prior, model_state=state, posterior_state=self._copy_averaged_inference()
+            )
 
-    def _averaged_inference(self) -> dict[str, Tensor] | None:
+    def _copy_averaged_inference(self) -> dict[str, Tensor] | None:
         """Inside `in_use`: the state of the posterior's network where it is not the trained one."""
         if self._average is None:
             return None
@@ -381,13 +385,13 @@ class Trainer:
 
     def _require_finite(self, checkpoint: Path | None) -> None:
         """Refuse to go on where an update was passed over on another device."""
-        failed = self._guard.first_failure()
+        failed = self._guard.find_first_failure()
         if failed:
             self.step = failed - 1  # nothing has changed since
             self._refuse("the loss or a gradient became not finite", checkpoint)
 
     @contextmanager
-    def _rule_kept(self, *, is_checked: bool) -> Iterator[None]:
+    def _keep_rule(self, *, is_checked: bool) -> Iterator[None]:
         """On another device than the CPU, ask only now and then whether the prior's rule is still fine enough.
 
         Its fineness follows widths that move by about a learning rate an update, and leaves room for a factor sqrt 2.
@@ -396,7 +400,7 @@ class Trainer:
         if self.device.type == "cpu" or not isinstance(prior, AbstractPrior):
             yield
             return
-        with prior.rule_held(is_checked=is_checked):
+        with prior.hold_rule(is_checked=is_checked):
             yield
 
     def _read_ahead(self) -> PixelsAhead:
@@ -408,7 +412,7 @@ class Trainer:
         kept = f"the last good checkpoint is {checkpoint}" if self._has_checkpoint else "no checkpoint was written yet"
         raise KaemError(f"{broken} at update {self.step + 1}", hint=f"lower training.learning_rate; {kept}")
 
-    def _noise(self, purpose: Purpose) -> torch.Generator:
+    def _open_noise(self, purpose: Purpose) -> torch.Generator:
         return noise_stream(self.config.training.seed, self.step, purpose)
 
     def _follow_sigma(self, pixel_variance: Tensor) -> None:
@@ -426,10 +430,10 @@ class Trainer:
             self._tell(Progress(step=self.step, updates=settings.updates, images_per_second=speed, metrics=means))
         if self._listeners and (self.step % settings.samples_every == 0 or self.step == settings.updates):
             with self.in_use():
-                drawn = self._samples(self.model)
+                drawn = self._draw_samples(self.model)
             self._tell(drawn)
 
-    def _samples(self, model: Model) -> SamplesDrawn:
+    def _draw_samples(self, model: Model) -> SamplesDrawn:
         # The same noise every time, so that a person sees the same latents become images.
         rng = noise_stream(self.config.training.seed, 0, "sample grid")
         return SamplesDrawn(step=self.step, images=model.sample(_GRID_IMAGES, rng).cpu())

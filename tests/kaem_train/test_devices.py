@@ -11,9 +11,9 @@ from kaem.errors import ConfigError, KaemError
 from kaem_train import devices
 from kaem_train.checkpoint import read_checkpoint
 from kaem_train.config.settings import load_config
-from kaem_train.data import load_dataset, training_batch
+from kaem_train.data import load_dataset, take_batch
 from kaem_train.data.order import PixelsAhead
-from kaem_train.devices import choose_device, device_of, moved_to_cpu, normal, on_cpu
+from kaem_train.devices import bring_to_cpu, choose_device, find_device, move_to_cpu, normal
 from kaem_train.families.kaem import Kaem
 from kaem_train.posterior.amortized import AmortizedPosterior
 from kaem_train.posterior.langevin import StepNoise, langevin_step
@@ -160,9 +160,9 @@ def test_fused_adam_passes_over_the_updates_that_the_guard_refuses():
         optimiser.step()
         if step == 0:
             after_one = parameter.detach().clone()
-            assert guard.first_failure() == 0
+            assert guard.find_first_failure() == 0
     assert torch.equal(parameter.detach(), after_one)
-    assert guard.first_failure() == 2
+    assert guard.find_first_failure() == 2
     assert not torch.equal(after_one, torch.ones(3))
 
 
@@ -171,7 +171,7 @@ def test_pixels_read_ahead_are_those_of_the_batch(digits):
     ahead = PixelsAhead(train, 32, seed=5)
     for step in (0, 1, 2, 7, 8, 3):  # a resumed run begins anywhere
         options = {"seed": 5, "step": step, "augment_flip": True}
-        assert torch.equal(training_batch(train, 32, ahead=ahead, **options), training_batch(train, 32, **options))
+        assert torch.equal(take_batch(train, 32, ahead=ahead, **options), take_batch(train, 32, **options))
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1,cuda:2", "CUDA", ""])
@@ -249,22 +249,22 @@ def test_noise_is_that_of_the_cpu_wherever_it_goes():
     with OtherDevice():
         found = normal((5,), torch.Generator().manual_seed(3), like.to(DEVICE))
         assert found.device == DEVICE
-        assert torch.equal(on_cpu({"a": [found]})["a"][0], expected)
+        assert torch.equal(bring_to_cpu({"a": [found]})["a"][0], expected)
 
 
 def test_changes_made_on_the_cpu_reach_the_module_where_it_is():
     with OtherDevice():
         module = torch.nn.Linear(2, 2).to(DEVICE)
         weight = module.weight
-        with moved_to_cpu(module) as there, torch.no_grad():
-            assert device_of(there).type == "cpu"
+        with move_to_cpu(module) as there, torch.no_grad():
+            assert find_device(there).type == "cpu"
             there.weight.fill_(7.0)
         assert module.weight is weight  # the optimiser knows it by identity
         assert float(weight.detach().min()) == 7.0
     here = torch.nn.Linear(2, 2)
-    with moved_to_cpu(here) as there:
+    with move_to_cpu(here) as there:
         assert there is here
-    assert devices.device_of(torch.nn.Identity()).type == "cpu"
+    assert devices.find_device(torch.nn.Identity()).type == "cpu"
 
 
 @pytest.mark.gpu

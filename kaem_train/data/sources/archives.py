@@ -45,13 +45,13 @@ class ImageArchive:
 
     def digest(self) -> str:
         """Return the SHA-256 of the whole file."""
-        with _readable(self.path), self.path.open("rb") as file:
+        with _report_damage(self.path), self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def read(self) -> Iterator[tuple[str, bytes]]:
         """Yield member name and content in the archive's own order: a compressed tar cannot be read in another."""
-        with _readable(self.path):
-            members = _zip_members if _is_zip(self.path) else _tar_members
+        with _report_damage(self.path):
+            members = _read_zip if _is_zip(self.path) else _read_tar
             yield from ((name, content) for name, content in members(self.path, is_read=True) if is_image_name(name))
 
 
@@ -67,8 +67,8 @@ def open_archive(path: Path) -> ImageArchive:
         DataError: The archive is damaged or encrypted, holds no images, or a member is a link, repeats a name,
             or points outside the archive.
     """
-    with _readable(path):
-        members = _zip_members if _is_zip(path) else _tar_members
+    with _report_damage(path):
+        members = _read_zip if _is_zip(path) else _read_tar
         files = [name for name, _ in members(path, is_read=False)]
     names, left_out = list(filter(is_image_name, files)), count_left_out(files)
     name, count = next(iter(Counter(str(PurePosixPath(name)) for name in names).most_common(1)), ("", 0))
@@ -83,7 +83,7 @@ def _is_zip(path: Path) -> bool:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _report_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGED as error:
@@ -92,7 +92,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"cannot read {path}: {reason}", hint="the archive is damaged: get it again") from None
 
 
-def _tar_members(path: Path, *, is_read: bool) -> Iterator[tuple[str, bytes]]:
+def _read_tar(path: Path, *, is_read: bool) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path, "r:*") as archive:
         for member in archive:
             if member.isdir():
@@ -110,7 +110,7 @@ def _tar_members(path: Path, *, is_read: bool) -> Iterator[tuple[str, bytes]]:
                 raise tarfile.ReadError("it ends before its end mark")
 
 
-def _zip_members(path: Path, *, is_read: bool) -> Iterator[tuple[str, bytes]]:
+def _read_zip(path: Path, *, is_read: bool) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             name = member.filename.replace("\\", "/")  # of tools that write them as Windows does

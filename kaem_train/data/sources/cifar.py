@@ -56,7 +56,7 @@ class _ArraysOnly(pickle.Unpickler):  # noqa: S301  # it imports nothing else
 
 def is_cifar_folder(folder: Path) -> bool:
     """Return whether the folder holds CIFAR's batches for Python, or the folder in it does that the archive makes."""
-    return bool(_batches(_place(folder))[0])
+    return bool(_find_batches(_find_place(folder))[0])
 
 
 def read_cifar_folder(folder: Path) -> RawImages:
@@ -65,7 +65,7 @@ def read_cifar_folder(folder: Path) -> RawImages:
     Raises:
         DataError: One of them is damaged, holds something else than images, or is a program.
     """
-    train, test = _batches(_place(folder))
+    train, test = _find_batches(_find_place(folder))
     return RawImages(
         origin=str(folder),
         train=np.concatenate([_read(path) for path in train]),
@@ -74,12 +74,12 @@ def read_cifar_folder(folder: Path) -> RawImages:
     )
 
 
-def _place(folder: Path) -> Path:
+def _find_place(folder: Path) -> Path:
     places = (folder, folder / "cifar-10-batches-py", folder / "cifar-100-python")
-    return next((place for place in places if _batches(place)[0]), folder)
+    return next((place for place in places if _find_batches(place)[0]), folder)
 
 
-def _batches(folder: Path) -> tuple[list[Path], list[Path]]:
+def _find_batches(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the files to train on and to hold out; none to train on where this is no folder of CIFAR's."""
     ten = sorted(path for path in folder.glob("data_batch_?") if path.is_file())
     if ten:

@@ -67,7 +67,7 @@ def read_npz(path: Path) -> RawImages:
     except DataError:
         raise
     except Exception as error:  # of a damaged header NumPy raises what its parsers do
-        raise _unreadable(path, error) from None
+        raise _make_error(path, error) from None
 
 
 def read_npy(path: Path) -> RawImages:
@@ -81,10 +81,10 @@ def read_npy(path: Path) -> RawImages:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         return RawImages(origin=str(path), train=np.array(array), holdout=None)
     except Exception as error:  # of a damaged header NumPy raises what its parsers do
-        raise _unreadable(path, error) from None
+        raise _make_error(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def _make_error(path: Path, error: Exception) -> DataError:
     """Return the error of an array file that NumPy cannot read."""
     reason = " ".join(str(error).split())[:200]
     if "Object arrays" in reason or "Python objects" in reason:
@@ -97,7 +97,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"cannot read {path} as {path.suffix}: {reason or type(error).__name__}", hint=_DOWNLOAD)
 
 
-def idx_folder(folder: Path) -> Path:
+def find_idx_folder(folder: Path) -> Path:
     """Return where IDX files lie: in the folder, or where torchvision keeps them, in `raw` or `NAME/raw` below it."""
     places = [folder, folder / "raw", *sorted(folder.glob("*/raw"))]
     return next((place for place in places if find_idx(place, "train", "images")), folder)
@@ -105,7 +105,7 @@ def idx_folder(folder: Path) -> Path:
 
 def is_idx_folder(folder: Path) -> bool:
     """Return whether the folder holds IDX images to train on."""
-    return find_idx(idx_folder(folder), "train", "images") is not None
+    return find_idx(find_idx_folder(folder), "train", "images") is not None
 
 
 def read_idx_folder(folder: Path) -> RawImages:
@@ -114,7 +114,7 @@ def read_idx_folder(folder: Path) -> RawImages:
     Raises:
         DataError: One of them is unreadable, or there is none to train on.
     """
-    folder = idx_folder(folder)
+    folder = find_idx_folder(folder)
     train, test = find_idx(folder, "train", "images"), find_idx(folder, "t10k", "images")
     if train is None:
         raise DataError(f"{folder} holds no training images in IDX format", hint="check the path given with --data")

@@ -41,7 +41,7 @@ class ImageFolder:
             try:
                 yield name, read_regular(self.path / name)
             except OSError as error:
-                raise _unreadable(self.path / name, error) from None
+                raise _make_error(self.path / name, error) from None
 
 
 def open_folder(path: Path) -> ImageFolder:
@@ -50,19 +50,19 @@ def open_folder(path: Path) -> ImageFolder:
     Raises:
         DataError: There are none, something cannot be read, or a link leads back to a folder above it.
     """
-    files = list(_names(path, "", ()))
+    files = list(_list_names(path, "", ()))
     names, left_out = tuple(sorted(filter(is_image_name, files))), count_left_out(files)
     require_images(names, str(path), left_out)
     return ImageFolder(path, names, left_out)
 
 
-def _names(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def _list_names(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     try:
         status = folder.stat()
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
-        raise _unreadable(folder, error) from None
+        raise _make_error(folder, error) from None
     here = (status.st_dev, status.st_ino)
     if here in above:
         raise DataError(f"{folder} is a link that leads back to a folder above it", hint="remove the link")
@@ -70,10 +70,10 @@ def _names(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Ite
         if is_hidden_name(entry.name):
             continue
         if Path(entry.path).is_dir():
-            yield from _names(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
+            yield from _list_names(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
         else:
             yield prefix + entry.name
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
+def _make_error(path: Path, error: OSError) -> DataError:
     return DataError(f"cannot read {path}: {error.strerror or error}", hint="repair it, or remove it")

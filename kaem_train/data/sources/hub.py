@@ -42,7 +42,7 @@ class HubImages:
 
     def read(self) -> Iterator[tuple[str, bytes]]:
         """Yield name and encoded content, split by split."""
-        with _named_errors(self.origin):
+        with _name_errors(self.origin):
             for split, rows in self.splits.items():
                 for number, row in enumerate(rows):
                     image = row[self.column]
@@ -54,7 +54,7 @@ class HubImages:
 
 
 @contextmanager
-def _named_errors(reference: str) -> Iterator[None]:
+def _name_errors(reference: str) -> Iterator[None]:
     try:
         yield
     except DataError:
@@ -97,16 +97,16 @@ def open_hub(reference: str, column: str = "") -> HubImages:
             f"reading {reference} needs the datasets library, which is not installed",
             hint="pip install 'kaem[hub]'",
         ) from None
-    with _named_errors(reference):
+    with _name_errors(reference):
         found = _load(datasets, reference)
-        return _images(datasets, dict(found) if isinstance(found, dict) else {"train": found}, reference, column)
+        return _select_images(datasets, dict(found) if isinstance(found, dict) else {"train": found}, reference, column)
 
 
 def _load(datasets: Any, reference: str) -> Any:
     if reference.startswith(HUB_PREFIX):
         owner, _, rest = reference[len(HUB_PREFIX) :].partition("/")
         name, _, configuration = rest.partition("/")
-        with _asked_once(datasets):
+        with _ask_once(datasets):
             return datasets.load_dataset(f"{owner}/{name}" if name else owner, configuration or None)
     path = Path(reference)
     if path.is_file():
@@ -117,7 +117,7 @@ def _load(datasets: Any, reference: str) -> Any:
 
 
 @contextmanager
-def _asked_once(datasets: Any) -> Iterator[None]:
+def _ask_once(datasets: Any) -> Iterator[None]:
     """Let the library look into its cache at once where the hub does not answer: alone, it would try for 23 seconds."""
     import huggingface_hub
 
@@ -133,18 +133,18 @@ def _asked_once(datasets: Any) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE = was_offline
 
 
-def _usual_column(columns: list[str]) -> str | None:
+def _guess_column(columns: list[str]) -> str | None:
     """Return the only image column, or the one that is called as it usually is."""
     if len(columns) == 1:
         return columns[0]
     return next((name for name in ("image", "img") if name in columns), None)
 
 
-def _images(datasets: Any, splits: dict[str, Any], reference: str, wanted: str) -> HubImages:
+def _select_images(datasets: Any, splits: dict[str, Any], reference: str, wanted: str) -> HubImages:
     features = next(iter(splits.values())).features
     columns = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     columns = columns or [name for name, kind in features.items() if _may_be_image(datasets, kind)]
-    column = wanted if wanted in columns else _usual_column(columns)
+    column = wanted if wanted in columns else _guess_column(columns)
     if wanted and wanted not in columns:
         raise DataError(
             f"{reference} has no image column {wanted!r}; its image columns are: {', '.join(columns) or 'none'}",

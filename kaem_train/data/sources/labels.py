@@ -18,7 +18,7 @@ from kaem.errors import DataError
 from kaem_train.config import DataConfig
 from kaem_train.data.dataset import Dataset
 from kaem_train.data.pixels import Images
-from kaem_train.data.sources.files import find_idx, idx_folder, is_idx_folder, read_idx
+from kaem_train.data.sources.files import find_idx, find_idx_folder, is_idx_folder, read_idx
 
 _TRAIN_KEYS = ("labels_train", "y_train", "labels")
 _HOLDOUT_KEYS = ("labels_test", "y_test")
@@ -47,27 +47,27 @@ def load_labels(config: DataConfig, dataset: Dataset) -> Labels | None:
     Raises:
         DataError: There are labels, but not one whole number per image.
     """
-    train, holdout = _stored_labels(config)
+    train, holdout = _read_labels(config)
     if train is None:
         return None
     origin = config.path or config.source
     if holdout is None and _is_one_array(dataset):
-        everything = _checked(train, len(dataset.train.stored), origin)
+        everything = _check_labels(train, len(dataset.train.stored), origin)
         return Labels(train=everything[dataset.train.rows], holdout=everything[dataset.holdout.rows])
     if holdout is None:
         return None
-    return Labels(train=_of(dataset.train, train, origin), holdout=_of(dataset.holdout, holdout, origin))
+    return Labels(train=_select(dataset.train, train, origin), holdout=_select(dataset.holdout, holdout, origin))
 
 
 def _is_one_array(dataset: Dataset) -> bool:
     return dataset.train.stored is dataset.holdout.stored
 
 
-def _of(images: Images, labels: NDArray[Any], origin: str) -> NDArray[np.int64]:
-    return _checked(labels, len(images.stored), origin)[images.rows]
+def _select(images: Images, labels: NDArray[Any], origin: str) -> NDArray[np.int64]:
+    return _check_labels(labels, len(images.stored), origin)[images.rows]
 
 
-def _checked(labels: NDArray[Any], num_images: int, origin: str) -> NDArray[np.int64]:
+def _check_labels(labels: NDArray[Any], num_images: int, origin: str) -> NDArray[np.int64]:
     if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
         raise DataError(
             f"{origin} holds labels of shape {labels.shape} and type {labels.dtype} for {num_images} images",
@@ -76,21 +76,21 @@ def _checked(labels: NDArray[Any], num_images: int, origin: str) -> NDArray[np.i
     return labels.astype(np.int64)
 
 
-def _stored_labels(config: DataConfig) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+def _read_labels(config: DataConfig) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
     match config.source:
         case "digits":
             from sklearn.datasets import load_digits
 
             return load_digits().target, None
         case "files":
-            return _labels_beside(Path(config.path))
+            return _read_labels_beside(Path(config.path))
         case "latents":
             return None, None
         case _:
             assert_never(config.source)
 
 
-def _labels_beside(path: Path) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+def _read_labels_beside(path: Path) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
     if path.suffix == ".npz" and path.is_file():
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = [
@@ -99,6 +99,6 @@ def _labels_beside(path: Path) -> tuple[NDArray[Any] | None, NDArray[Any] | None
             ]
         return found[0], found[1]
     if path.is_dir() and is_idx_folder(path):
-        files = [find_idx(idx_folder(path), split, "labels") for split in ("train", "t10k")]
+        files = [find_idx(find_idx_folder(path), split, "labels") for split in ("train", "t10k")]
         return tuple(read_idx(file) if file else None for file in files)  # type: ignore[return-value]
     return None, None

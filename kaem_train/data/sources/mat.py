@@ -58,13 +58,13 @@ def read_mat_folder(folder: Path) -> RawImages:
     Raises:
         DataError: One of them is unreadable, or there are several to choose from.
     """
-    train, test = (_only(folder, pattern) for pattern in (_TRAIN, _TEST))
+    train, test = (_find_only(folder, pattern) for pattern in (_TRAIN, _TEST))
     if train is None:
         raise DataError(f"{folder} holds no {_TRAIN}", hint="check the path given with --data")
     return RawImages(origin=str(folder), train=read_mat(train), holdout=read_mat(test) if test else None)
 
 
-def _only(folder: Path, pattern: str) -> Path | None:
+def _find_only(folder: Path, pattern: str) -> Path | None:
     found = sorted(folder.glob(pattern))
     if len(found) > 1:
         raise DataError(
@@ -84,7 +84,7 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             _check_header(path, content)
             found = []
-            for variable, values in _variables(content):
+            for variable, values in _read_variables(content):
                 is_image = variable.kind == _UINT8_CLASS and len(variable.shape) in (3, 4)
                 if variable.name == _KEY and is_image:
                     return np.moveaxis(values().reshape(variable.shape, order="F"), -1, 0)
@@ -108,7 +108,7 @@ def _check_header(path: Path, content: mmap.mmap) -> None:
         raise _DamagedError("it has no header of a little-endian MATLAB 5 file")
 
 
-def _variables(content: mmap.mmap) -> Iterator[tuple[_Variable, Callable[[], NDArray[np.uint8]]]]:
+def _read_variables(content: mmap.mmap) -> Iterator[tuple[_Variable, Callable[[], NDArray[np.uint8]]]]:
     """Yield every variable, and a function that reads its values as bytes."""
     position = _HEADER
     while position < len(content):
@@ -117,25 +117,25 @@ def _variables(content: mmap.mmap) -> Iterator[tuple[_Variable, Callable[[], NDA
         if position > len(content):
             raise _DamagedError("it is cut short")
         if kind == _MATRIX:
-            variable = _described(content[start : min(position, start + _PREFIX)], size)
-            yield variable, partial(_stored, content, start, variable)
+            variable = _describe(content[start : min(position, start + _PREFIX)], size)
+            yield variable, partial(_read_stored, content, start, variable)
         elif kind == _COMPRESSED:
             head = zlib.decompressobj().decompress(content[start:position], _PREFIX)
             inner, size = struct.unpack("<II", head[:8])
             if inner != _MATRIX:
                 raise _DamagedError(f"an element of type {inner} is compressed")
-            variable = _described(head[8:], size)
-            yield variable, partial(_inflated, content, start, position, variable)
+            variable = _describe(head[8:], size)
+            yield variable, partial(_inflate, content, start, position, variable)
         else:
             raise _DamagedError(f"it holds an element of unknown type {kind}")
 
 
-def _stored(content: mmap.mmap, start: int, variable: _Variable) -> NDArray[np.uint8]:
+def _read_stored(content: mmap.mmap, start: int, variable: _Variable) -> NDArray[np.uint8]:
     start += variable.start
     return np.frombuffer(content[start : start + variable.size], np.uint8)
 
 
-def _inflated(content: mmap.mmap, start: int, stop: int, variable: _Variable) -> NDArray[np.uint8]:
+def _inflate(content: mmap.mmap, start: int, stop: int, variable: _Variable) -> NDArray[np.uint8]:
     skipped = 8 + variable.start
     values = zlib.decompressobj().decompress(content[start:stop], skipped + variable.size)
     if len(values) != skipped + variable.size:
@@ -143,30 +143,30 @@ def _inflated(content: mmap.mmap, start: int, stop: int, variable: _Variable) ->
     return np.frombuffer(values, np.uint8, offset=skipped)
 
 
-def _described(head: bytes, size: int) -> _Variable:
+def _describe(head: bytes, size: int) -> _Variable:
     """Read what stands before a variable's values.
 
     Args:
         head: First bytes of the element's data.
         size: Bytes of all of it.
     """
-    (_, start, _), position = _element(head, 0)
+    (_, start, _), position = _read_element(head, 0)
     kind = struct.unpack("<I", head[start : start + 4])[0] & 0xFF
-    (_, start, length), position = _element(head, position)
+    (_, start, length), position = _read_element(head, position)
     shape = struct.unpack(f"<{length // 4}i", head[start : start + length])
-    (_, start, length), position = _element(head, position)
+    (_, start, length), position = _read_element(head, position)
     name = head[start : start + length].decode("latin-1")
     if name and not (name.isascii() and name.isidentifier()):
         raise _DamagedError("a variable has an impossible name")
     if kind != _UINT8_CLASS:
         return _Variable(name, shape, kind, 0, 0)
-    (stored_as, start, length), _ = _element(head, position)
+    (stored_as, start, length), _ = _read_element(head, position)
     if stored_as != _UINT8 or min(shape, default=0) < 0 or math.prod(shape) != length or start + length > size:
         raise _DamagedError(f"the {length} bytes of {name} do not fill its shape {shape}")
     return _Variable(name, shape, kind, start, length)
 
 
-def _element(head: bytes, position: int) -> tuple[tuple[int, int, int], int]:
+def _read_element(head: bytes, position: int) -> tuple[tuple[int, int, int], int]:
     """Return ((type, start, length) of the element at `position`, position of the next)."""
     kind, length = struct.unpack("<II", head[position : position + 8])
     if kind >> 16:  # small: type and length share four bytes, the data has the other four

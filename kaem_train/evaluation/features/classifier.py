@@ -120,21 +120,21 @@ def load_classifier(dataset: Dataset, labels: Labels, progress: Progress) -> Cla
             f"all training images have the label {classes[0]}: there is nothing to classify",
             hint="choose --features inception or --features net.onnx",
         )
-    path = cache_folder() / "classifiers" / f"{_key(dataset, labels)}.pt"
+    path = cache_folder() / "classifiers" / f"{_make_key(dataset, labels)}.pt"
     network = _Network(dataset.train.shape[1:], len(classes))
     kept = _read(path)
     if kept is None or not _fits(network, kept):
-        network = _trained(dataset, np.searchsorted(classes, labels.train), len(classes), progress)
+        network = _train(dataset, np.searchsorted(classes, labels.train), len(classes), progress)
         content = network.state_dict()
         write_cached(path, lambda draft: draft.write_bytes(packed(content)))
     network.eval().requires_grad_(False)
     weights = b"".join(value.numpy().tobytes() for value in network.state_dict().values())
     return ClassifierNetwork(
-        network=network, accuracy=_accuracy(network, dataset, labels, classes), fingerprint=digest_of(weights)
+        network=network, accuracy=_measure_accuracy(network, dataset, labels, classes), fingerprint=digest_of(weights)
     )
 
 
-def _key(dataset: Dataset, labels: Labels) -> str:
+def _make_key(dataset: Dataset, labels: Labels) -> str:
     recipe = (_FORMAT, _FEATURES, _CHANNELS, _MOST_UPDATES, _MOST_EPOCHS, _BATCH, _RATE, _SEED, dataset.fingerprint)
     return hashlib.sha256(repr(recipe).encode() + labels.train.tobytes()).hexdigest()[:32]
 
@@ -157,7 +157,7 @@ def _fits(network: _Network, state: dict[str, Tensor]) -> bool:
     return True
 
 
-def _trained(dataset: Dataset, targets: np.ndarray, num_classes: int, progress: Progress) -> _Network:
+def _train(dataset: Dataset, targets: np.ndarray, num_classes: int, progress: Progress) -> _Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         network = _Network(dataset.train.shape[1:], num_classes)
@@ -192,7 +192,7 @@ def _set_scale(network: _Network, dataset: Dataset) -> None:
 
 
 @torch.no_grad()
-def _accuracy(network: _Network, dataset: Dataset, labels: Labels, classes: np.ndarray) -> float:
+def _measure_accuracy(network: _Network, dataset: Dataset, labels: Labels, classes: np.ndarray) -> float:
     right = 0
     for start in range(0, len(dataset.holdout), 500):
         found = network.head(network(dataset.holdout[start : start + 500] * 255.0)).argmax(1).numpy()

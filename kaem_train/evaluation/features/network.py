@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from kaem.errors import DataError, RequestError
 from kaem.files import FOLDER_VARIABLE, cache_folder, replacing
-from kaem_train.data.pixels import pixel_digest
+from kaem_train.data.pixels import digest_pixels
 
 Pixels = NDArray[np.uint8]
 """Shape (N, C, H, W): images as a person would see them, 8 bits."""
@@ -76,13 +76,13 @@ def extract_features(network: FeatureNetwork, images: Pixels, progress: Progress
     return found
 
 
-def cached_features(network: FeatureNetwork, images: Pixels, progress: Progress, what: str) -> Features:
+def recall_features(network: FeatureNetwork, images: Pixels, progress: Progress, what: str) -> Features:
     """Return `extract_features`, from the cache folder where the same images met the same network before.
 
     Raises:
         DataError: The cache folder cannot be written.
     """
-    key = hashlib.sha256(f"{_FORMAT} {network.fingerprint} {pixel_digest(images)}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{_FORMAT} {network.fingerprint} {digest_pixels(images)}".encode()).hexdigest()[:32]
     path = cache_folder() / "features" / f"{key}.npy"
     kept = _read(path, (len(images), network.num_features))
     if kept is not None:

@@ -77,7 +77,7 @@ class CnnGenerator(SigmoidGenerator):
         for layer in self.layers:
             if isinstance(layer, nn.ConvTranspose2d) and image.dim() == 2:
                 if layer.padding == (0, 0):
-                    image = _of_point(layer, image)
+                    image = _apply_to_point(layer, image)
                     continue
                 image = image[:, :, None, None]  # of a first kernel of 1, which left one pixel
             if self._appends_latent and isinstance(layer, nn.ConvTranspose2d):
@@ -86,7 +86,7 @@ class CnnGenerator(SigmoidGenerator):
         return image
 
 
-def _of_point(layer: nn.ConvTranspose2d, point: Tensor) -> Tensor:
+def _apply_to_point(layer: nn.ConvTranspose2d, point: Tensor) -> Tensor:
     """Apply a transposed convolution to 1 x 1 images, a linear map: (N, I) -> (N, O, h, w), or (N, O) for 1 x 1.
 
     As one matrix product that leaves channels last in memory it takes half the time of the convolution, and
@@ -127,7 +127,7 @@ class KanGenerator(SigmoidGenerator):
 
     def logits(self, latent: Tensor) -> Tensor:
         """Return the image before the sigmoid: shape (N, Q) -> (N, C, H, W)."""
-        for norm, layer in self._steps():
+        for norm, layer in self._pair_steps():
             latent = layer(norm(latent))
         return latent.reshape(-1, *self.image_shape)
 
@@ -142,14 +142,14 @@ class KanGenerator(SigmoidGenerator):
             The parameters that changed; an optimiser must forget their moments.
         """
         changed = []
-        for norm, layer in self._steps():
+        for norm, layer in self._pair_steps():
             latent = norm(latent)
             if layer.refit(latent):
                 changed.append(layer.coefficients)
             latent = layer(latent)
         return changed
 
-    def _steps(self) -> Iterable[tuple[nn.Module, KanLayer]]:
+    def _pair_steps(self) -> Iterable[tuple[nn.Module, KanLayer]]:
         """Return the layers, each with what its inputs go through before."""
         norms = self.norms if len(self.norms) else [nn.Identity()] * (len(self.layers) - 1)
         return zip((nn.Identity(), *norms), cast(Iterable[KanLayer], self.layers), strict=True)

@@ -32,7 +32,7 @@ def require_good_conduct(module: nn.Module, latents: Tensor, name: str) -> None:
     """
     for is_training in (False, True):
         module.train(is_training)
-        given, state, chance = latents.clone(), _copy(module), _chance()
+        given, state, chance = latents.clone(), _copy(module), _read_chance()
         try:
             module(given)
         except Exception:
@@ -44,7 +44,7 @@ def require_good_conduct(module: nn.Module, latents: Tensor, name: str) -> None:
                 f"generator.module = {name!r} changes the latents that it is given",
                 hint="write z = z * 2 in its forward, and not z *= 2 or z.mul_(2)",
             )
-        if not is_training and not _is_same_chance(chance, _chance()):
+        if not is_training and not _is_same_chance(chance, _read_chance()):
             raise ConfigError(
                 f"generator.module = {name!r} draws random numbers as it computes images, in evaluation mode",
                 hint="an image is a function of its latents: leave noise out of its forward",
@@ -79,7 +79,7 @@ def _is_same(value: Any, before: Any) -> bool:
     return value.shape == before.shape and bool(torch.isclose(value, before, rtol=0.0, atol=0.0, equal_nan=True).all())
 
 
-def _chance() -> tuple[Any, ...]:
+def _read_chance() -> tuple[Any, ...]:
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 

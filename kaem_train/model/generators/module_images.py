@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem.errors import ArtifactError
-from kaem_train.model.generators.user_module import imported_class, probe_latents
+from kaem_train.model.generators.user_module import import_class, probe_latents
 
 _SAME = 1e-4
 _PREFIX = "generator."
@@ -27,7 +27,7 @@ def decode_probes(module: nn.Module, num_latents: int, device: torch.device | st
     return images
 
 
-def images_of_module(
+def draw_module_images(
     name: str, num_latents: int, image_shape: tuple[int, ...], state: Mapping[str, Tensor]
 ) -> Tensor | None:
     """Return what a class makes of probe latents by the weights of a model, on the CPU.
@@ -44,7 +44,7 @@ def images_of_module(
     weights = {key.removeprefix(_PREFIX): value.cpu() for key, value in state.items() if key.startswith(_PREFIX)}
     try:
         with torch.random.fork_rng(devices=[]):
-            module = imported_class(name)(num_latents, image_shape)
+            module = import_class(name)(num_latents, image_shape)
             module.load_state_dict(weights)
             return decode_probes(module, num_latents)
     except Exception:  # the user's code may raise anything
@@ -55,7 +55,7 @@ def require_same_images(found: Tensor | None, images: Tensor | None, name: str) 
     """Refuse a class that makes other images of the same weights than when its checkpoint was written.
 
     Args:
-        found: What the class makes now, as of `images_of_module`.
+        found: What the class makes now, as of `draw_module_images`.
         images: What the checkpoint keeps; None of one that keeps none.
         name: Name of the class.
 

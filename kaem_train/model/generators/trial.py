@@ -19,7 +19,7 @@ from torch import nn
 
 from kaem.engines.session import open_session
 from kaem.errors import ConfigError, KaemError
-from kaem_train.model.generators.user_module import build_user_module, imported_class, probe_latents
+from kaem_train.model.generators.user_module import build_user_module, import_class, probe_latents
 
 _LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 _BATCHES = (1, 2, 5, 33)
@@ -39,7 +39,7 @@ def try_user_module(name: str, num_latents: int, image_shape: tuple[int, ...]) -
         ConfigError: It cannot be built (`build_user_module`), is another one in another process, or torch cannot
             export it as what it computes. The last is tried where the libraries of an export are installed.
     """
-    _try(imported_class(name), name, num_latents, image_shape)  # type: ignore[arg-type]  # classes are hashable
+    _try(import_class(name), name, num_latents, image_shape)  # type: ignore[arg-type]  # classes are hashable
 
 
 @lru_cache(maxsize=16)
@@ -101,7 +101,7 @@ def _require_same_elsewhere(module: nn.Module, name: str, num_latents: int, imag
     )
 
 
-def _opened(content: bytes, name: str) -> Any:
+def _open(content: bytes, name: str) -> Any:
     """Open what torch exports of a module; the file is ours, so its hint is another than a user's file gets."""
     try:
         return open_session(content, "cpu", source="what torch exports of it")
@@ -116,7 +116,7 @@ def _require_exportable(module: nn.Module, name: str, num_latents: int) -> None:
     what = f"generator.module = {name!r}"
     try:
         content = traced_generator(module, num_latents).SerializeToString()
-        session = _opened(content, name)
+        session = _open(content, name)
         for size in _BATCHES:
             rng = torch.Generator().manual_seed(size)
             latents = torch.cat([scale * torch.randn(size, num_latents, generator=rng) for scale in (1.0, 3.0)])[:size]

@@ -44,13 +44,13 @@ def build_user_module(name: str, num_latents: int, image_shape: tuple[int, ...])
             another shape or range, or rows that depend on their batch, on chance or on what was computed before,
             holds numbers that are not in its `state_dict`, or does more than compute (`module_conduct.py`).
     """
-    kind = imported_class(name)
-    module = _constructed(kind, name, num_latents, image_shape)
+    kind = import_class(name)
+    module = _construct(kind, name, num_latents, image_shape)
     _require_float32(module, name)
     latents = probe_latents(num_latents)
     was_training = module.training
-    with torch.no_grad(), _other_chance():
-        evaluated = _images(module.eval(), latents, name, image_shape)
+    with torch.no_grad(), _change_chance():
+        evaluated = _compute_images(module.eval(), latents, name, image_shape)
         state = {key: value.clone() for key, value in _tensors(module, name).items()}
         require_good_conduct(module, latents, name)
         for mode in (False, True):
@@ -62,7 +62,7 @@ def build_user_module(name: str, num_latents: int, image_shape: tuple[int, ...])
                 hint="leave caches and running averages out of its forward",
             )
         module.load_state_dict(state)
-        twin = _constructed(kind, name, num_latents, image_shape).eval()
+        twin = _construct(kind, name, num_latents, image_shape).eval()
         require_same_images(twin, state, evaluated, latents, name)
     module.train(was_training)
     return module
@@ -98,7 +98,7 @@ def require_same_images(
             hint="build the same layers in every call of its constructor",
         ) from error
     if not _is_close(found, images):
-        loose = _loose_tensors(twin)
+        loose = _find_loose_tensors(twin)
         which = f" (perhaps {', '.join(loose)})" if loose else ""
         raise ConfigError(
             f"generator.module = {name!r} holds numbers that are not in its state_dict{which}: another instance{where} "
@@ -107,7 +107,7 @@ def require_same_images(
         )
 
 
-def _constructed(kind: type[nn.Module], name: str, num_latents: int, image_shape: tuple[int, ...]) -> nn.Module:
+def _construct(kind: type[nn.Module], name: str, num_latents: int, image_shape: tuple[int, ...]) -> nn.Module:
     try:
         module: nn.Module = kind(num_latents, image_shape)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
@@ -119,7 +119,7 @@ def _constructed(kind: type[nn.Module], name: str, num_latents: int, image_shape
 
 
 @contextmanager
-def _other_chance() -> Iterator[None]:
+def _change_chance() -> Iterator[None]:
     """Let all random numbers of this process be others inside, and go on as before afterwards."""
     python, legacy = random.getstate(), np.random.get_state()  # a user's code may draw from it
     with torch.random.fork_rng(devices=[]):
@@ -156,7 +156,7 @@ def _tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
     return state
 
 
-def _loose_tensors(module: nn.Module) -> list[str]:
+def _find_loose_tensors(module: nn.Module) -> list[str]:
     """Return names of attributes that are tensors or arrays, and so no part of a state."""
     return [
         f"{prefix}.{key}".lstrip(".")
@@ -170,7 +170,7 @@ def _is_close(found: Any, images: Tensor) -> bool:
     return isinstance(found, Tensor) and found.shape == images.shape and bool((found - images).abs().max() <= _SLACK)
 
 
-def imported_class(name: str) -> type[nn.Module]:
+def import_class(name: str) -> type[nn.Module]:
     """Import the user's class, and so run its module's code.
 
     Raises:
@@ -199,7 +199,7 @@ def imported_class(name: str) -> type[nn.Module]:
     return found
 
 
-def _images(module: nn.Module, latents: Tensor, name: str, image_shape: tuple[int, ...]) -> Tensor:
+def _compute_images(module: nn.Module, latents: Tensor, name: str, image_shape: tuple[int, ...]) -> Tensor:
     try:
         images = module(latents)
     except (Exception, SystemExit) as error:  # the user's code may raise anything

@@ -30,7 +30,7 @@ from kaem_train.config import MOST_OUTSIDE, PriorConfig, Variant
 from kaem_train.model.bases import build_basis
 from kaem_train.model.prior.energy import UnivariateBank
 from kaem_train.model.prior.frame import InvertibleMatrices, LinearFrame
-from kaem_train.model.prior.grid import fit_points, fit_weights, grid_knots, used_range
+from kaem_train.model.prior.grid import find_used_range, fit_points, fit_weights, place_knots
 from kaem_train.model.prior.quadrature import Cumulative, cell_edges, gauss_legendre, integrate
 from kaem_train.model.prior.reference import ReferenceDensity
 
@@ -98,7 +98,7 @@ class AbstractPrior(nn.Module):
             domain=(config.low, config.high),
         )
         self.bank = UnivariateBank(config.num_latents, config.num_components, basis, base=config.base)
-        self.frame = _common_frame(config)
+        self.frame = _build_common_frame(config)
         self._rule = _Rule(key=(), domain=self._first_domain, nodes=torch.empty(0), log_weights=torch.empty(0))
         self._holds_rule = False
 
@@ -275,7 +275,7 @@ class AbstractPrior(nn.Module):
         if z is not None:
             u = self.coordinates(z)
             lower, upper = before[0] - float(u.min()), float(u.max()) - before[1]
-            self._grow(*(min(length, room) for length, room in zip((lower, upper), self._room(), strict=True)))
+            self._grow(*(min(length, room) for length, room in zip((lower, upper), self._measure_room(), strict=True)))
         allowed = MOST_OUTSIDE
         while True:
             shares = (self._log_tails() - self.log_normalizer().unsqueeze(-1)).exp().flatten(0, 1).amax(0)
@@ -299,9 +299,9 @@ class AbstractPrior(nn.Module):
         ends[0], ends[1] = self._first_domain[0] - reach, self._first_domain[1] + reach
         outside = (self._log_tails(ends) - self.log_normalizer().unsqueeze(-1)).exp().sum(-1).amax()
         if float(outside) > allowed:
-            raise self._too_far(*ends.tolist())
+            raise self._make_reach_error(*ends.tolist())
 
-    def _too_far(self, low: float, high: float) -> KaemError:
+    def _make_reach_error(self, low: float, high: float) -> KaemError:
         first = self._first_domain
         return KaemError(
             f"the prior reaches below {low:.3g} or above {high:.3g}, far beyond the domain [{first[0]:g}, "
@@ -309,7 +309,7 @@ class AbstractPrior(nn.Module):
             hint="lower training.learning_rate and training.prior_learning_rate, or widen prior.low and prior.high",
         )
 
-    def _room(self) -> tuple[float, float]:
+    def _measure_room(self) -> tuple[float, float]:
         """Return how far both ends may still move, just below a whole number of steps; negative for not at all."""
         first = self._first_domain
         step = (first[1] - first[0]) / _STEPS_OF_GROWTH
@@ -329,7 +329,7 @@ class AbstractPrior(nn.Module):
             return
         reach = step * _MOST_STEPS
         if not (low >= first[0] - reach and high <= first[1] + reach):
-            raise self._too_far(first[0] - reach, first[1] + reach)
+            raise self._make_reach_error(first[0] - reach, first[1] + reach)
         self.register_buffer("domain", torch.tensor((low, high), device=self.bank.coefficients.device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
@@ -359,8 +359,8 @@ class AbstractPrior(nn.Module):
         if self.bank.grid is None:
             return []
         # Where no Gaussian ends the density, the grid must cover all of the domain.
-        ends = used_range(u, self._domain) if self.reference.is_gaussian else self._domain
-        knots = grid_knots(u, len(self.bank.grid) - 1, self._grid_update_ratio, ends)
+        ends = find_used_range(u, self._domain) if self.reference.is_gaussian else self._domain
+        knots = place_knots(u, len(self.bank.grid) - 1, self._grid_update_ratio, ends)
         points, num_quantiles = fit_points(u, len(knots), self._domain)
         inside = points.clamp(*before)
         density = torch.softmax(self.unnormalised_log_density(inside[None, None]), -1).mean((0, 1))
@@ -368,7 +368,7 @@ class AbstractPrior(nn.Module):
         return [self.bank.coefficients]
 
     @contextmanager
-    def rule_held(self, *, is_checked: bool = True) -> Iterator[None]:
+    def hold_rule(self, *, is_checked: bool = True) -> Iterator[None]:
         """Keep the quadrature rule of Z inside.
 
         Whether it is still the right one is a question about values, for whose answer a GPU would be waited for.
@@ -385,10 +385,10 @@ class AbstractPrior(nn.Module):
             self._holds_rule = before
 
     @contextmanager
-    def constants_held(self) -> Iterator[None]:
+    def hold_constants(self) -> Iterator[None]:
         """Keep inside what follows from the parameters alone and must not change there: the rule, inverse frames."""
         frame = self._invertible
-        with self.rule_held(), nullcontext() if frame is None else frame.inverse_held():
+        with self.hold_rule(), nullcontext() if frame is None else frame.hold_inverse():
             yield
 
     @property
@@ -417,7 +417,7 @@ class AbstractPrior(nn.Module):
         )
 
 
-def _common_frame(config: PriorConfig) -> LinearFrame | None:
+def _build_common_frame(config: PriorConfig) -> LinearFrame | None:
     match config.frame:
         case "global":
             return LinearFrame(config.num_latents)

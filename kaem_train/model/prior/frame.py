@@ -26,7 +26,7 @@ class InvertibleMatrices(nn.Module):
     _held: tuple[Tensor, Tensor] | None = None
 
     @contextmanager
-    def inverse_held(self) -> Iterator[None]:
+    def hold_inverse(self) -> Iterator[None]:
         """Invert W once, for all that is asked inside, where W must stay as it is and needs no gradient.
 
         A CUDA graph cannot hold an inversion: its workspace is not of the graph's memory.

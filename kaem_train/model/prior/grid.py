@@ -17,7 +17,7 @@ _SHARE_OF_ALL = 1e-3
 Range = tuple[float, float]
 
 
-def used_range(samples: Tensor, domain: Range) -> Range:
+def find_used_range(samples: Tensor, domain: Range) -> Range:
     """Return [q_0.001 - 0.1 w, q_0.999 + 0.1 w], w = q_0.999 - q_0.001, as far as it lies in the domain."""
     values = samples.flatten().double().sort().values
     tail = int(_TAIL * len(values))
@@ -26,7 +26,7 @@ def used_range(samples: Tensor, domain: Range) -> Range:
     return max(lower - margin, domain[0]), min(upper + margin, domain[1])
 
 
-def grid_knots(samples: Tensor, num_intervals: int, ratio: float, ends: Range) -> Tensor:
+def place_knots(samples: Tensor, num_intervals: int, ratio: float, ends: Range) -> Tensor:
     """Return knots that follow samples between two ends, for functions that all share them.
 
     Args:

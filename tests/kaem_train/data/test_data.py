@@ -10,7 +10,7 @@ import torch
 
 from kaem.errors import DataError
 from kaem_train.config import DataConfig
-from kaem_train.data import batch_indices, load_dataset
+from kaem_train.data import choose_batch, load_dataset
 
 
 def _images(num=20, shape=(6, 5), seed=0):
@@ -151,12 +151,12 @@ def test_a_size_that_does_not_fit_names_both_sizes(tmp_path):
 
 def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
     epochs = [
-        torch.cat([batch_indices(30, 10, seed=4, step=3 * epoch + step) for step in range(3)]) for epoch in range(3)
+        torch.cat([choose_batch(30, 10, seed=4, step=3 * epoch + step) for step in range(3)]) for epoch in range(3)
     ]
     for order in epochs:
         assert sorted(order.tolist()) == list(range(30))
     assert len({tuple(order.tolist()) for order in epochs}) == 3
-    assert not torch.equal(epochs[0][:10], batch_indices(30, 10, seed=5, step=0))
+    assert not torch.equal(epochs[0][:10], choose_batch(30, 10, seed=5, step=0))
 
 
 def test_pixels_that_are_no_numbers_are_named_by_their_place(tmp_path):

@@ -5,10 +5,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kaem_train.data import Images, batch_indices, training_batch
+from kaem_train.data import Images, choose_batch, take_batch
 from kaem_train.data import order as order_module
 from kaem_train.data.order import flips
-from kaem_train.data.pixels import as_bytes_where_exact
+from kaem_train.data.pixels import convert_exact_bytes
 from kaem_train.data.sources.encoded import split_by_folder
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -20,7 +20,7 @@ SIZES = st.integers(1, 60)
 def test_an_epoch_is_a_permutation_less_what_fills_no_batch(num, size, seed, epoch):
     assume(size <= num)
     steps = num // size
-    parts = [batch_indices(num, size, seed=seed, step=epoch * steps + step) for step in range(steps)]
+    parts = [choose_batch(num, size, seed=seed, step=epoch * steps + step) for step in range(steps)]
     assert all(len(part) == size for part in parts)
     seen = torch.cat(parts).tolist()
     assert len(set(seen)) == len(seen) == steps * size
@@ -34,7 +34,7 @@ def test_batch_k_of_a_resumed_run_is_batch_k(num, size, seed, steps, flip):
     images = Images.whole(np.random.default_rng(0).integers(0, 256, (num, 1, 2, 3), dtype=np.uint8))
 
     def batch(step):
-        return training_batch(images, size, seed=seed, step=step, augment_flip=flip)
+        return take_batch(images, size, seed=seed, step=step, augment_flip=flip)
 
     before = [batch(step) for step in steps]  # whatever was asked before
     order_module._epoch_order.cache_clear()  # and in another process
@@ -47,8 +47,8 @@ def test_batch_k_of_a_resumed_run_is_batch_k(num, size, seed, steps, flip):
 @given(seed=SEEDS, step=st.integers(0, 10**9), size=SIZES)
 def test_a_flip_mirrors_left_to_right_and_nothing_else(seed, step, size):
     images = Images.whole(np.random.default_rng(1).integers(0, 256, (size, 2, 3, 4), dtype=np.uint8))
-    plain = training_batch(images, size, seed=seed, step=step, augment_flip=False)
-    flipped = training_batch(images, size, seed=seed, step=step, augment_flip=True)
+    plain = take_batch(images, size, seed=seed, step=step, augment_flip=False)
+    flipped = take_batch(images, size, seed=seed, step=step, augment_flip=True)
     for before, after, is_flipped in zip(plain, flipped, flips(size, seed=seed, step=step), strict=True):
         assert torch.equal(after, before[..., [3, 2, 1, 0]] if is_flipped else before)
 
@@ -64,12 +64,12 @@ def test_bytes_survive_as_floats_and_back(value):
     served = Images.whole(stored)[:].numpy()
     assert served.dtype == np.float32
     assert np.array_equal(served, stored / np.float32(255.0))
-    assert np.array_equal(as_bytes_where_exact(served), stored)
+    assert np.array_equal(convert_exact_bytes(served), stored)
 
 
 @given(value=st.floats(0.0, 1.0, width=32))
 def test_floats_are_never_rounded(value):
-    stored = as_bytes_where_exact(np.full((1, 1, 1, 1), value, np.float32))
+    stored = convert_exact_bytes(np.full((1, 1, 1, 1), value, np.float32))
     assert float(Images.whole(stored)[:]) == value
 
 

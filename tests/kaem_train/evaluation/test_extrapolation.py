@@ -6,7 +6,7 @@ from scipy.stats import linregress
 
 from kaem.errors import RequestError
 from kaem_train.evaluation.distances import FrechetDistance
-from kaem_train.evaluation.extrapolation import default_sizes, extrapolated, subset
+from kaem_train.evaluation.extrapolation import choose_sizes, extrapolated, subset
 
 
 def test_a_distance_that_falls_as_one_over_n_is_recovered_exactly():
@@ -30,7 +30,7 @@ def test_extrapolation_removes_the_bias_of_a_finite_sample():
     rng = np.random.default_rng(1)
     real = rng.standard_normal((200_000, 16)).astype(np.float32)
     generated = rng.standard_normal((20_000, 16)).astype(np.float32)
-    distance, sizes = FrechetDistance(real), default_sizes(2000)
+    distance, sizes = FrechetDistance(real), choose_sizes(2000)
     fits = extrapolated(
         sizes, [np.mean([distance.to(generated[subset(20_000, n, s)]) for s in range(5)]) for n in sizes]
     )
@@ -47,7 +47,7 @@ def test_subsets_are_drawn_without_replacement_and_follow_the_seed():
 
 
 def test_default_sizes_are_those_of_the_paper():
-    assert default_sizes(20_000) == tuple(range(2000, 20_001, 2000))
+    assert choose_sizes(20_000) == tuple(range(2000, 20_001, 2000))
 
 
 @pytest.mark.parametrize("sizes", [(100, 200), (5, 5, 5, 10), (1, 2, 3)])

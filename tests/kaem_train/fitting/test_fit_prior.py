@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from kaem.errors import ConfigError, DataError
-from kaem_train.fitting.fit_prior import fit_prior, prior_configs
+from kaem_train.fitting.fit_prior import choose_prior_configs, fit_prior
 from kaem_train.fitting.latents import Latents
 
 
@@ -20,7 +20,7 @@ def _latents(array, scored=1000):
 
 def _fit(array, name, *assignments, steps=100):
     latents = _latents(array)
-    configs = prior_configs(name, array.shape[1], len(latents.fitted), assignments)
+    configs = choose_prior_configs(name, array.shape[1], len(latents.fitted), assignments)
     return fit_prior(latents, configs, seed=3, steps=steps)
 
 
@@ -87,7 +87,7 @@ def test_the_scores_are_densities_of_the_latents_as_they_came():
     random = np.random.default_rng(6)
     z = random.normal(size=(3000, 2)) * [20.0, 0.05] + [3.0, 4.0]
     latents = _latents(z)
-    fit = fit_prior(latents, prior_configs("own-frames", 2, 1000, ["prior.num_components=2"]), steps=20)
+    fit = fit_prior(latents, choose_prior_configs("own-frames", 2, 1000, ["prior.num_components=2"]), steps=20)
     assert float(fit.prior.log_density(latents.scored).mean()) == pytest.approx(fit.scores.prior, abs=1e-3)
 
 
@@ -137,9 +137,9 @@ def test_latents_beyond_the_domain_of_a_prior_without_a_frame_are_refused():
 )
 def test_wrong_priors_are_refused(name, assignments, message):
     with pytest.raises(ConfigError, match=message):
-        prior_configs(name, 2, 1000, assignments)
+        choose_prior_configs(name, 2, 1000, assignments)
 
 
 def test_few_latents_are_given_few_experts_to_choose_from():
-    numbers = [config.num_components for config in prior_configs("own-frames", 2, 70, ())]
+    numbers = [config.num_components for config in choose_prior_configs("own-frames", 2, 70, ())]
     assert numbers == [1, 2, 4, 8, 16]

@@ -13,10 +13,10 @@ from kaem.errors import ConfigError, DataError
 from kaem_train.checkpoint import read_checkpoint, write_checkpoint
 from kaem_train.config import PriorConfig
 from kaem_train.data import Dataset, Images
-from kaem_train.fitting.fit_prior import PriorName, fit_prior, prior_configs
+from kaem_train.fitting.fit_prior import PriorName, choose_prior_configs, fit_prior
 from kaem_train.fitting.judge_split import Division
-from kaem_train.fitting.latent_rows import find_outliers, row_keys, split_rows
-from kaem_train.fitting.latents import read_latents, without_outliers
+from kaem_train.fitting.latent_rows import find_outliers, make_row_keys, split_rows
+from kaem_train.fitting.latents import leave_out_outliers, read_latents
 from kaem_train.model.prior.factorised import build_prior
 from kaem_train.posterior.start import start_prior
 
@@ -34,7 +34,7 @@ def _read(folder, array, **options):
 
 
 def _fit(latents, name, *assignments, steps=20):
-    configs = prior_configs(name, latents.fitted.shape[1], latents.num_distinct, assignments)
+    configs = choose_prior_configs(name, latents.fitted.shape[1], latents.num_distinct, assignments)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return fit_prior(latents, configs, steps=steps)
@@ -147,7 +147,7 @@ def test_equal_rows_are_all_in_one_part_and_every_row_in_some():
     rows = np.repeat(_normal(40, 3), np.random.default_rng(1).integers(1, 9, 40), 0)
     rows[rows == rows[0, 0]] = 0.0
     rows[1, 0] = -0.0
-    parts = split_rows(row_keys(rows), 20, seed=0)
+    parts = split_rows(make_row_keys(rows), 20, seed=0)
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(rows)))
     seen = [{tuple(row + 0.0) for row in rows[part].astype(np.float32)} for part in parts]
     assert sum(map(len, seen)) == len(set.union(*seen))
@@ -157,7 +157,7 @@ def test_equal_rows_are_all_in_one_part_and_every_row_in_some():
 def test_a_row_that_is_most_of_all_rows_is_fitted_and_leaves_enough_to_hold_out(tmp_path):
     array = np.concatenate([_normal(150, 3), np.repeat(_normal(1, 3), 450, 0)])
     for seed in range(5):
-        parts = split_rows(row_keys(array), 60, seed=seed)
+        parts = split_rows(make_row_keys(array), 60, seed=seed)
         assert [len(part) for part in parts] == [480, 60, 60]
         assert np.count_nonzero(parts[0] >= 150) == 450
 
@@ -166,13 +166,13 @@ def test_a_held_out_part_of_outliers_alone_is_refused(tmp_path):
     parts = [torch.from_numpy(_normal(rows, 2)).float() for rows in (198, 1, 1)]
     parts[2] *= 1e6
     with pytest.raises(DataError, match="are outliers"):
-        without_outliers(*parts)
+        leave_out_outliers(*parts)
 
 
 def test_keys_tell_rows_apart():
     corners = np.stack(np.meshgrid(*[[0.0, 1.0, 2.0, -1.0, 0.5]] * 6), -1).reshape(-1, 6)
-    assert len(np.unique(row_keys(corners))) == len(corners)
-    assert len(np.unique(row_keys(_normal(50_000, 1)))) == len(np.unique(_normal(50_000, 1).astype(np.float32)))
+    assert len(np.unique(make_row_keys(corners))) == len(corners)
+    assert len(np.unique(make_row_keys(_normal(50_000, 1)))) == len(np.unique(_normal(50_000, 1).astype(np.float32)))
 
 
 @pytest.mark.parametrize("name", ["own-frames", "strict", "independent"])

@@ -18,7 +18,7 @@ from kaem_train.fitting.refit import refit_prior
 from kaem_train.model.prior.own_frames import OwnFramesPrior
 from kaem_train.rng import noise_stream
 from kaem_train.training.events import Refitted, SamplesDrawn
-from kaem_train.training.progress import refit_line
+from kaem_train.training.progress import describe_refit
 from kaem_train.training.requirements import check_trainable
 from kaem_train.training.trainer import Trainer, train
 
@@ -116,7 +116,7 @@ def test_models_without_latents_to_refit_are_left_alone(tmp_path, tiny, digits, 
     outcome = train(tiny(*REFIT, *overrides), digits, tmp_path, listeners=[seen.append])
     (event,) = [event for event in seen if isinstance(event, Refitted)]
     assert reason in event.refit.skipped
-    assert reason in refit_line(event.refit)
+    assert reason in describe_refit(event.refit)
     assert read_checkpoint(outcome.checkpoint).finished is None
 
 
@@ -129,7 +129,7 @@ def test_a_run_ends_with_the_better_prior_and_its_training_state_untouched(tmp_p
     (event,) = [event for event in seen if isinstance(event, Refitted)]
     assert event.refit.finished is not None
     assert event.refit.score > event.refit.trained_score
-    assert f"final refit kept: log p(z) {event.refit.num_experts} experts" in refit_line(event.refit)
+    assert f"final refit kept: log p(z) {event.refit.num_experts} experts" in describe_refit(event.refit)
     trained, written = read_checkpoint(plain.checkpoint), read_checkpoint(outcome.checkpoint)
     for name, value in trained.model_state.items():
         assert torch.equal(value, written.model_state[name]), name

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kaem_train.training.events import Progress, SamplesDrawn
 from kaem_train.training.progress import ProgressReport
-from kaem_train.training.tensorboard import TensorBoardLog, image_grid
+from kaem_train.training.tensorboard import TensorBoardLog, lay_out_images
 
 
 def _progress(step, updates=100):
@@ -50,6 +50,6 @@ def test_tensorboard_gets_every_metric_and_the_samples(tmp_path):
 def test_a_grid_reads_row_by_row_and_is_not_transposed():
     images = torch.zeros(16, 1, 2, 3)
     images[9, 0, 0, 2] = 1.0  # second row, second column, top right pixel
-    grid = image_grid(images)
+    grid = lay_out_images(images)
     assert grid.shape == (1, 4, 24)
     assert grid.nonzero().tolist() == [[0, 2, 5]]

@@ -49,7 +49,7 @@ def getter(live):
     return get
 
 
-def pixels_of(file):
+def round_pixels(file):
     return np.asarray(Image.open(io.BytesIO(file))).transpose(2, 0, 1)
 
 
@@ -57,13 +57,13 @@ def test_the_sheet_shows_the_samples(server, get):
     status, headers, file = get(f"seed={NUM_INDICES - 1}&start=5&n=7&scale=2")
     assert (status, headers["content-type"]) == (200, "image/png")
     images = server.backend.decode(noise.uniforms(NUM_INDICES - 1, 5, 7, 3))
-    np.testing.assert_array_equal(pixels_of(file), contact_sheet(images, scale=2))
+    np.testing.assert_array_equal(round_pixels(file), contact_sheet(images, scale=2))
 
 
 def test_without_more_than_a_seed_there_are_sixteen_that_can_be_seen(server, get):
     _, _, file = get("seed=7&model=fake")
     images = server.backend.decode(noise.uniforms(7, 0, 16, 3))
-    np.testing.assert_array_equal(pixels_of(file), contact_sheet(images))
+    np.testing.assert_array_equal(round_pixels(file), contact_sheet(images))
 
 
 def test_what_a_browser_has_already_is_not_computed_again(server, get):

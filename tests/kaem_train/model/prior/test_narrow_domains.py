@@ -10,7 +10,7 @@ from kaem_train.checkpoint import load_model, read_checkpoint
 from kaem_train.config.settings import load_config
 from kaem_train.data import load_dataset
 from kaem_train.training.events import Progress, Widened
-from kaem_train.training.progress import widening_line
+from kaem_train.training.progress import describe_widening
 from kaem_train.training.trainer import Trainer, train
 
 NARROW = ("prior.low=-1.2", "prior.high=1.2", "prior.grid_low=-1.2", "prior.grid_high=1.2")
@@ -67,7 +67,7 @@ def test_a_run_whose_latents_leave_the_domain_widens_it_and_shows_their_share(tm
     prior = trainer.model.prior
     assert widened.after == (prior.low, prior.high)
     assert widened.after[1] > widened.before[1]
-    assert f"of the encoded latents outside the domain [{widened.before[0]:.4g}" in widening_line(widened)
+    assert f"of the encoded latents outside the domain [{widened.before[0]:.4g}" in describe_widening(widened)
     trainer.hold_latents()
     trainer.save(tmp_path / "ckpt.pt")
     again = Trainer(tiny(*overrides), digits)

@@ -8,7 +8,7 @@ import torch
 
 from kaem_train.config import PriorConfig
 from kaem_train.model.prior.factorised import build_prior
-from kaem_train.model.prior.grid import grid_knots, used_range
+from kaem_train.model.prior.grid import find_used_range, place_knots
 
 DOMAINS = {
     "gaussian": {"low": -6.0, "high": 6.0, "grid_low": -4.0, "grid_high": 4.0},
@@ -115,13 +115,13 @@ def test_functions_without_knots_keep_every_value_while_the_domain_grows(basis):
 def test_knots_cover_what_is_used_and_a_margin_inside_the_domain():
     z = torch.linspace(-1.0, 3.0, 4001)
     width = 0.998 * 4.0  # between the quantiles of .001 and .999
-    assert used_range(z, (-6.0, 3.0)) == pytest.approx((-0.996 - 0.1 * width, 3.0))
+    assert find_used_range(z, (-6.0, 3.0)) == pytest.approx((-0.996 - 0.1 * width, 3.0))
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.05, 1.0])
 def test_knots_mix_quantiles_and_equal_spacing(ratio):
     z = torch.randn(999, generator=torch.Generator().manual_seed(0))
-    knots = grid_knots(z, 10, ratio, (-5.0, 5.0))
+    knots = place_knots(z, 10, ratio, (-5.0, 5.0))
     ordered = np.concatenate([[-5.0], np.sort(z.numpy()), [5.0]])
     adaptive = ordered[[1001 * j // 10 for j in range(10)] + [1000]]
     expected = ratio * np.linspace(-5.0, 5.0, 11) + (1.0 - ratio) * adaptive
