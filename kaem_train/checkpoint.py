@@ -267,7 +267,7 @@ def load_model(path: Path, *, allow_modules: Container[str] = ()) -> tuple[Confi
     Both are those of `Checkpoint.finished` where there is one.
 
     Args:
-        path: A checkpoint.
+        path: Path of the checkpoint.
         allow_modules: Names `package.module:ClassName` that may be imported if the checkpoint's generator is one.
 
     Raises:
@@ -275,7 +275,11 @@ def load_model(path: Path, *, allow_modules: Container[str] = ()) -> tuple[Confi
             generator is a module that is not allowed.
         ConfigError: That module is allowed and unusable.
     """
-    checkpoint = read_checkpoint(path)
+    return restore_model(read_checkpoint(path), path, allow_modules=allow_modules)
+
+
+def restore_model(checkpoint: Checkpoint, path: Path, *, allow_modules: Container[str] = ()) -> tuple[Config, Model]:
+    """Return what `load_model` does, of a checkpoint that has been read; `path` is for messages."""
     module = checkpoint.config.generator.module
     if module and module not in allow_modules:
         raise ArtifactError(

@@ -16,7 +16,7 @@ from kaem.config import from_mapping
 from kaem.errors import ArtifactError, ConfigError
 from kaem.images import to_uint8
 from kaem.sampler import Sampler
-from kaem_train.checkpoint import fingerprint_weights, load_model, read_checkpoint
+from kaem_train.checkpoint import fingerprint_weights, read_checkpoint, restore_model
 from kaem_train.config import DataConfig
 from kaem_train.config.checks import require_device
 from kaem_train.config.settings import Config
@@ -32,19 +32,16 @@ _TOGETHER = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedModel:
-    """A checkpoint.
+class ModelSource:
+    """Where a model came from.
 
     Attributes:
-        source: Its path.
-        fingerprint: `sha256:` digest of the file.
-        weights: `sha256:` digest of the weights, the one that artifacts made of them name.
-        sampling: How they are sampled, in the words of a manifest.
-        updates: Optimiser steps they have had.
-        data: Which images it was trained on.
-        model: In evaluation mode.
-        posterior: With its trained network; None where the likelihood is not to be had.
-        encoder: That network's encoder; None where latents are inferred without one.
+        source: Path of the file.
+        fingerprint: `sha256:` digest of the checkpoint file or of the artifact's graph.
+        weights: `sha256:` digest of the weights, the same for a checkpoint and for artifacts made of it.
+        sampling: How the weights are sampled, in the words of a manifest.
+        updates: Optimiser steps that the weights have had; None where an artifact does not say.
+        data: Images that the model was trained on; None where an artifact does not say.
     """
 
     source: str
@@ -52,7 +49,19 @@ class TrainedModel:
     weights: str
     sampling: str
     updates: int | None
-    data: DataConfig
+    data: DataConfig | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedModel(ModelSource):
+    """A checkpoint.
+
+    Attributes:
+        model: In evaluation mode.
+        posterior: With its trained network; None where the likelihood is not to be had.
+        encoder: That network's encoder; None where latents are inferred without one.
+    """
+
     model: Model
     posterior: Posterior | None
     encoder: Encoder | None
@@ -70,25 +79,13 @@ class TrainedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportedModel:
+class ExportedModel(ModelSource):
     """An artifact.
 
     Attributes:
-        source: Its path.
-        fingerprint: `sha256:` digest of the graph.
-        weights: `sha256:` digest of the weights it was made of.
-        sampling: How they are sampled, in the words of its manifest.
-        updates: Optimiser steps they have had; None where the manifest does not say.
-        data: Which images it was trained on; None where the manifest does not say.
         sampler: The loaded file.
     """
 
-    source: str
-    fingerprint: str
-    weights: str
-    sampling: str
-    updates: int | None
-    data: DataConfig | None
     sampler: Sampler
 
     @property
@@ -128,11 +125,11 @@ def open_model(path: Path, *, device: str = "auto", allow_modules: Container[str
             data=_read_data(manifest.config.get("data")),
             sampler=sampler,
         )
-    _, model = load_model(path, allow_modules=allow_modules)
+    checkpoint = read_checkpoint(path)
+    _, model = restore_model(checkpoint, path, allow_modules=allow_modules)
     weights = fingerprint_weights(model.state_dict())
     there = choose_device(device)
     model.to(there)
-    checkpoint = read_checkpoint(path)
     trained = TrainedModel(
         source=str(path),
         fingerprint=fingerprint(path.read_bytes()),

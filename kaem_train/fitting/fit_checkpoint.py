@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from kaem.errors import ArtifactError, ConfigError, DataError
-from kaem_train.checkpoint import Checkpoint, load_model, read_checkpoint, require_same_data, write_checkpoint
+from kaem_train.checkpoint import Checkpoint, read_checkpoint, require_same_data, restore_model, write_checkpoint
 from kaem_train.config import PriorConfig, RefitConfig
 from kaem_train.config.settings import Config
 from kaem_train.data import Dataset, load_dataset
@@ -68,12 +68,12 @@ def read_source(
         DataError: The images are missing, others than it was trained on, or too few.
     """
     require_share(holdout)
-    config, model = load_model(path, allow_modules=allow_modules)
+    checkpoint = read_checkpoint(path)
+    config, model = restore_model(checkpoint, path, allow_modules=allow_modules)
     if not isinstance(model, Kaem):
         raise ArtifactError(
             f"{path} holds a model of the family {config.family}, which has no encoder", hint="give a kaem or a vae"
         )
-    checkpoint = read_checkpoint(path)
     posterior = build_posterior(checkpoint.config, model.prior.latent_shape)
     if not posterior.infers or len(model.prior.latent_shape) > 1:
         raise ConfigError(
