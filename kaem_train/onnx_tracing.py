@@ -32,7 +32,7 @@ def traced(
         module: Has one output.
         inputs: Examples by the names to give them; a free batch dimension of more than one row.
         output: Name to give the output.
-        dynamic_shapes: As for `torch.onnx.export`, one entry per input.
+        dynamic_shapes: Free dimensions as `torch.onnx.export` takes them, one entry per input.
         what: Names the module in messages.
 
     Raises:

@@ -26,7 +26,7 @@ class Images:
     Attributes:
         stored: Shape (M, C, H, W), uint8 or float32 in [0, 1]; may be mapped from a file.
         rows: Shape (N,), int64: the rows of `stored` that belong to this set, in its order.
-        device: Where images are served; the pixels stay where they are.
+        device: Device that images are served on; the pixels stay where they are.
     """
 
     stored: NDArray[Any]

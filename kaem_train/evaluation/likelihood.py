@@ -25,7 +25,7 @@ def held_out_bound(
 
     Args:
         model: The trained model.
-        posterior: Where z_k come from.
+        posterior: Source of the latents z_k.
         images: Shape (N, C, H, W); of more than 1000 the first 1000 are used.
         rng: Source of the draws.
         num_samples: K.

@@ -57,7 +57,7 @@ class TrainedModel(ModelSource):
     """A checkpoint.
 
     Attributes:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         posterior: With its trained network; None where the likelihood is not to be had.
         encoder: That network's encoder; None where latents are inferred without one.
     """

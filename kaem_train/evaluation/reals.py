@@ -31,7 +31,7 @@ class Reals:
     """What models are compared with.
 
     Attributes:
-        config: Which images.
+        config: Section of the configuration that names the images.
         dataset: Training and held-out images.
         network: The feature network.
         options: What was asked for.

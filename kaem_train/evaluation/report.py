@@ -19,8 +19,8 @@ class EvaluationFigure:
         name: Key in the JSON, the same for every network: `frechet`, `kernel_infinity`, ...
         label: For people.
         value: The number.
-        standard_error: Where it is known.
-        detail: On what it was measured, and its unit.
+        standard_error: Standard error of the number; None where it is not known.
+        detail: Images or samples that it was measured on, and its unit.
     """
 
     name: str
@@ -59,16 +59,16 @@ class EvaluationReport:
         weights_fingerprint: `sha256:` digest of its weights, the one that artifacts name.
         sampling: How they were sampled: family, steps, precision.
         updates: Optimiser steps they have had; None where that is not known.
-        network: Where features come from.
+        network: Feature network of distances, precision and recall.
         data: Path or name of the data set.
         data_fingerprint: Fingerprint of the data set.
         real: Split of the real images: `train`, `test` or `all`.
         num_real: How many of them.
         num_generated: Samples drawn; unselected, rounded to 8 bits.
         seed: Seed of everything random.
-        figures: In the order to show them.
+        figures: Measured numbers, in the order to show them.
         frechet_curve: The points and the fit behind `frechet_infinity`.
-        kernel_curve: The same for `kernel_infinity`.
+        kernel_curve: The points and the fit behind `kernel_infinity`.
         missing: Figure's name -> why this model has none.
         notes: What a reader must know before comparing.
         versions: Versions of the programs that decide the figures.

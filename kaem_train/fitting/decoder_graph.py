@@ -168,7 +168,7 @@ def write_normal_form(
     """Return the file in the form above, without descriptions: the decoder's nodes between those that make it so.
 
     Args:
-        model: In `OPSET`.
+        model: Decoder in `OPSET`.
         sides: Shape of one latent as the decoder takes it, of Q numbers in all.
         image_shape: (C, H, W).
         is_channels_last: Whether its images are (N, H, W, C).

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kaem_train.model.prior.factorised import Prior
 
 _BETAS = (0.9, 0.99)
+_FIRST_RATE, _LAST_RATE = 2e-2, 1e-3  # falling geometrically
 _EVALUATIONS = 10
 _SCORED_TOGETHER = 512
 
@@ -43,8 +44,6 @@ def fit_density(
     *,
     steps: int,
     rng: torch.Generator,
-    learning_rate: float = 2e-2,
-    last_learning_rate: float = 1e-3,
     batch_size: int = 256,
     parameters: Iterable[nn.Parameter] | None = None,
     progress: Callable[[int, float], None] = lambda _step, _score: None,
@@ -57,8 +56,6 @@ def fit_density(
         held_out: Shape (S', *latent_shape); scored before the first step and ten times on the way.
         steps: Number of steps of Adam.
         rng: Chooses the batches.
-        learning_rate: Learning rate of the first step; it falls geometrically.
-        last_learning_rate: Learning rate of the last step.
         batch_size: Latents per step; no more than there are.
         parameters: What to fit; all of the prior's where None. Others stay as they are.
         progress: Told (steps done, held-out mean log p(z) in nats) at every evaluation.
@@ -71,8 +68,8 @@ def fit_density(
     progress(0, before)
     best = DensityFit(before=before, after=before, step=0)
     kept = [parameter.detach().clone() for parameter in fitted]
-    optimiser = torch.optim.Adam(fitted, lr=learning_rate, betas=_BETAS)
-    decay = (last_learning_rate / learning_rate) ** (1.0 / max(1, steps - 1))
+    optimiser = torch.optim.Adam(fitted, lr=_FIRST_RATE, betas=_BETAS)
+    decay = (_LAST_RATE / _FIRST_RATE) ** (1.0 / max(1, steps - 1))
     every = max(1, steps // _EVALUATIONS)
     with _train_only(prior, fitted):
         for step in range(1, steps + 1):

@@ -56,11 +56,11 @@ def read_source(
 
     Args:
         path: Path of the checkpoint.
-        data: Where its images lie; None where it trained on them.
+        data: Path of its images; None for the path that it trained on.
         holdout: Share of the latents that are held out, in (0, 1); half of them choose, half are scored.
         seed: Seed of the choice of images, their split and the draws.
         allow_modules: Generator classes that may be imported, see `load_model`.
-        keep_outliers: As for `read_latents`.
+        keep_outliers: Fit the few latents that lie far from all others, too.
 
     Raises:
         ArtifactError: It is no checkpoint, or of a family without latents of known density.

@@ -80,8 +80,8 @@ class FittedPrior:
 
     Attributes:
         config: Its section, with the number of experts that was chosen.
-        prior: On the latents as they came.
-        scores: On latents that no fit has seen.
+        prior: The fitted prior, of the latents as they came.
+        scores: Mean log densities of latents that no fit has seen.
         outside: Share of the latents that lie outside the configured domain, which has grown to hold them.
         warnings: What a reader of the scores must know: that a simpler prior is better, or why figures mean little.
     """

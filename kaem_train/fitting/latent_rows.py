@@ -51,7 +51,7 @@ def split_rows(keys: NDArray[np.uint64], num_held_out: int, *, seed: int) -> tup
     """Divide rows by chance into those to fit, to choose by and to score.
 
     Args:
-        keys: As of `make_row_keys`, shape (S,).
+        keys: Keys of the rows by `make_row_keys`, shape (S,).
         num_held_out: Rows of the second and of the third part. Where rows repeat they are as many as whole groups of
             equal rows make, at least one group.
         seed: Seed of the division.

@@ -54,7 +54,7 @@ class Latents:
         fitted: Shape (S, Q): what the likelihood is maximised on.
         choosing: Shape (S', Q): held out, decides between fits and when to stop.
         scored: Shape (S'', Q): held out and looked at once, for the figures that are reported.
-        num_rows: In the file.
+        num_rows: Number of rows in the file.
         fingerprint: `sha256:` digest of the file.
         num_outliers: Rows that would be in one of the three parts and are left out, far from all others.
         shape: Shape of one latent as the file has it, of Q numbers; empty where it is (Q,).

@@ -67,7 +67,7 @@ def refit_prior(
 
     Args:
         model: Trained; it stays as it is.
-        posterior: Where the latents come from.
+        posterior: Posterior that infers the latents.
         images: Training images, shape (N, C, H, W).
         settings: What to try.
         rng: Chooses images, draws latents and starts the fits.

@@ -68,7 +68,7 @@ def langevin_step(
     """Advance S chains by one step.
 
     Args:
-        state: Where they stand.
+        state: States of the chains before the step.
         noise: What the step draws.
         target: What they sample.
         step_size: eta, shape (S,).

@@ -33,8 +33,8 @@ class ChainRun:
     """A finished run of S chains.
 
     Attributes:
-        first: Where they started.
-        last: Where they ended.
+        first: States at the start.
+        last: States at the end.
         acceptance: Mean over steps, shape (S,).
         reflected: Mean over steps, shape (S,).
     """

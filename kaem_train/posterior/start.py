@@ -33,7 +33,7 @@ def start_prior(prior: Prior, mean: Tensor, std: Tensor, rng: torch.Generator) -
     Args:
         prior: Changed in place.
         mean: Shape (S, *latent_shape).
-        std: The same shape.
+        std: Deviations of the posteriors, the shape of `mean`.
         rng: Source of the draws.
     """
     latents = mean + std * torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
@@ -67,7 +67,7 @@ def start_marginals(prior: MixturePrior | IndependentPrior, latents: Tensor) -> 
 
     Args:
         prior: Changed in place.
-        latents: In the coordinates of the univariate densities, shape (S, *latent_shape).
+        latents: Latents in the coordinates of the univariate densities, shape (S, *latent_shape).
     """
     columns = latents.double().flatten(1).T  # (functions or coordinates, S)
     is_mixture = isinstance(prior, MixturePrior)
@@ -133,7 +133,7 @@ def start_experts(prior: ExpertsPrior, mean: Tensor, std: Tensor, rng: torch.Gen
     Args:
         prior: Changed in place.
         mean: Mean of the posteriors of S >= K images, in the coordinates of the univariate densities, shape (S, Q).
-        std: The same shape.
+        std: Deviations of the posteriors, the shape of `mean`.
         rng: Decides where k-means starts.
     """
     from sklearn.cluster import KMeans  # a second to load, which a model that is only read does not need

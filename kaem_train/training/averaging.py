@@ -22,7 +22,7 @@ class WeightAverage:
     An average across the jump would belong to neither side, so the averages of that module begin anew.
 
     Args:
-        parameters: By name; changed by training, only read here.
+        parameters: Parameters by name; changed by training, only read here.
         decay: Weight of the past, in (0, 1).
     """
 

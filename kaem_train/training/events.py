@@ -69,8 +69,8 @@ class Widened:
     Attributes:
         step: Updates done.
         outside: Share of the encoded latents that lay outside.
-        before: Ends of the domain as they were.
-        after: As they are now.
+        before: Ends of the domain before it grew.
+        after: Ends of the domain now.
     """
 
     step: int

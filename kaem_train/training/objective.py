@@ -100,7 +100,7 @@ def log_prior_term(prior: Prior, z: Tensor, gradient: PriorGradient, rng: torch.
     Args:
         prior: The prior, of the independent variant where `gradient` is contrastive; the configuration sees to it.
         z: z+, held constant, inside the domain: shape (S, *latent_shape).
-        gradient: Which form.
+        gradient: Form of the gradient.
         rng: Source of z-.
 
     Returns:

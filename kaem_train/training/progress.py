@@ -30,7 +30,7 @@ def show_decoding(console: Console) -> Iterator[Callable[[int, int], None]]:
     """Give a function to be told (images decoded, images in all); nothing is shown until it is called.
 
     Args:
-        console: Where to write; the command gives a console on stderr.
+        console: Console to write to; that of the command, on stderr.
     """
     columns = (TextColumn("[bold]decoding"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
@@ -51,7 +51,7 @@ class ProgressReport:
     Use it as a context manager, so that the bar is closed whatever happens.
 
     Args:
-        console: Where to write; the command gives a console on stderr.
+        console: Console to write to; that of the command, on stderr.
         updates: Updates of the whole run.
     """
 

@@ -107,7 +107,7 @@ def load_classifier(dataset: Dataset, labels: Labels, progress: Progress) -> Cla
     """Return the classifier of a data set, trained now or by an earlier run.
 
     Args:
-        dataset: It is trained on the training images and judged on the held-out ones.
+        dataset: Images to train the classifier on, and held-out ones to judge it.
         labels: Labels of both.
         progress: Told about the training.
 

@@ -38,7 +38,7 @@ class FeatureNetwork(Protocol):
 
     Attributes:
         name: What figures are named after.
-        description: Which network, which layer and how images reach it, for the report.
+        description: Network, layer and preparation of images, in words for the report.
         fingerprint: `sha256:` digest of the network.
         num_features: F.
         batch_size: Images that are put through it together.

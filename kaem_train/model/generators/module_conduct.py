@@ -22,7 +22,7 @@ def require_good_conduct(module: nn.Module, latents: Tensor, name: str) -> None:
     """Refuse a module by what its forward does beside computing images; it has computed some in evaluation mode.
 
     Args:
-        module: In any mode; it comes back in training mode, perhaps with a state that has changed.
+        module: The module, in any mode; it comes back in training mode, perhaps with a state that has changed.
         latents: Shape (N, Q).
         name: Name of the class.
 

@@ -105,15 +105,13 @@ class UnivariateBank(nn.Module):
 
     def paired(self, z: Tensor) -> Tensor:
         """Evaluate f_{q,p}(z[s,q,p]): shape (S, Q, P) -> (S, Q, P), each function on its own latent."""
-        spline = torch.einsum("sqpg,qpg->sqp", self.features(z), self.coefficients)
-        return self._with_base(self._scaled(spline), z)
+        return self._add_base(self._sum_paired(self.features(z)), z)
 
     def broadcast(self, z: Tensor) -> Tensor:
         """Evaluate f_{q,p}(z[s,q]): shape (S, Q) -> (S, Q, P), all components on their common latent."""
         if not self.basis.is_shared:
             return self.paired(z.unsqueeze(-1))
-        spline = torch.einsum("sqg,qpg->sqp", self.features(z), self.coefficients)
-        return self._with_base(self._scaled(spline), z.unsqueeze(-1))
+        return self._add_base(self._sum_broadcast(self.features(z)), z.unsqueeze(-1))
 
     def nodes(self, z: Tensor) -> Tensor:
         """Evaluate on quadrature nodes: shape (Q, P, M), (Q, 1, M) or (1, 1, M) -> (Q, P, M)."""
@@ -143,15 +141,13 @@ class UnivariateBank(nn.Module):
 
     def expected_paired(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return E f_{q,p}(z) for z[s,q,p] ~ N(mean, std^2): shapes (S, Q, P); needs `has_closed_expectation`."""
-        features = self.expected_features(mean, std)
-        return self._scaled(torch.einsum("sqpg,qpg->sqp", features, self.coefficients))
+        return self._sum_paired(self.expected_features(mean, std))
 
     def expected_broadcast(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return E f_{q,p}(z) for z[s,q] ~ N(mean, std^2): (S, Q) -> (S, Q, P); needs `has_closed_expectation`."""
         if not self.basis.is_shared:
             return self.expected_paired(mean.unsqueeze(-1), std.unsqueeze(-1))
-        features = self.expected_features(mean, std)
-        return self._scaled(torch.einsum("sqg,qpg->sqp", features, self.coefficients))
+        return self._sum_broadcast(self.expected_features(mean, std))
 
     @property
     def has_closed_expectation(self) -> bool:
@@ -165,7 +161,7 @@ class UnivariateBank(nn.Module):
         Args:
             targets: Wanted values up to a constant per function, shape (Q, P, M).
             weights: Non-negative importance of each value, shape (Q, P, M), summing to 1 over M.
-            nodes: Where they are wanted, shape (M,).
+            nodes: Points at which the values are wanted, shape (M,).
             ridge: Penalty on the squared coefficients.
         """
         if self.base != "none":
@@ -224,8 +220,14 @@ class UnivariateBank(nn.Module):
             return torch.einsum("qmg,qpg->qpm", features[:, 0], self.coefficients)
         return torch.einsum("qpmg,qpg->qpm", features, self.coefficients)
 
-    def _scaled(self, spline: Tensor) -> Tensor:
+    def _sum_paired(self, features: Tensor) -> Tensor:
+        return self._scale(torch.einsum("sqpg,qpg->sqp", features, self.coefficients))
+
+    def _sum_broadcast(self, features: Tensor) -> Tensor:
+        return self._scale(torch.einsum("sqg,qpg->sqp", features, self.coefficients))
+
+    def _scale(self, spline: Tensor) -> Tensor:
         return spline * self.spline_weight if self.basis.is_scaled else spline
 
-    def _with_base(self, values: Tensor, z: Tensor) -> Tensor:
+    def _add_base(self, values: Tensor, z: Tensor) -> Tensor:
         return values if self.base == "none" else values + self.base_weight * ACTIVATIONS[self.base](z)

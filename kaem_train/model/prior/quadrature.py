@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_SAMPLING_ORDER = 6
+
 LogDensity = Callable[[Tensor], Tensor]
 """Maps nodes, shape (M,) float64, to unnormalised log densities, shape (..., M)."""
 
@@ -80,7 +82,7 @@ class Cumulative:
         edges: Shape (E,), float64.
         at_edges: F at the edges, shape (..., E), float64; first 0, last 1.
         left: Mass-matched density at each cell's left edge times its width, shape (..., E - 1).
-        right: The same at the right edge.
+        right: Mass-matched density at each cell's right edge times its width, shape (..., E - 1).
         log_total: Logarithm of the normaliser Z (eq. 20), shape (...).
     """
 
@@ -108,18 +110,17 @@ class Cumulative:
         return self.edges[cell] + fraction.clamp(0.0, 1.0) * self.edges.diff()[cell]
 
 
-def integrate(log_density: LogDensity, edges: Tensor, *, order: int = 6) -> Cumulative:
+def integrate(log_density: LogDensity, edges: Tensor) -> Cumulative:
     """Integrate densities over cells (section 2.7 of the method; eq. 20 and Algorithm 1 of the paper).
 
     Args:
         log_density: Unnormalised; may return any floating dtype.
         edges: Shape (E,), float64, with the integrand smooth in every cell.
-        order: Gauss-Legendre nodes per cell.
 
     Returns:
         The normalised cumulative functions.
     """
-    nodes, weights = gauss_legendre(edges, order)
+    nodes, weights = gauss_legendre(edges, _SAMPLING_ORDER)
     values = log_density(nodes.flatten()).double()
     at_edges = log_density(edges).double()
     shift = torch.maximum(values.amax(-1, keepdim=True), at_edges.amax(-1, keepdim=True))
