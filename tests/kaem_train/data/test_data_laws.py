@@ -37,7 +37,7 @@ def test_batch_k_of_a_resumed_run_is_batch_k(num, size, seed, steps, flip):
         return take_batch(images, size, seed=seed, step=step, augment_flip=flip)
 
     before = [batch(step) for step in steps]  # whatever was asked before
-    order_module._epoch_order.cache_clear()  # and in another process
+    order_module._shuffle_epoch.cache_clear()  # and in another process
     torch.rand(3)
     for step, expected in zip(reversed(steps), reversed(before), strict=True):
         assert torch.equal(batch(step), expected)
