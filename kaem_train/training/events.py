@@ -83,7 +83,7 @@ Event = Progress | SamplesDrawn | Saved | Refitted | Widened
 Listener = Callable[[Event], None]
 
 
-class Window:
+class RunningMeans:
     """Means of metrics over the updates that had them, and the speed, since the last report."""
 
     def __init__(self) -> None:

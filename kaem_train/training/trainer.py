@@ -42,7 +42,7 @@ from kaem_train.posterior import Posterior
 from kaem_train.rng import Purpose, noise_stream
 from kaem_train.training.acceleration import accelerate, networks, plain
 from kaem_train.training.averaging import WeightAverage
-from kaem_train.training.events import Event, Listener, Progress, Refitted, SamplesDrawn, Saved, Widened, Window
+from kaem_train.training.events import Event, Listener, Progress, Refitted, RunningMeans, SamplesDrawn, Saved, Widened
 from kaem_train.training.grid_refits import GridRefits
 from kaem_train.training.interrupt import stop_request
 from kaem_train.training.optimiser import FiniteGuard, build_optimiser, find_first_not_finite, set_rates
@@ -163,7 +163,7 @@ class Trainer:
         accelerate(self._networks, config.training)
         self._grid_refits = GridRefits(config)
         self._listeners = listeners
-        self._window = Window()
+        self._means = RunningMeans()
 
     def update(self, checkpoint: Path | None) -> None:
         """Do one optimiser step on the batch that (seed, step) names.
@@ -422,9 +422,9 @@ class Trainer:
 
     def _report(self, metrics: dict[str, Tensor], num_images: int) -> None:
         settings = self.config.training
-        self._window.add(metrics, num_images)
+        self._means.add(metrics, num_images)
         if self.step % settings.log_every == 0 or self.step == settings.updates:
-            means, speed = self._window.take()
+            means, speed = self._means.take()
             if self.model.sigma is not None:
                 means["sigma"] = float(self.model.sigma)
             self._tell(Progress(step=self.step, updates=settings.updates, images_per_second=speed, metrics=means))
