@@ -31,16 +31,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support" / "models"))
 
+from heads import graph_of_prior
 from models import random_model
 
 from kaem.engines.session import installed_runtime, open_session
 from kaem.engines.workers import row_workers
 from kaem.errors import VerificationError
 from kaem.noise import uniforms
-from kaem_export.compile import export, frame_of
-from kaem_export.graph import build_graph, traced_generator
+from kaem_export.compile import export
+from kaem_export.graph import traced_generator
 from kaem_export.options import Options
-from kaem_export.priors.prior_tables import tabulate
 from kaem_export.rewrite import int8
 from kaem_export.rewrite.effects import estimate, graph_cost, interleaved
 from kaem_export.rewrite.optimise import optimise
@@ -198,7 +198,7 @@ def _prior_shares(name: str, batches: list[int], seconds: float) -> None:
     for label, (amplitude, settings) in _PRIORS.items():
         words = (f"prior.num_latents={num_latents}", "prior.num_components=32", "prior.low=-8", "prior.high=8")
         prior = random_model(*words, *settings, amplitude=amplitude)[1].prior
-        whole = build_graph(tabulate(prior).tables, generator, "float32", frame_of(prior))
+        whole = graph_of_prior(prior, generator)
         whole = optimise(whole, _LEVELS["large-batch"]).model
         shares = [_prior_share(whole, batch, seconds) for batch in batches]
         print(f"| {label} | " + " | ".join(shares) + " |", flush=True)

@@ -7,13 +7,14 @@ scipy's PINV. The folder tests, where `zoo.py` is, must be on the path.
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
-from onnx import TensorProto, helper
 from scipy.stats import sampling
 from zoo import ZOO, Family
 
+from kaem_export.onnx_builder import add_constant, start_graph, to_model
 from kaem_export.tables.laws import Laws
-from kaem_export.tables.lookup import quantile_nodes, signed_nodes, wrap
+from kaem_export.tables.lookup import look_up, sign_uniforms
 from kaem_export.tables.tree import QuantileTables
 
 _FAMILY = ZOO["rbf20 f 8"]
@@ -32,9 +33,8 @@ def rbf_laws(count: int) -> Laws:
 
 def own_lookup(tables: QuantileTables) -> onnxruntime.InferenceSession:
     """The nodes that an artifact has, from `uniform`, one column for each function."""
-    signed, constants = signed_nodes("uniform", "signed")
-    nodes, more = quantile_nodes(tables, "signed", "latent")
-    return _session(signed + nodes, constants | more, tables.columns.size)
+    builder, uniform = start_graph("uniform", tables.columns.size)
+    return _session(builder, look_up(builder.op, tables, sign_uniforms(builder.op, uniform)).quantiles)
 
 
 def compare_sum_gather(laws: Laws) -> onnxruntime.InferenceSession:
@@ -42,25 +42,14 @@ def compare_sum_gather(laws: Laws) -> onnxruntime.InferenceSession:
     count = len(laws)
     z = np.linspace(-6, 6, _GRID)
     cdf = np.stack([laws.evaluate(row, z)[0] for row in range(count)]).astype(np.float32)
-    constants = {
-        "last": np.array([2], np.int64),
-        "cdf": cdf[None],
-        "rows": (np.arange(count, dtype=np.int32) * _GRID)[None],
-        "top": np.int32(_GRID - 1),
-        "points": np.tile(z.astype(np.float32), count),
-    }
-    node = helper.make_node
-    nodes = [
-        node("Unsqueeze", ["uniform", "last"], ["u"]),
-        node("Greater", ["u", "cdf"], ["above"]),
-        node("Cast", ["above"], ["ones"], to=TensorProto.FLOAT),
-        node("ReduceSum", ["ones", "last"], ["count"], keepdims=0),
-        node("Cast", ["count"], ["cell"], to=TensorProto.INT32),
-        node("Min", ["cell", "top"], ["inside"]),
-        node("Add", ["inside", "rows"], ["row"]),
-        node("Gather", ["points", "row"], ["latent"], axis=0),
-    ]
-    return _session(nodes, constants, count)
+    builder, uniform = start_graph("uniform", count)
+    op = builder.op
+    above = op.Greater(op.Unsqueeze(uniform, [2]), add_constant(op, cdf[None], "cdf"))
+    passed = op.ReduceSum(op.Cast(above, to=ir.DataType.FLOAT), [2], keepdims=0)
+    cell = op.Min(op.Cast(passed, to=ir.DataType.INT32), add_constant(op, np.int32(_GRID - 1), "top"))
+    row = op.Add(cell, add_constant(op, (np.arange(count, dtype=np.int32) * _GRID)[None], "rows"))
+    points = add_constant(op, np.tile(z.astype(np.float32), count), "points")
+    return _session(builder, op.Gather(points, row, axis=0))
 
 
 def scipys_pinv() -> sampling.NumericalInversePolynomial:
@@ -80,8 +69,8 @@ def plain_uniforms(v: np.ndarray) -> np.ndarray:
     return np.mod(v, np.float32(1)).clip(0, np.float32(1 - 2**-24))
 
 
-def _session(nodes, constants, count: int) -> onnxruntime.InferenceSession:
-    model = wrap(nodes, constants, source=("uniform", count), target=("latent", count), opset=21, ir_version=10)
+def _session(builder, latent) -> onnxruntime.InferenceSession:
+    model = to_model(builder, latent=latent)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -21,18 +21,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support" / "models"))
 
+from heads import written_nodes
 from table_figures import BARS, Figures, figures, worst
 from table_rivals import compare_sum_gather, own_lookup, plain_uniforms, rbf_laws, scipys_pinv
 from zoo import ZOO
 
 from kaem.errors import KaemError
 from kaem.noise import uniforms
-from kaem_export.priors.prior_tables import tabulate
+from kaem_export.priors.layouts import choose_layout
 from kaem_export.proof.rows import noise_mismatches
 from kaem_export.tables.collapse import collapse
 from kaem_export.tables.fit_tables import bake
 from kaem_export.tables.laws import Laws
-from kaem_export.tables.lookup import quantile_nodes, signed_nodes
+from kaem_export.tables.lookup import look_up, sign_uniforms
 from kaem_train.checkpoint import load_kaem
 from kaem_train.config import PriorConfig
 from kaem_train.model.prior.factorised import MixturePrior
@@ -80,7 +81,8 @@ def _checkpoint_row(path: Path) -> dict[str, Figures]:
     try:
         config, model = load_kaem(path)
         start = time.process_time()
-        tabulated = tabulate(model.prior)
+        laws = choose_layout(model.prior).laws
+        baked = bake(laws)
     except KaemError as error:
         print(f"| {path}: {error} |" + " |" * (len(_COLUMNS) + 2))
         return {}
@@ -89,7 +91,7 @@ def _checkpoint_row(path: Path) -> dict[str, Figures]:
         f"{path.parent.name}: {prior.variant}, {prior.basis}, {prior.reference}, "
         f"Q {prior.num_latents}, P {prior.num_components}"
     )
-    return {name: _print_row(name, tabulated.laws, tabulated.baked, time.process_time() - start)}
+    return {name: _print_row(name, laws, baked, time.process_time() - start)}
 
 
 def _print_row(name: str, laws: Laws, baked, seconds: float) -> Figures:
@@ -104,7 +106,7 @@ def _print_row(name: str, laws: Laws, baked, seconds: float) -> Figures:
 def _sizes_and_speeds(*, quick: bool) -> list[tuple[str, float, float]]:
     """Bake the two large sets and race the lookup: figures with their bars."""
     tables = bake(rbf_laws(100)).tables
-    nodes = signed_nodes("uniform", "signed")[0] + quantile_nodes(tables, "signed", "quantile")[0]
+    nodes = written_nodes(lambda op, uniform: look_up(op, tables, sign_uniforms(op, uniform)), tables.columns.size)
     bars = [
         ("nodes of a lookup", float(len(nodes)), 35.0),
         ("gathers of a lookup", float(sum(node.op_type == "Gather" for node in nodes)), 2.0),

@@ -125,7 +125,7 @@ def export(
         from kaem_export.compile import (
             export as compile_checkpoint,  # with torch, which a finished artifact does not need
         )
-        from kaem_export.families.compiled import Sampling
+        from kaem_export.families.family import Sampling
         from kaem_export.rewrite.explain import explain as explain_rewrites
         from kaem_export.rewrite.optimise import Optimised
 

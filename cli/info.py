@@ -124,9 +124,10 @@ def _show_checkpoint(path: Path, allow_modules: Container[str], *, json: bool) -
     densities: Mapping[str, Any] = {}
     prior = model.prior if config.has_energies and isinstance(model, Kaem) else None
     if prior is not None:
-        from kaem_export.priors.manifest_entries import densities_of
+        from kaem_export.priors.layouts import choose_layout
+        from kaem_export.priors.manifest_entries import densities as densities_of
 
-        densities = densities_of(prior)
+        densities = densities_of(choose_layout(prior))
     updates, weights = read_checkpoint(path).step, fingerprint_weights(model.state_dict())
     if json:
         content = {"config": to_mapping(config), "updates": updates, "densities": densities, "checkpoint": weights}

@@ -65,9 +65,9 @@ def verify(
         raise VerificationError(error.message, hint=error.hint) from None
 
     # With torch, which takes seconds to load.
+    from kaem_export.certificate import stated_tolerance, verify_on_device
+    from kaem_export.certificate import verify as verify_artifact
     from kaem_export.priors.manifest_entries import require_tolerance
-    from kaem_export.proof.certificate import stated_tolerance, verify_on_device
-    from kaem_export.proof.certificate import verify as verify_artifact
     from kaem_export.proof.manifest_check import CLAIMS
 
     require_tolerance(tolerance)

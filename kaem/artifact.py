@@ -4,6 +4,7 @@ The graph maps `uniform` float32 (N, D) to `image` (N, C, H, W) and `latent` flo
 runs ONNX can run it with no kaem code. This module knows the manifest only: it neither loads nor builds graphs.
 
 Format versions, newest first (bump for a change that an older reader would misread):
+    3   `head`, the kind of the head and the names of what is measured in it.
     2   `manifest_fingerprint`, a digest of all other fields.
     1   first version.
 """
@@ -19,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from kaem.errors import ArtifactError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_KEY = "kaem.manifest"
 
 _DIGEST_KEY = "manifest_fingerprint"
@@ -67,6 +68,8 @@ class Manifest:
         image_shape: (C, H, W).
         image_type: Element type of the output `image`.
         prior: Description of the prior (variant, reference, domain, quadrature) in plain containers.
+        head: Kind of the nodes that make latents of uniforms, and the names of the tensors in this graph that a
+            certificate speaks of, by what they hold. Empty in artifacts of format 2 and before.
         densities: Coordinates and values of each latent density, for plotting only.
         certificate: Figures measured on this very graph when it was exported.
         config: The whole training configuration.
@@ -89,6 +92,7 @@ class Manifest:
     image_shape: tuple[int, int, int]
     image_type: ImageType = "float32"
     prior: Mapping[str, Any] = field(default_factory=dict)
+    head: Mapping[str, Any] = field(default_factory=dict)
     densities: Mapping[str, Any] = field(default_factory=dict)
     certificate: tuple[Figure, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -218,8 +222,8 @@ def _manifest(content: dict[str, Any]) -> Manifest:
         raise ValueError(f"family is {content['family']!r}")
     if content["image_type"] not in get_args(ImageType):
         raise ValueError(f"image_type is {content['image_type']!r}")
-    for key in ("prior", "densities", "config", "tools", "compilation"):
-        if not isinstance(content.get(key, {}) if key == "compilation" else content[key], dict):
+    for key in ("prior", "head", "densities", "config", "tools", "compilation"):
+        if not isinstance(content.get(key, {}) if key in ("head", "compilation") else content[key], dict):
             raise TypeError(f"{key} is not a table")
     updates = content.get("updates")
     if updates is not None and (type(updates) is not int or updates < 0):

@@ -1,6 +1,6 @@
 """The whole story: checkpoint -> distributions -> quantile tables -> graph -> certificate -> one file.
 
-Baseline families take their own way from checkpoint to graph (`families/`), then the same.
+Every family has its own way from checkpoint to graph and to the figures that prove it (`families/`); the rest is here.
 
 The file appears only when everything has been measured and kept its bound; nothing half-written is left behind.
 """
@@ -20,28 +20,16 @@ from kaem.config import to_mapping
 from kaem.engines.cpu import LocalSampler
 from kaem.errors import RequestError, VerificationError
 from kaem.files import replacing, require_place
-from kaem_export.families.compiled import AS_TRAINED, Compiled, Sampling
-from kaem_export.families.diffusion import compile_diffusion
-from kaem_export.families.latent_ebm import compile_latent_ebm
-from kaem_export.families.vae import compile_vae
-from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
+from kaem_export.certificate import measure
+from kaem_export.families.exported_families import exported_family
+from kaem_export.families.family import AS_TRAINED, Compiled, Request, Sampling, Subject
+from kaem_export.graph import attach_manifest, graph_fingerprint
 from kaem_export.one_thread import one_thread
 from kaem_export.options import Options, Precision
-from kaem_export.priors.manifest_entries import densities, promise, refuse_tables, require_tolerance
-from kaem_export.priors.prior_nodes import Frame
-from kaem_export.priors.prior_tables import SummandTables, noise_dim, tabulate
-from kaem_export.proof.certificate import measure
+from kaem_export.priors.manifest_entries import require_tolerance
 from kaem_export.rewrite.optimise import Optimised, Step, optimise, precision_of
 from kaem_export.tables.leaves import TOLERANCE
-from kaem_export.targets.trained import LOOPED
 from kaem_train.checkpoint import fingerprint_weights, load_model, read_checkpoint
-from kaem_train.config.settings import Config
-from kaem_train.families.build import Model
-from kaem_train.families.diffusion import Diffusion
-from kaem_train.families.kaem import Kaem
-from kaem_train.families.latent_ebm import LatentEbm
-from kaem_train.model.prior.factorised import Prior
-from kaem_train.model.prior.own_frames import OwnFramesPrior
 
 _PRECISION_HINTS: dict[Precision, str] = {
     "float32": "the generator loses too much in float32: scale its inputs down, or train with smaller latents",
@@ -106,103 +94,60 @@ def export(
     # The draft first of all: an output that cannot be written should not cost a compilation.
     with replacing(output) as draft, one_thread():
         config, model = load_model(checkpoint, allow_modules=allow_modules)
+        family, options = exported_family(config), options or Options()
         weights = fingerprint_weights(model.state_dict())
-        options = options or Options()
-        compiled = _compile(config, model, image_type, sampling, tolerance, keep_components)
-        optimised = _optimised(compiled, options)
-        compiled = replace(compiled, graph=optimised.model)
+        compiled = family.compile(
+            config,
+            model,
+            Request(image_type=image_type, sampling=sampling, tolerance=tolerance, keep_components=keep_components),
+        )
+        said = compiled.description
+        optimised = _optimise(compiled, options, has_loop=family.has_loop)
+        graph = optimised.model
         if watch is not None:
             watch(optimised)
         manifest = Manifest(
-            family=compiled.family,
-            name=compiled.name,
-            noise_dim=compiled.noise_dim,
-            latent_dim=compiled.latent_dim,
+            family=said.family,
+            name=said.name,
+            noise_dim=said.noise_dim,
+            latent_dim=said.latent_dim,
             image_shape=_three(model.image_shape),
             image_type=image_type,
-            prior=compiled.prior,
+            prior=said.prior,
+            head=compiled.head,
             densities=compiled.densities,
             config=to_mapping(config),
             checkpoint_fingerprint=weights,
-            graph_fingerprint=graph_fingerprint(compiled.graph),
+            graph_fingerprint=graph_fingerprint(graph),
             tools=_tool_versions(),
             compilation={
                 "passes": optimised.passes,
-                "precision": precision_of(compiled.graph),  # a finished decoder may have one of its own
+                "precision": precision_of(graph),  # a finished decoder may have one of its own
                 "batch_sizes": list(options.batch),
                 "large_batch_rows": optimised.large_batch_rows,
                 "rows_per_call": optimised.rows_per_call,
             },
             updates=read_checkpoint(checkpoint).step,
         )
-        draft.write_bytes(attach_manifest(compiled.graph, manifest))
+        draft.write_bytes(attach_manifest(graph, manifest))
         with LocalSampler(draft, workers=1) as sampler:
-            manifest = replace(manifest, certificate=measure(sampler, config, model, draft, tolerance=tolerance))
+            subject = Subject(sampler=sampler, artifact=draft, config=config, model=model, tolerance=tolerance)
+            manifest = replace(manifest, certificate=measure(subject))
         require_kept(manifest)
-        draft.write_bytes(attach_manifest(compiled.graph, manifest))
+        draft.write_bytes(attach_manifest(graph, manifest))
     return manifest
 
 
-def _optimised(compiled: Compiled, options: Options) -> Optimised:
+def _optimise(compiled: Compiled, options: Options, *, has_loop: bool) -> Optimised:
     """Rewrite a graph; one with a loop stays as it was made, for the loop's body is written to be fast already."""
-    if compiled.family not in LOOPED:
+    if not has_loop:
         return optimise(compiled.graph, options)
     if options != Options():
         raise RequestError(
-            f"a model of the family {compiled.family} samples in a loop, which is exported in one form only",
+            f"a model of the family {compiled.description.family} samples in a loop, which has one form only",
             hint="leave --optimize, --precision and --batch out",
         )
     return Optimised(steps=(Step("as exported", compiled.graph),))
-
-
-def _compile(
-    config: Config,
-    model: Model,
-    image_type: ImageType,
-    sampling: Sampling,
-    tolerance: float,
-    keep_components: bool,
-) -> Compiled:
-    if config.family != "kaem":
-        refuse_tables(config.family, tolerance, keep_components=keep_components)
-    match config.family, model:
-        case "ddpm", Diffusion():
-            return compile_diffusion(config, model, image_type, sampling)
-        case "latent_ebm", LatentEbm():
-            return compile_latent_ebm(config, model, image_type, sampling)
-        case "vae", Kaem():
-            sampling.refuse_steps(config.family)
-            return compile_vae(config, model, image_type)
-        case "kaem", Kaem():
-            sampling.refuse_steps(config.family)
-            return _kaem(config, model, image_type, tolerance, keep_components)
-        case family, _:
-            raise AssertionError(f"nothing compiles a {type(model).__name__} of the family {family!r}")
-
-
-def _kaem(config: Config, model: Kaem, image_type: ImageType, tolerance: float, keep_components: bool) -> Compiled:
-    tabulated = tabulate(model.prior, tolerance=tolerance, keep_components=keep_components)
-    return Compiled(
-        graph=build_graph(tabulated.tables, model.generator, image_type, frame_of(model.prior)),
-        family="kaem",
-        name=config.name,
-        noise_dim=noise_dim(model.prior, keep_components=keep_components),
-        latent_dim=config.prior.num_latents,
-        prior={**to_mapping(config.prior), **promise(model.prior, tabulated)},
-        densities=densities(
-            *(model.prior, tabulated.laws, tabulated.weights),
-            keeps_summands=isinstance(tabulated.tables, SummandTables),
-        ),
-    )
-
-
-def frame_of(prior: Prior) -> Frame | None:
-    """Return the linear map behind a prior's quantiles, of every expert its own where they have some; None without."""
-    frame = prior.frames if isinstance(prior, OwnFramesPrior) else prior.frame
-    if frame is None:
-        return None
-    state = {name: value.detach().float().numpy() for name, value in frame.state_dict().items()}
-    return Frame(offset=state["offset"], matrix=state["matrix"])
 
 
 def require_kept(manifest: Manifest) -> None:

@@ -1,86 +1,85 @@
-"""Tables + frame + generator -> one ONNX graph from `uniform` to `image` and `latent`.
+"""Head + generator -> one ONNX graph from `uniform` to `image` and `latent`.
 
-The head is written node by node in `prior_nodes.py`; the generator comes from torch's exporter, or is ONNX already, and
-is joined at `latent`.
+The head is written by a prior's layout or by a family; the generator comes from torch's exporter, or is ONNX already,
+and is joined at `latent`.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import helper
+from onnxscript import GraphBuilder
 
 from kaem.artifact import MANIFEST_KEY, ImageType, Manifest, fingerprint, write_manifest
+from kaem_export.onnx_builder import move_graph, start_graph, to_model
+from kaem_export.priors.layout import PriorLayout
 from kaem_export.priors.ordered_sum import fix_sum_orders
-from kaem_export.priors.prior_nodes import Frame, head_nodes
-from kaem_export.priors.prior_tables import PriorTables
-from kaem_export.proof.intensities import clipped
-from kaem_export.tables.lookup import Constants, wrap
-from kaem_train.fitting.decoder_graph import IR_VERSION, OPSET, finished_decoder, prefixed
+from kaem_export.proof.intensities import clip_intensities
+from kaem_export.tables.lookup import Head
+from kaem_export.tables.tree import QuantileTables
+from kaem_train.fitting.decoder_graph import finished_decoder
 from kaem_train.library_errors import one_line
 from kaem_train.model.generators.onnx_generator import OnnxGenerator
 from kaem_train.onnx_tracing import traced_generator
 
 
 def build_graph(
-    tables: PriorTables,
-    generator: torch.nn.Module,
-    image_type: ImageType,
-    frame: Frame | None = None,
-) -> onnx.ModelProto:
-    """Compose the quantile lookup and the frame with a generator.
+    layout: PriorLayout, tables: QuantileTables, generator: torch.nn.Module, image_type: ImageType
+) -> tuple[onnx.ModelProto, Head]:
+    """Compose a prior's quantile lookup and frame with a generator.
 
     Args:
-        tables: The prior's.
-        generator: Maps (N, Q) float32 to images (N, C, H, W) in [0, 1]; in eval mode.
+        layout: Layout of the prior.
+        tables: Tables of its laws.
+        generator: Generator in eval mode, from (N, Q) float32 to images (N, C, H, W) in [0, 1].
         image_type: Element type of the output `image`; uint8 is rounded to nearest as the graph's last step.
-        frame: Applied to the looked-up quantiles; None where they are the latents themselves.
 
     Returns:
-        A checked model with input `uniform` (N, D), D as in `prior_tables.py`, and outputs `image` and `latent`; no
-        metadata yet.
+        A checked model with input `uniform` (N, D) and outputs `image` and `latent`, without metadata, and its head.
+
+    Raises:
+        ArtifactError: The generator cannot be exported, or not be joined to the head.
     """
-    return join_generator(*head_nodes(tables, frame), generator, image_type)
+    builder, uniform = start_graph("uniform", layout.noise_dim)
+    head = layout.write_head(builder.op, uniform, tables)
+    return join_generator(builder, head, layout.prior.num_latents, generator, image_type), head
 
 
 def join_generator(
-    nodes: list[onnx.NodeProto],
-    constants: Constants,
-    noise_dim: int,
-    latent_dim: int,
-    generator: torch.nn.Module,
-    image_type: ImageType,
+    builder: GraphBuilder, head: Head, latent_dim: int, generator: torch.nn.Module, image_type: ImageType
 ) -> onnx.ModelProto:
-    """Compose nodes from `uniform` (N, D) to `latent` (N, Q) with a generator: `build_graph` for any head.
+    """Compose a head with a generator: `build_graph` for any head.
 
     Raises:
-        ArtifactError: The generator cannot be exported, or not be joined to the nodes.
+        ArtifactError: The generator cannot be exported, or not be joined to the head.
     """
-    exported = _generator(generator, latent_dim)
+    if isinstance(generator, OnnxGenerator):
+        exported = ir.from_proto(finished_decoder(generator.file(), latent_dim))
+    else:
+        exported = clip_intensities(ir.from_proto(traced_generator(generator, latent_dim)))
     with one_line(
         "the generator's graph cannot be joined to the prior's", "export it with ONNX's common operators alone"
     ):
-        head = wrap(
-            nodes,
-            constants,
-            source=("uniform", noise_dim),
-            target=("latent", latent_dim),
-            opset=OPSET,
-            ir_version=IR_VERSION,
-        )
-        model = compose.merge_models(
-            head, exported, io_map=[("latent", "generator_latent")], outputs=["image", "latent"]
-        )
-        return finished(model, image_type)
+        (image,) = move_graph(fix_sum_orders(exported).graph, builder, "generator_", [head.latent])
+        return finish_graph(builder, image, head.latent, image_type)
 
 
-def finished(model: onnx.ModelProto, image_type: ImageType) -> onnx.ModelProto:
-    """Finish, in place, a model whose `image` is float32: element type, no traces of its making, a check."""
+def finish_graph(builder: GraphBuilder, image: ir.Value, latent: ir.Value, image_type: ImageType) -> onnx.ModelProto:
+    """Finish a graph whose image is float32: element type, outputs, no traces of its making, a check.
+
+    Args:
+        builder: Builder of the graph.
+        image: Images, float32 (N, C, H, W) in [0, 1].
+        latent: Latents, float32 (N, Q).
+        image_type: Element type of the output `image`; uint8 is rounded to nearest.
+    """
     if image_type == "uint8":
-        _append_uint8(model)
+        op = builder.op  # the cast comes last of all, as TensorRT demands
+        image = op.Cast(op.Clip(op.Round(op.Mul(image, 255.0)), 0.0, 255.0), to=ir.DataType.UINT8)
+    model = to_model(builder, image=image, latent=latent)
     _strip(model)
-    model.graph.output.sort(key=lambda value: value.name)  # image, latent
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -101,53 +100,22 @@ def graph_fingerprint(model: onnx.ModelProto) -> str:
     return fingerprint(copy.SerializeToString(deterministic=True))
 
 
-def _generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
-    """Return the generator with a free batch dimension; every name gets the prefix `generator_`, the output none."""
-    if isinstance(generator, OnnxGenerator):
-        model = finished_decoder(generator.file(), latent_dim)
-    else:
-        model = clipped(traced_generator(generator, latent_dim))
-    model = prefixed(fix_sum_orders(model), "generator_")
-    for graph_node in model.graph.node:
-        graph_node.output[:] = ["image" if name == "generator_image" else name for name in graph_node.output]
-    model.graph.output[0].name = "image"
-    model.ir_version = IR_VERSION
-    return model
-
-
-def _append_uint8(model: onnx.ModelProto) -> None:
-    """Round [0, 1] to 0 .. 255 as the last nodes; the cast comes last of all, as TensorRT demands."""
-    for graph_node in model.graph.node:
-        graph_node.output[:] = ["image_float" if name == "image" else name for name in graph_node.output]
-    constants = {"white": np.float32(255), "black": np.float32(0)}
-    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items())
-    model.graph.node.extend(
-        [
-            helper.make_node("Mul", ["image_float", "white"], ["image_scaled"]),
-            helper.make_node("Round", ["image_scaled"], ["image_rounded"]),
-            helper.make_node("Clip", ["image_rounded", "black", "white"], ["image_clipped"]),
-            helper.make_node("Cast", ["image_clipped"], ["image"], to=TensorProto.UINT8),
-        ]
-    )
-    image = next(value for value in model.graph.output if value.name == "image")
-    image.type.tensor_type.elem_type = TensorProto.UINT8
-
-
 def _strip(model: onnx.ModelProto) -> None:
-    """Remove what the exporters note about themselves: source paths, stack traces, producer, doc strings."""
-    del model.metadata_props[:]
-    del model.functions[:]
-    del model.opset_import[1:]  # joining two models lists the one domain twice
-    model.producer_name, model.producer_version, model.doc_string = "kaem", "", ""
-    model.graph.name, model.graph.doc_string = "kaem", ""
-    del model.graph.metadata_props[:]
-    del model.graph.value_info[:]
-    for graph_node in model.graph.node:
-        graph_node.doc_string = ""
-        del graph_node.metadata_props[:]
+    """Remove what the exporters note about themselves: source paths, stack traces, doc strings, shapes inside."""
+    model.producer_name = "kaem"
+    _strip_inside(model.graph)
     for value in (*model.graph.input, *model.graph.output):
         value.doc_string = ""
         del value.metadata_props[:]
-    # The exporter names the batch dimension by itself; one name for one thing.
-    for value in (*model.graph.input, *model.graph.output):
+        # The exporter names the batch dimension by itself; one name for one thing.
         value.type.tensor_type.shape.dim[0].dim_param = "N"
+
+
+def _strip_inside(graph: onnx.GraphProto) -> None:
+    del graph.value_info[:]
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _strip_inside(attribute.g)

@@ -14,29 +14,43 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, assert_never
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from typing_extensions import override
 
-from kaem.artifact import Family, ImageType, Manifest
+from kaem.artifact import Figure, ImageType, Manifest
 from kaem.errors import ConfigError, VerificationError
-from kaem_export.families.compiled import Compiled, Sampling, require_noise_dim, stated_steps
-from kaem_export.families.recursive_noise import NUM_WORDS, seed_nodes, stream_nodes
-from kaem_export.families.unet import PREFIX, unet_graph
-from kaem_export.graph import finished
-from kaem_export.tables.lookup import Constants
-from kaem_export.tables.normal import NORMAL_U_ERROR_BOUND, normal_nodes
+from kaem_export.families.diffusion_certificate import probe_rows, sampler_parity
+from kaem_export.families.family import (
+    Compiled,
+    Description,
+    ExportedFamily,
+    Request,
+    Sampling,
+    Subject,
+    require_noise_dim,
+    stated_steps,
+)
+from kaem_export.families.recursive_noise import NUM_WORDS, advance_streams, seed_streams
+from kaem_export.families.unet import unet_graph
+from kaem_export.graph import finish_graph
+from kaem_export.onnx_builder import Op, add_constant, move_graph, split, start_graph, write_loop
+from kaem_export.proof.head import measured_tensors, require_head
+from kaem_export.proof.normal_draws import normal_figures
+from kaem_export.proof.rows import BATCHES, noise_mismatches, row_figures
+from kaem_export.tables.lookup import Head
+from kaem_export.tables.normal import NORMAL_U_ERROR_BOUND, draw_normals
 from kaem_train.config import DiffusionConfig
 from kaem_train.config.settings import Config
 from kaem_train.families.diffusion import Diffusion, sampling_schedule
-from kaem_train.fitting.decoder_graph import IR_VERSION, OPSET
 
+_HEAD = "denoising steps"
 _DEFAULT_DDIM_STEPS = 50
-_STATES = [f"stream_{word}" for word in range(NUM_WORDS)]
-_NEW_STATES = [f"new_stream_{word}" for word in range(NUM_WORDS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,44 +94,71 @@ def sampler_settings(config: DiffusionConfig, sampling: Sampling) -> DiffusionCo
     return replace(config, sampler=sampler, sampling_steps=steps)
 
 
-def compile_diffusion(config: Config, model: Diffusion, image_type: ImageType, sampling: Sampling) -> Compiled:
-    """Compile a diffusion model with one of its samplers.
+class ExportedDiffusion(ExportedFamily[Diffusion]):
+    """A diffusion model with one of its samplers."""
 
-    Raises:
-        ConfigError: The steps do not divide T, or an image has more pixels than an artifact may have uniforms.
-        ArtifactError: torch cannot export the network.
-    """
-    settings = sampler_settings(config.diffusion, sampling)
-    family, latent_dim, noise_dim, prior = describe_diffusion(model.image_shape, settings)
-    require_noise_dim(noise_dim, "give --sampler ddim" if noise_dim > latent_dim else "train on smaller images")
-    graph = diffusion_graph(unet_graph(model), model.image_shape, sampler_schedule(settings))
-    return Compiled(
-        graph=finished(graph, image_type),
-        family=family,
-        name=f"{config.name.removesuffix('-ddpm')}-{family}-{settings.sampling_steps}",
-        noise_dim=noise_dim,
-        latent_dim=latent_dim,
-        prior=prior,
+    manifest_names = ("ddpm", "ddim")
+    has_loop = True
+
+    @override
+    def compile(self, config: Config, model: Diffusion, request: Request) -> Compiled:
+        request.refuse_tables(config.family)
+        settings = sampler_settings(config.diffusion, request.sampling)
+        description = _describe(config, model.image_shape, settings)
+        require_noise_dim(
+            description.noise_dim,
+            "give --sampler ddim" if description.noise_dim > description.latent_dim else "train on smaller images",
+        )
+        graph, head = diffusion_graph(
+            unet_graph(model), model.image_shape, sampler_schedule(settings), request.image_type
+        )
+        return Compiled(graph=graph, description=description, head=head.describe())
+
+    @override
+    def describe(self, config: Config, manifest: Manifest) -> Description:
+        return _describe(config, config.data.image_shape, _stated_sampler(config, manifest))
+
+    @override
+    def measure(self, subject: Subject[Diffusion]) -> tuple[Figure, ...]:
+        sampler, artifact, manifest = subject.sampler, subject.artifact, subject.sampler.manifest
+        require_head(manifest, _HEAD)
+        first, settings = measured_tensors(manifest)["quantiles"], _stated_sampler(subject.config, manifest)
+        rows = [size for size in BATCHES if size <= probe_rows(settings)]
+        return (
+            *normal_figures(artifact, manifest.noise_dim, first),
+            sampler_parity(sampler, artifact, first, subject.model, settings),
+            *row_figures(sampler, artifact, rows),
+            noise_mismatches(),
+        )
+
+    @override
+    def set_sampling(self, config: Config, model: Diffusion, manifest: Manifest) -> None:
+        model.config = _stated_sampler(config, manifest)
+
+    @override
+    def generator(self, model: Diffusion) -> None:
+        return None
+
+
+def _describe(config: Config, image_shape: tuple[int, ...], settings: DiffusionConfig) -> Description:
+    pixels = math.prod(image_shape)
+    return Description(
+        family=settings.sampler,
+        name=f"{config.name.removesuffix('-ddpm')}-{settings.sampler}-{settings.sampling_steps}",
+        noise_dim=pixels * (1 + NUM_WORDS * sampler_schedule(settings).is_random),
+        latent_dim=pixels,
+        prior={
+            "kind": "standard normal per pixel",
+            "steps": settings.sampling_steps,
+            "eta": settings.used_eta,
+            "noise_steps": settings.noise_steps,
+            "betas": settings.betas,
+            "u_error_bound": NORMAL_U_ERROR_BOUND,
+        },
     )
 
 
-def describe_diffusion(
-    image_shape: tuple[int, ...], settings: DiffusionConfig
-) -> tuple[Family, int, int, dict[str, Any]]:
-    """Return family, Q, D and the description of the sampler, for the manifest."""
-    pixels = math.prod(image_shape)
-    prior = {
-        "kind": "standard normal per pixel",
-        "steps": settings.sampling_steps,
-        "eta": settings.used_eta,
-        "noise_steps": settings.noise_steps,
-        "betas": settings.betas,
-        "u_error_bound": NORMAL_U_ERROR_BOUND,
-    }
-    return settings.sampler, pixels, pixels * (1 + NUM_WORDS * sampler_schedule(settings).is_random), prior
-
-
-def stated_sampler(config: DiffusionConfig, manifest: Manifest) -> DiffusionConfig:
+def _stated_sampler(config: Config, manifest: Manifest) -> DiffusionConfig:
     """Return the settings with the sampler and the number of steps that a manifest states.
 
     Raises:
@@ -129,7 +170,8 @@ def stated_sampler(config: DiffusionConfig, manifest: Manifest) -> DiffusionConf
             hint="export it again",
         )
     try:
-        return sampler_settings(config, Sampling(sampler=manifest.family, steps=stated_steps(manifest)))
+        asked = Sampling(sampler=manifest.family, steps=stated_steps(manifest))
+        return sampler_settings(config.diffusion, asked)
     except ConfigError as error:
         raise VerificationError(
             f"the manifest of {manifest.name} says what cannot be: {error.message}", hint="export it again"
@@ -165,115 +207,61 @@ def sampler_schedule(settings: DiffusionConfig) -> Schedule:
     )
 
 
-def diffusion_graph(unet: onnx.GraphProto, image_shape: tuple[int, ...], schedule: Schedule) -> onnx.ModelProto:
-    """Return the graph from `uniform` to `image`, float32, and `latent`; not yet finished.
+def diffusion_graph(
+    unet: ir.Graph, image_shape: tuple[int, ...], schedule: Schedule, image_type: ImageType = "float32"
+) -> tuple[onnx.ModelProto, Head]:
+    """Return the graph from `uniform` to `image` and `latent`, and its head.
 
     Args:
-        unet: As of `unet_graph`; it moves into the loop's body.
-        image_shape: (C, H, W).
+        unet: Network as `unet_graph` gives it; a copy of it becomes part of the loop's body.
+        image_shape: Shape of an image, (C, H, W).
         schedule: Schedule of the sampler.
+        image_type: Element type of the images.
     """
     pixels = math.prod(image_shape)
-    node = helper.make_node
-    first, constants = normal_nodes("first_uniform" if schedule.is_random else "uniform", "latent", "first_")
-    constants |= {
-        "image_sizes": np.array([-1, *image_shape], np.int64),
-        "num_steps": np.int64(len(schedule.timesteps)),
-        "is_going": np.bool_(True),
-        "minus_one": np.float32(-1),
-        "zero": np.float32(0),
-        "one": np.float32(1),
-        "half": np.float32(0.5),
-        "timesteps": schedule.timesteps,
-    }
-    nodes, states = [], []
+    builder, uniform = start_graph("uniform", pixels * (1 + NUM_WORDS * schedule.is_random))
+    op = builder.op
+    states: list[ir.Value] = []
     if schedule.is_random:
-        states = _STATES
-        seeds, seed_constants = seed_nodes("stream_uniform", pixels, [f"first_{name}" for name in states])
-        constants |= {"uniform_sizes": np.array([pixels, NUM_WORDS * pixels], np.int64), **seed_constants}
-        nodes = [node("Split", ["uniform", "uniform_sizes"], ["first_uniform", "stream_uniform"], axis=1), *seeds]
-    body, step_constants = _step(unet, image_shape, schedule)
-    nodes += [
-        *first,
-        node("Reshape", ["latent", "image_sizes"], ["first_noisy"]),
-        node(
-            "Loop",
-            ["num_steps", "is_going", "first_noisy", *(f"first_{name}" for name in states)],
-            ["last", *(f"last_{name}" for name in states)],
-            body=body,
-        ),
-        node("Add", ["last", "one"], ["lifted"]),
-        node("Mul", ["lifted", "half"], ["grey"]),
-        node("Clip", ["grey", "zero", "one"], ["image"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "diffusion",
-        [helper.make_tensor_value_info("uniform", TensorProto.FLOAT, ["N", pixels * (1 + NUM_WORDS * bool(states))])],
-        [
-            helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", *image_shape]),
-            helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["N", pixels]),
-        ],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in {**constants, **step_constants}.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        uniform, seeds = split(op, uniform, [pixels, NUM_WORDS * pixels], 1)
+        states = seed_streams(op, seeds, pixels)
+    draws = draw_normals(op, uniform)
+    step = partial(_write_step, unet=unet, image_shape=image_shape, schedule=schedule)
+    starts = {"noisy": op.Reshape(draws.quantiles, [-1, *image_shape])}
+    starts |= {f"stream_{word}": state for word, state in enumerate(states)}
+    starts["noisy"].shape = ir.Shape(["N", *image_shape])
+    last, *_ = write_loop(op, len(schedule.timesteps), step, starts)
+    image = op.Clip(op.Mul(op.Add(last, 1.0), 0.5), 0.0, 1.0)
+    head = Head(kind=_HEAD, latent=draws.quantiles, lookup=draws, measured={"quantiles": draws.quantiles})
+    return finish_graph(builder, image, draws.quantiles, image_type), head
 
 
-def _step(unet: onnx.GraphProto, image_shape: tuple[int, ...], schedule: Schedule) -> tuple[onnx.GraphProto, Constants]:
-    """Return the loop's body, x_t (N, C, H, W) to x', and constants of the graph around it."""
-    node, make = helper.make_node, helper.make_tensor_value_info
-    pixels = math.prod(image_shape)
-    noisy, timestep, noise = (f"{PREFIX}{name}" for name in ("image", "timestep", "noise"))
-    constants: Constants = {}
+def _write_step(
+    op: Op,
+    number: ir.Value,
+    noisy: ir.Value,
+    *states: ir.Value,
+    unet: ir.Graph,
+    image_shape: tuple[int, ...],
+    schedule: Schedule,
+) -> list[ir.Value]:
+    """Write the loop's body: x_t (N, C, H, W) to x', and streams of noise to the next."""
 
-    def factor(name: str) -> list[onnx.NodeProto]:
-        constants[f"{name}_by_step"] = getattr(schedule, name)
-        return [node("Gather", [f"{name}_by_step", "step"], [name], axis=0)]
+    def current(values: NDArray[Any], name: str) -> ir.Value:
+        return op.Gather(add_constant(op, values, name), number, axis=0)
 
-    nodes = [
-        node("Gather", ["timesteps", "step"], [timestep], axis=0),
-        *unet.node,
-        *factor("of_noisy"),
-        *factor("of_noise"),
-        node("Mul", [noisy, "of_noisy"], ["raised"]),
-        node("Mul", [noise, "of_noise"], ["subtracted"]),
-        node("Sub", ["raised", "subtracted"], ["unclipped"]),
-        node("Clip", ["unclipped", "minus_one", "one"], ["clean"]),
-        *factor("to_clean"),
-        node("Mul", ["clean", "to_clean"], ["term_0"]),
-    ]
-    terms = {"to_noise": noise, "to_noisy": noisy, "sigma": "step_noise"}
-    states, new_states = (_STATES, _NEW_STATES) if schedule.is_random else ([], [])
-    if schedule.is_random:
-        drawn, drawn_constants = stream_nodes(states, new_states, "step_uniform")
-        normal, normal_constants = normal_nodes("step_uniform", "flat_step_noise", "step_normal_")
-        constants |= {**drawn_constants, **normal_constants}
-        nodes += [*drawn, *normal, node("Reshape", ["flat_step_noise", "image_sizes"], ["step_noise"])]
-    used = [name for name in terms if getattr(schedule, name).any()]
-    for number, name in enumerate(used, start=1):
-        nodes += [
-            *factor(name),
-            node("Mul", [terms[name], name], [f"part_{number}"]),
-            node("Add", [f"term_{number - 1}", f"part_{number}"], [f"term_{number}"]),
-        ]
-    nodes.append(node("Identity", ["goes_on"], ["still_goes_on"]))
-    images: list[int | str] = ["N", *image_shape]
-    streams: list[int | str] = ["N", pixels]
-    body = helper.make_graph(
-        nodes,
-        "denoising_step",
-        [
-            make("step", TensorProto.INT64, ()),
-            make("goes_on", TensorProto.BOOL, ()),
-            make(noisy, TensorProto.FLOAT, images),
-            *(make(name, TensorProto.INT64, streams) for name in states),
-        ],
-        [
-            make("still_goes_on", TensorProto.BOOL, ()),
-            make(f"term_{len(used)}", TensorProto.FLOAT, images),
-            *(make(name, TensorProto.INT64, streams) for name in new_states),
-        ],
-        # ONNX Runtime lays convolutions out for speed only where the weights are in the same graph: 1.4 times faster.
-        unet.initializer,
-    )
-    return body, constants
+    # ONNX Runtime lays convolutions out for speed only where the weights are in the same graph: 1.4 times faster.
+    (noise,) = move_graph(unet, op.builder, "unet_", [noisy, current(schedule.timesteps, "timesteps")])
+    of_noisy, of_noise = current(schedule.of_noisy, "of_noisy"), current(schedule.of_noise, "of_noise")
+    clean = op.Clip(op.Sub(op.Mul(noisy, of_noisy), op.Mul(noise, of_noise)), -1.0, 1.0)
+    result = op.Mul(clean, current(schedule.to_clean, "to_clean"))
+    terms = [(schedule.to_noise, noise, "to_noise"), (schedule.to_noisy, noisy, "to_noisy")]
+    advanced: list[ir.Value] = []
+    if states:
+        advanced, drawn = advance_streams(op, list(states))
+        step_noise = op.Reshape(draw_normals(op, drawn).quantiles, [-1, *image_shape])
+        terms.append((schedule.sigma, step_noise, "sigma"))
+    for factors, term, name in terms:
+        if factors.any():
+            result = op.Add(result, op.Mul(term, current(factors, name)))
+    return [result, *advanced]

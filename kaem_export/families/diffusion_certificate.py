@@ -33,17 +33,20 @@ def probe_rows(settings: DiffusionConfig) -> int:
     return min(32, max(2, _PASSES // settings.sampling_steps))
 
 
-def sampler_parity(sampler: LocalSampler, artifact: Path, model: Diffusion, settings: DiffusionConfig) -> Figure:
+def sampler_parity(
+    sampler: LocalSampler, artifact: Path, tensor: str, model: Diffusion, settings: DiffusionConfig
+) -> Figure:
     """Compare the images.
 
     Args:
         sampler: The loaded graph.
         artifact: Its file.
+        tensor: Name of the first noise in the graph.
         model: What it was compiled from.
         settings: Settings of the sampler that its manifest states.
     """
     uniform = uniforms(_SEED, 0, probe_rows(settings), sampler.manifest.noise_dim)
-    first = torch.from_numpy(inner_tensor(artifact, "latent", uniform))
+    first = torch.from_numpy(inner_tensor(artifact, tensor, uniform))
     expected = library_images(model, settings, first, uniform[:, first.shape[1] :]).numpy()
     images, bound = sampler.decode(uniform), SAMPLER_BOUND
     if sampler.manifest.image_type == "uint8":

@@ -16,7 +16,6 @@ from torch import Tensor
 from kaem.artifact import Figure
 from kaem.engines.cpu import LocalSampler
 from kaem.noise import uniforms
-from kaem_export.families.latent_ebm import DRAWS
 from kaem_export.proof.rows import inner_tensor
 from kaem_train.config import LatentEbmConfig
 from kaem_train.families.latent_ebm import EnergyPrior
@@ -28,17 +27,20 @@ _SEED = 2006_08205
 _ROWS = 64
 
 
-def chain_parity(sampler: LocalSampler, artifact: Path, prior: EnergyPrior, chain: LatentEbmConfig) -> Figure:
+def chain_parity(
+    sampler: LocalSampler, artifact: Path, tensor: str, prior: EnergyPrior, chain: LatentEbmConfig
+) -> Figure:
     """Compare where the chains end.
 
     Args:
         sampler: The loaded graph.
         artifact: Its file.
+        tensor: Name of the normal draws in the graph.
         prior: The energy that it was compiled from.
         chain: Steps and step size that its manifest states.
     """
     uniform = uniforms(_SEED, 0, _ROWS, sampler.manifest.noise_dim)
-    draws = torch.from_numpy(inner_tensor(artifact, DRAWS, uniform)).double()
+    draws = torch.from_numpy(inner_tensor(artifact, tensor, uniform)).double()
     by_step = draws.reshape(_ROWS, 1 + chain.prior_steps, prior.num_latents)
     ends, margin = _chains(copy.deepcopy(prior).double(), by_step, chain.prior_step_size)
     errors = np.abs(sampler.latents(uniform) - ends.numpy()).max(axis=1)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
-from onnx import compose, helper, numpy_helper
 from onnx_ir.passes import common
 
+from kaem_export.onnx_builder import Op, add_constant
 from kaem_export.priors.ordered_sum import fix_sum_orders
+from kaem_export.rewrite.editing import Patch, constant, row_shape, with_shapes
 from kaem_train.families.diffusion import Diffusion
 from kaem_train.onnx_tracing import traced
 
-PREFIX = "unet_"
 
-
-def unet_graph(model: Diffusion) -> onnx.GraphProto:
-    """Return eps_theta as nodes from `unet_image` (N, C, H, W) and `unet_timestep` (), int64, to `unet_noise`.
+def unet_graph(model: Diffusion) -> ir.Graph:
+    """Return eps_theta as a graph from images (N, C, H, W) and a timestep (), int64, to the noise.
 
     Raises:
         ArtifactError: torch cannot export the network.
@@ -27,17 +25,11 @@ def unet_graph(model: Diffusion) -> onnx.GraphProto:
     example = {"image": torch.zeros(3, *model.image_shape), "timestep": torch.tensor(0)}
     batch = {0: torch.export.Dim("N")}
     network = traced(_Denoiser(model), example, "noise", (batch, None), what="the denoising network")
-    network = onnx.shape_inference.infer_shapes(network, data_prop=True)
-    _write_out_sizes(network.graph)
-    network = ir.to_proto(common.RemoveUnusedNodesPass()(ir.from_proto(network)).model)
-    _split_group_norms(network.graph)
-    network = fix_sum_orders(network)
-    graph = compose.add_prefix(network, PREFIX).graph
-    for node in graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    del graph.value_info[:]
-    return graph
+    written = with_shapes(ir.from_proto(network))
+    _write_out_sizes(written.graph)
+    common.RemoveUnusedNodesPass()(written)
+    _split_group_norms(written)
+    return fix_sum_orders(written).graph
 
 
 class _Denoiser(torch.nn.Module):
@@ -51,69 +43,42 @@ class _Denoiser(torch.nn.Module):
         return self.model.predict_noise(image, timestep)
 
 
-def _write_out_sizes(graph: onnx.GraphProto) -> None:
+def _write_out_sizes(graph: ir.Graph) -> None:
     """Replace, in place, the computed sizes of every Reshape by constants, with -1 for what depends on the batch.
 
     torch's attention computes them from shapes of which all but the batch is known. ONNX Runtime computes sizes on the
     processor even in a session on a GPU, and `kaem.engines.session` lets nothing there run elsewhere than asked.
     """
-    sizes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
-    known = {tensor.name for tensor in graph.initializer}
-    for number, node in enumerate(graph.node):
-        if node.op_type != "Reshape" or node.input[1] in known:
+    for node in graph:
+        if node.op_type != "Reshape" or constant(node.inputs[1]) is not None or node.outputs[0].shape is None:
             continue
-        sides = [side.dim_value if side.HasField("dim_value") else -1 for side in sizes.get(node.output[0], ())]
-        if not sides or sides.count(-1) > 1:
-            continue
-        name = f"reshape_{number}_sizes"
-        graph.initializer.append(numpy_helper.from_array(np.array(sides, np.int64), name))
-        node.input[1] = name
+        sides = [side if isinstance(side, int) else -1 for side in node.outputs[0].shape]
+        if sides and sides.count(-1) <= 1:
+            patch = Patch(node, f"{node.outputs[0].name}_sizes")
+            node.replace_input_with(1, patch.constant(np.array(sides, np.int64)))
 
 
-def _split_group_norms(graph: onnx.GraphProto) -> None:
+def _split_group_norms(model: ir.Model) -> None:
     """Rewrite every GroupNormalization, in place, as the InstanceNormalization of its groups, then scale and offset.
 
     ONNX Runtime has no kernel of the former: it runs some fifteen small nodes of the operator's definition instead.
     """
-    shapes = {
-        value.name: [side.dim_value for side in value.type.tensor_type.shape.dim]
-        for value in (*graph.value_info, *graph.input)
-    }
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    nodes: list[onnx.NodeProto] = []
-    for number, node in enumerate(graph.node):
-        if node.op_type != "GroupNormalization":
-            nodes.append(node)
-            continue
-        options = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        source, scale, offset = node.input
-        name, groups = f"group_norm_{number}", options["num_groups"]
-        sides = (-1, *[1] * (len(shapes[source]) - 2))
-        constants = {
-            f"{name}_groups": np.array([0, groups, math.prod(shapes[source][1:]) // groups or -1], np.int64),
-            f"{name}_ones": np.ones(groups, np.float32),
-            f"{name}_zeros": np.zeros(groups, np.float32),
-            f"{name}_scale": numpy_helper.to_array(weights[scale]).reshape(sides),
-            f"{name}_offset": numpy_helper.to_array(weights[offset]).reshape(sides),
-        }
-        graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in constants.items())
-        make = helper.make_node
-        nodes += [
-            make("Shape", [source], [f"{name}_shape"]),
-            make("Reshape", [source, f"{name}_groups"], [f"{name}_grouped"]),
-            make(
-                "InstanceNormalization",
-                [f"{name}_grouped", f"{name}_ones", f"{name}_zeros"],
-                [f"{name}_normal"],
-                epsilon=options["epsilon"],
-            ),
-            make("Reshape", [f"{name}_normal", f"{name}_shape"], [f"{name}_ungrouped"]),
-            make("Mul", [f"{name}_ungrouped", f"{name}_scale"], [f"{name}_scaled"]),
-            make("Add", [f"{name}_scaled", f"{name}_offset"], list(node.output)),
-        ]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    for node in [node for node in model.graph if node.op_type == "GroupNormalization"]:
+
+        def write(op: Op, node: ir.Node = node) -> ir.Value:
+            source, scale, offset = node.inputs
+            sides = row_shape(source) or ()
+            groups = node.attributes.get_int("num_groups", 1)
+            shape = op.Shape(source)
+            grouped = op.Reshape(source, [0, groups, math.prod(sides) // groups or -1])
+            ones, zeros = (add_constant(op, make(groups, np.float32), "ends") for make in (np.ones, np.zeros))
+            epsilon = node.attributes.get_float("epsilon", 1e-5)
+            normal = op.Reshape(op.InstanceNormalization(grouped, ones, zeros, epsilon=epsilon), shape)
+            each = (-1, *[1] * (len(sides) - 1))
+            factor, summand = (np.asarray(constant(value)).reshape(each) for value in (scale, offset))
+            return op.Add(op.Mul(normal, add_constant(op, factor, "scale")), add_constant(op, summand, "offset"))
+
+        patch = Patch(node, f"{node.outputs[0].name}_groups")
+        patch.replace(node.outputs[0], patch.write(write))
+        model.graph.remove(node, safe=True)
+    common.RemoveUnusedNodesPass()(model)

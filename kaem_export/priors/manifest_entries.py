@@ -6,21 +6,18 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from kaem.errors import RequestError
-from kaem_export.priors.prior_tables import CollapsedTables, TabulatedPrior, choice_weights, prior_laws
+from kaem_export.priors.layout import PriorLayout
+from kaem_export.priors.marginals import framed_cdfs
 from kaem_export.tables.chebyshev_cdf import Float64
 from kaem_export.tables.collapse import collapse
-from kaem_export.tables.fit_tables import SCORE_BOUND
+from kaem_export.tables.fit_tables import SCORE_BOUND, Baked
 from kaem_export.tables.laws import Laws
 from kaem_export.tables.leaves import TOLERANCE
-from kaem_export.tables.marginals import framed_cdfs
 from kaem_train.model.prior.energy_words import has_energies
-from kaem_train.model.prior.experts import ExpertsPrior
 from kaem_train.model.prior.factorised import IndependentPrior, Prior
-from kaem_train.model.prior.own_frames import OwnFramesPrior
 
 LEAST_TOLERANCE, MOST_TOLERANCE = 2.0**-30, 1e-2
 _PLOT_BINS = 64
@@ -44,29 +41,17 @@ def require_tolerance(tolerance: float) -> None:
         )
 
 
-def refuse_tables(family: str, tolerance: float, *, keep_components: bool) -> None:
-    """Raise `RequestError` if anything is asked of quantile tables: a `family` without a trained prior has none."""
-    for option, is_given in (("--tolerance", tolerance != TOLERANCE), ("--keep-components", keep_components)):
-        if is_given:
-            raise RequestError(
-                f"{option}: a model of the family {family} has no quantile tables of its own",
-                hint=f"leave {option} out, or give a checkpoint of the family kaem",
-            )
-
-
-def promise(prior: Prior, tabulated: TabulatedPrior) -> dict[str, Any]:
+def describe_tables(layout: PriorLayout, baked: Baked) -> dict[str, Any]:
     """Return the entries of the manifest's prior section that speak of the tables."""
-    measured, tables = tabulated.baked.measured, tabulated.baked.tables
     return {
-        "energies": energies_field(prior),
-        "collapsed": isinstance(tabulated.tables, CollapsedTables),
-        "tolerance": tabulated.baked.tolerance,
-        "table_leaves": num_leaves(tables.leaves),
-        "table_functions": tables.num_functions,
-        "table_bytes": tables.num_bytes,
-        "score": measured.score,
+        "energies": energies_field(layout.prior),
+        "tolerance": baked.tolerance,
+        "table_leaves": num_leaves(baked.tables.leaves),
+        "table_functions": baked.tables.num_functions,
+        "table_bytes": baked.tables.num_bytes,
+        "score": baked.measured.score,
         "score_bound": SCORE_BOUND,
-        "u_error_bound": u_error_bound(prior, tabulated.laws, tabulated.baked.tolerance),
+        "u_error_bound": u_error_bound(layout, baked.tolerance),
     }
 
 
@@ -80,7 +65,7 @@ def num_leaves(leaves: NDArray[np.float32]) -> int:
     return int(np.count_nonzero(leaves[:, 1:].any(axis=1)))
 
 
-def u_error_bound(prior: Prior, laws: Laws, tolerance: float) -> float:
+def u_error_bound(layout: PriorLayout, tolerance: float) -> float:
     """Return what |F(F^-1(u)) - u| stays under, whoever made the tables.
 
     It holds for the latents as float32 numbers: the tolerance, and one float of z where the density is largest; what a
@@ -88,12 +73,12 @@ def u_error_bound(prior: Prior, laws: Laws, tolerance: float) -> float:
     rounding of z. Of summands it is each one that is meant.
 
     Args:
-        prior: In its trained form.
-        laws: Laws of its functions, as `prior_laws` gives them.
-        tolerance: That the tables aim at.
+        layout: Layout of the prior.
+        tolerance: Error in u that the tables aim at.
     """
+    laws = layout.laws
     reachable = max(tolerance, TOLERANCE) + _UNSEEN * laws.largest_rounding() + _affine_rounding(laws)
-    return SCORE_BOUND * reachable + _frame_rounding(prior, laws) + _ORACLE
+    return SCORE_BOUND * reachable + _frame_rounding(layout) + _ORACLE
 
 
 def _affine_rounding(laws: Laws) -> float:
@@ -111,22 +96,17 @@ def _affine_rounding(laws: Laws) -> float:
     return 2.0**-24 * worst
 
 
-def densities(prior: Prior, laws: Laws, weights: Float64 | None, *, keeps_summands: bool = False) -> dict[str, Any]:
+def densities(layout: PriorLayout) -> dict[str, Any]:
     """Return the densities of the Q numbers of `latent`, coarsely, for plotting: supports and mean densities.
 
     Experts and components are mixed by their weights, of summands it is the sums' densities, and where there is a
     frame it is in it that they are.
-
-    Args:
-        prior: In its trained form.
-        laws: Laws of its functions, as `prior_laws` gives them.
-        weights: Weights of experts, shape (K,), or of kept components, shape (Q, P); None where nothing is chosen.
-        keeps_summands: Whether the laws are those of summands.
     """
-    if isinstance(prior, OwnFramesPrior) or prior.frame is not None:
-        edges, cdf = framed_cdfs(prior, laws, weights, _PLOT_BINS + 1)
+    prior, laws, weights = layout.prior, layout.laws, layout.weights
+    if layout.frame is not None:
+        edges, cdf = framed_cdfs(layout, _PLOT_BINS + 1)
         return _plotted(edges, np.diff(cdf, axis=1) / np.diff(edges, axis=1))
-    if isinstance(prior, IndependentPrior) and keeps_summands:
+    if isinstance(prior, IndependentPrior) and layout.sums_functions:
         laws = collapse(prior)
     count = prior.num_latents
     terms = len(laws) // count
@@ -143,13 +123,6 @@ def densities(prior: Prior, laws: Laws, weights: Float64 | None, *, keeps_summan
     return _plotted(all_edges, means)
 
 
-def densities_of(prior: Prior) -> dict[str, Any]:
-    """Return what `densities` returns of a prior whose components are not kept."""
-    weights = choice_weights(prior) if isinstance(prior, ExpertsPrior | OwnFramesPrior) else None
-    shares = isinstance(prior, IndependentPrior) and prior.shares_uniforms
-    return densities(prior, prior_laws(prior, keep_components=False), weights, keeps_summands=shares)
-
-
 def _plotted(edges: Float64, density: Float64) -> dict[str, Any]:
     return {
         "of": "latent",
@@ -159,24 +132,20 @@ def _plotted(edges: Float64, density: Float64) -> dict[str, Any]:
     }
 
 
-def _frame_rounding(prior: Prior, laws: Laws) -> float:
+def _frame_rounding(layout: PriorLayout) -> float:
     """Return what rounding framed latents to float32 does to u.
 
     Undoing a frame, x = W^-1 (z - b), magnifies the rounding of z. With independent roundings of relative size 2^-24 in
     every product and |x| up to the support, six deviations of the worst coordinate's error are taken, at the largest
     density. W^-1 (z - b) is exact otherwise: the frame's own float32 values are what the graph multiplies by.
     """
-    frame = prior.frames if isinstance(prior, OwnFramesPrior) else prior.frame
+    frame, laws = layout.frame, layout.laws
     if frame is None:
         return 0.0
-    state: dict[str, Float64] = {name: _float64(value) for name, value in frame.state_dict().items()}
-    offset, matrix = np.atleast_2d(state["offset"]), state["matrix"].reshape(-1, *state["matrix"].shape[-2:])
+    offset = np.atleast_2d(frame.offset.astype(np.float64))
+    matrix = frame.matrix.astype(np.float64).reshape(-1, *frame.matrix.shape[-2:])
     reach = max(abs(end) for row in range(len(laws)) for end in laws.ends(row))
     largest = np.abs(offset) + reach * np.sqrt((matrix**2).sum(axis=-1))  # (K, Q), of |z|
     inverse = np.linalg.inv(matrix)
     errors = np.sqrt(inverse**2 @ (2.0**-24 * largest)[:, :, None] ** 2).max()
     return float(_DEVIATIONS * laws.largest_density / laws.scale.min() * errors)
-
-
-def _float64(value: torch.Tensor) -> Float64:
-    return value.detach().double().cpu().numpy()

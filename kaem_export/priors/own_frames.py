@@ -4,19 +4,18 @@ The column of that uniform is looked up with the others. What it follows is 1 ev
 offset; and where one function serves all experts, unless they are very many, the leaf in which it is found is k, so
 that nothing else picks it. At one row, where every node costs about as much as any other, that is a third of what
 experts cost.
-
-Which expert or component a signed uniform picks: how many cumulative weights it has passed.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
+import onnx_ir as ir
+from typing_extensions import override
 
-from kaem_export.priors.prior_tables import ExpertTables
-from kaem_export.tables.lookup import Constants, quantile_nodes, signed_nodes
+from kaem_export.onnx_builder import Op, add_constant
+from kaem_export.priors.experts import ExpertsLayout
+from kaem_export.priors.layout import choose
+from kaem_export.tables.lookup import Head, look_up, sign_uniforms
 from kaem_export.tables.tree import QuantileTables
 
 MOST_BLOCKS = 16
@@ -24,51 +23,50 @@ MOST_BLOCKS = 16
 which from 64 rows on costs more than counting thresholds where there are many. With 256 experts a sixth was lost."""
 
 
-def own_frame_nodes(
-    tables: ExpertTables, offset: NDArray[np.float32], matrix: NDArray[np.float32]
-) -> tuple[list[onnx.NodeProto], Constants]:
-    """Return nodes and constants from `uniform` (N, Q + 1) to `latent` (N, Q).
+class OwnFramesLayout(ExpertsLayout):
+    """Experts that each have a frame of their own.
 
     Args:
-        tables: Tables of the experts, with nothing between table and frame.
-        offset: b, shape (K, Q).
-        matrix: W, shape (K, Q, Q).
+        prior: Prior in its trained form.
     """
-    node = helper.make_node
-    latent_dim = offset.shape[1]
-    looked_up, one = tables.tables, _one(tables.tables)
-    nodes, constants = signed_nodes("uniform", "signed")
-    constants |= {
-        "choice_column": np.array(latent_dim, np.int32),
-        "frame_matrix": np.concatenate([matrix, offset[..., None] / one], axis=2),  # (K, Q, Q + 1)
-    }
-    is_shared = looked_up.num_functions == 1
-    has_steps = is_shared and len(tables.thresholds) < looked_up.fan_out * MOST_BLOCKS
-    looked_up = looked_up.with_steps(tables.thresholds if has_steps else tables.thresholds[:0], one)
-    own_columns = np.zeros(latent_dim, np.int64) if is_shared else tables.tables.columns
-    pad = [(0, 0)] * (own_columns.ndim - 1) + [(0, 1)]
-    looked_up = looked_up.reading(np.pad(own_columns, pad, constant_values=looked_up.num_functions - 1))
-    more, own = quantile_nodes(looked_up, "signed", "unframed", chosen=None if is_shared else "expert", keep_axis=True)
-    if has_steps:
-        nodes += [*more, node("Gather", ["leaf_row", "choice_column"], ["expert"], axis=1)]
-    else:
-        constants |= {"thresholds": tables.thresholds[:, None], "choice_axis": np.array([0], np.int64)}
-        nodes += [
-            node("Gather", ["signed", "choice_column"], ["choice"], axis=1),
-            *choice_nodes("choice", "expert"),
-            *more,
-        ]
-    constants |= own
-    nodes += [
+
+    kind = "experts in own frames"
+
+    @override
+    def write_head(self, op: Op, uniform: ir.Value, tables: QuantileTables) -> Head:
+        if self.frame is None:
+            raise AssertionError("experts in own frames have frames")
+        latent_dim, one = self.prior.num_latents, _find_one(tables)
+        frame = self.frame.fold(self.own_affine)
+        is_shared = tables.num_functions == 1
+        has_steps = is_shared and len(self.thresholds) < tables.fan_out * MOST_BLOCKS
+        with_one = tables.with_steps(self.thresholds if has_steps else self.thresholds[:0], one)
+        columns = np.zeros(latent_dim, np.int64) if is_shared else self.columns
+        pad = [(0, 0)] * (columns.ndim - 1) + [(0, 1)]
+        with_one = with_one.reading(np.pad(columns, pad, constant_values=with_one.num_functions - 1))
+        signed = sign_uniforms(op, uniform)
+        choice_column = add_constant(op, np.array(latent_dim, np.int32), "choice_column")
+        if has_steps:
+            found = look_up(op, with_one, signed, keep_axis=True)
+            expert = op.Gather(found.row, choice_column, axis=1)
+        else:
+            expert = choose(op, op.Gather(signed, choice_column, axis=1), self.thresholds[:, None], axis=0)
+            found = look_up(op, with_one, signed, chosen=None if is_shared else expert, keep_axis=True)
         # A row of a matrix product does not depend on the others; the certificate measures it.
-        node("Gather", ["frame_matrix", "expert"], ["own_matrix"], axis=0),  # (N, Q, Q + 1)
-        node("MatMul", ["own_matrix", "unframed"], ["framed"]),  # (N, Q, 1)
-        node("Squeeze", ["framed", "last_axis"], ["latent"]),
-    ]
-    return nodes, constants
+        matrices = np.concatenate([frame.matrix, frame.offset[..., None] / one], axis=2)  # (K, Q, Q + 1)
+        own_matrix = op.Gather(add_constant(op, matrices, "frame_matrix"), expert, axis=0)
+        latent = op.Squeeze(op.MatMul(own_matrix, found.quantiles), [-1])
+        measured = self.measured_tensors(found.quantiles)
+        return Head(kind=self.kind, latent=latent, lookup=found, measured=measured)
 
 
-def _one(tables: QuantileTables) -> np.float32:
+def count_step_leaves(num_experts: int, num_functions: int, fan_out: int) -> int:
+    """Return the rows of a graph's leaves that belong to the column which is 1 everywhere."""
+    has_steps = num_functions == 1 and num_experts - 1 < fan_out * MOST_BLOCKS
+    return ((num_experts - 1 if has_steps else 0) // fan_out + 1) * fan_out
+
+
+def _find_one(tables: QuantileTables) -> np.float32:
     """Return a number that the clip lets through, to stand for 1.
 
     The largest power of two, or its negative: dividing by it rounds nothing. Where the domain holds none, say [5, 7],
@@ -78,12 +76,3 @@ def _one(tables: QuantileTables) -> np.float32:
     end = high if high >= -low else low
     power = np.float32(np.copysign(2.0 ** np.floor(np.log2(np.abs(end))), end))
     return power if low <= power <= high else end
-
-
-def choice_nodes(source: str, target: str) -> list[onnx.NodeProto]:
-    """Count the `thresholds` that a signed uniform has passed, along `choice_axis`, to an int32."""
-    return [
-        helper.make_node("GreaterOrEqual", [source, "thresholds"], ["choice_is_passed"]),
-        helper.make_node("Cast", ["choice_is_passed"], ["choice_passed"], to=TensorProto.INT32),
-        helper.make_node("ReduceSum", ["choice_passed", "choice_axis"], [target], keepdims=0),
-    ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
-from onnx import helper, numpy_helper
+from onnxscript import GraphBuilder
 
 from kaem.artifact import Figure
 from kaem.engines.cpu import LocalSampler
 from kaem.noise import uniforms
+from kaem_export.onnx_builder import add_constant
+from kaem_export.rewrite.editing import constant
 
 _BOUNDED = frozenset({"HardSigmoid", "Hardmax", "Sigmoid", "Softmax"})
 _MOVING = frozenset({"Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
@@ -22,20 +24,16 @@ _ROWS_PER_CALL = 128
 _WHITE = {"float32": 1.0, "uint8": 255.0}
 
 
-def clipped(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model whose `image` lies in [0, 1]: as it is where its last operator says so, else with a Clip.
+def clip_intensities(model: ir.Model) -> ir.Model:
+    """Return a generator whose one output lies in [0, 1]: as it is where its last operator says so, else with a Clip.
 
     Numbers inside keep their bits.
     """
-    graph = model.graph
-    if _is_bounded(graph):
-        return model
-    for node in graph.node:
-        node.output[:] = ["unclipped" if name == "image" else name for name in node.output]
-        node.input[:] = ["unclipped" if name == "image" else name for name in node.input]
-    ends = {"darkest": np.float32(0), "brightest": np.float32(1)}
-    graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in ends.items())
-    graph.node.append(helper.make_node("Clip", ["unclipped", *ends], ["image"]))
+    (image,) = model.graph.outputs
+    if not _is_bounded(image):
+        op = GraphBuilder(model.graph).op
+        ends = (add_constant(op, np.float32(value), name) for value, name in ((0, "darkest"), (1, "brightest")))
+        model.graph.outputs[0] = op.Clip(image, *ends)
     return model
 
 
@@ -65,16 +63,11 @@ def range_figure(sampler: LocalSampler, generator: torch.nn.Module) -> Figure:
     return Figure(name="image_range", value=beyond, bound=0.0, meaning=what)
 
 
-def _is_bounded(graph: onnx.GraphProto) -> bool:
-    makers = {name: node for node in graph.node for name in node.output}
-    known = {tensor.name: tensor for tensor in graph.initializer}
-    node = makers.get("image")
-    while node is not None and node.op_type in _MOVING:
-        node = makers.get(node.input[0])
-    if node is None or node.op_type != "Clip" or len(node.input) < 3:
+def _is_bounded(image: ir.Value) -> bool:
+    node = image.producer()
+    while node is not None and node.op_type in _MOVING and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or node.op_type != "Clip" or len(node.inputs) < 3:
         return node is not None and node.op_type in _BOUNDED
-    ends = [known.get(name) for name in node.input[1:]]
-    if None in ends:
-        return False
-    low, high = (float(numpy_helper.to_array(end)) for end in ends if end is not None)
-    return 0.0 <= low <= high <= 1.0
+    low, high = (constant(end) for end in node.inputs[1:])
+    return low is not None and high is not None and 0.0 <= float(low) <= float(high) <= 1.0

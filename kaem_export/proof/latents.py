@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import assert_never
 
 import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
 
 from kaem.artifact import Figure
 from kaem.engines.cpu import LocalSampler
 from kaem.noise import uniforms
-from kaem_export.proof.manifest_check import keeps_components
+from kaem_export.proof.head import measured_tensors
 from kaem_export.proof.oracle import LatentOracle
 from kaem_export.proof.quadrature import graph_agreement, oracle_agreement
 from kaem_export.proof.rows import inner_tensor, probe_uniforms
@@ -53,59 +51,90 @@ _PROBED: dict[Variant, str] = {
 }
 
 
-def latent_figures(
-    sampler: LocalSampler,
-    artifact: Path,
-    state: Mapping[str, torch.Tensor],
-    prior: PriorConfig,
-    *,
-    u_error_bound: float,
-    tolerance: float,
-) -> tuple[Figure, ...]:
-    """Measure what an artifact promises of its latents.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPrior:
+    """An artifact, and what its latents are compared with.
 
-    Args:
+    Attributes:
         sampler: The loaded artifact.
         artifact: Its file.
         state: The checkpoint's model tensors, by name.
-        prior: The prior's section.
-        u_error_bound: What the u-error is to stay under.
-        tolerance: In u, that scores are measured by.
+        prior: The prior's section of the configuration.
+        u_error_bound: Bound of the u-error.
+        tolerance: Tolerance in u, that scores are measured by.
     """
-    keeps, digest = keeps_components(sampler.manifest, prior), sampler.manifest.checkpoint_fingerprint
-    if prior.shares_uniforms or (keeps and prior.has_summands):
-        oracle = LatentOracle(state, alone(prior))
-        parts = [part for _, part in summand_quantiles(artifact, sampler.manifest.noise_dim, oracle, prior)]
-        return (
-            _u_error_figure(_largest_u_error(parts), u_error_bound, ", of every summand"),
-            *(score_figures(parts, tolerance) if "standard" not in _made(artifact) else ()),
-            sum_error(sampler, artifact, prior),
-            oracle_agreement(state, alone(prior), digest),
+
+    sampler: LocalSampler
+    artifact: Path
+    state: Mapping[str, torch.Tensor]
+    prior: PriorConfig
+    u_error_bound: float
+    tolerance: float
+
+    @property
+    def weights_digest(self) -> str:
+        """Digest of the weights, by which functions and points of the quadrature are drawn."""
+        return self.sampler.manifest.checkpoint_fingerprint
+
+    @property
+    def tensors(self) -> Mapping[str, str]:
+        """Names of tensors in the graph, by what they hold."""
+        return measured_tensors(self.sampler.manifest)
+
+    def u_error_figure(self, value: float, what: str = "") -> Figure:
+        """Return the figure of a u-error."""
+        return Figure(
+            name="u_error",
+            value=value,
+            bound=self.u_error_bound,
+            meaning="max |F(F^-1(u)) - u|: baked quantiles against independent float64 quadrature" + what,
         )
-    if keeps:
-        parts = [part for _, part in component_quantiles(sampler, artifact, None, state, prior)]
-        tabulated = _table_tensor(artifact, state)
-        scored = parts if tabulated == "latent" else []
-        if tabulated not in (None, "latent"):
-            scored = [part for _, part in component_quantiles(sampler, artifact, tabulated, state, prior)]
-        return (
-            _u_error_figure(_largest_u_error(parts), u_error_bound, ", of every component"),
-            *(score_figures(scored, tolerance) if scored else ()),
-            oracle_agreement(state, alone(prior), digest),
-        )
-    oracle = LatentOracle(state, prior)
+
+
+def measure_summands(measured: MeasuredPrior) -> tuple[Figure, ...]:
+    """Measure latents that are sums of functions of their own: every summand, and the sums."""
+    prior = alone(measured.prior)
+    oracle = LatentOracle(measured.state, prior)
+    noise_dim, tensor = measured.sampler.manifest.noise_dim, measured.tensors["summands"]
+    parts = [part for _, part in summand_quantiles(measured.artifact, tensor, noise_dim, oracle, measured.prior)]
+    return (
+        measured.u_error_figure(_largest_u_error(parts), ", of every summand"),
+        *(score_figures(parts, measured.tolerance) if "quantiles" in measured.tensors else ()),
+        sum_error(measured.sampler, measured.artifact, tensor, measured.prior),
+        oracle_agreement(measured.state, prior, measured.weights_digest),
+    )
+
+
+def measure_components(measured: MeasuredPrior) -> tuple[Figure, ...]:
+    """Measure latents that each pick a component that is a function of its own."""
+    sampler, artifact, state, prior = measured.sampler, measured.artifact, measured.state, measured.prior
+    parts = [part for _, part in component_quantiles(sampler, artifact, None, state, prior)]
+    tabulated = measured.tensors.get("quantiles")
+    scored = parts if tabulated == "latent" else []
+    if tabulated not in (None, "latent"):
+        scored = [part for _, part in component_quantiles(sampler, artifact, tabulated, state, prior)]
+    return (
+        measured.u_error_figure(_largest_u_error(parts), ", of every component"),
+        *(score_figures(scored, measured.tolerance) if scored else ()),
+        oracle_agreement(state, alone(prior), measured.weights_digest),
+    )
+
+
+def measure_univariate(measured: MeasuredPrior) -> tuple[Figure, ...]:
+    """Measure latents that each follow one function, given the expert where there are experts."""
+    prior, digest = measured.prior, measured.weights_digest
+    oracle = LatentOracle(measured.state, prior)
     probes = list(_probes(oracle, prior))
-    what = _PROBED[prior.variant]
-    u_error = _u_error_figure(_u_error(sampler, oracle, prior, probes), u_error_bound, what)
-    tabulated = _table_tensor(artifact, state)
+    u_error = measured.u_error_figure(_u_error(measured.sampler, oracle, prior, probes), _PROBED[prior.variant])
+    tabulated = measured.tensors.get("quantiles")
     if tabulated is None:
-        return u_error, oracle_agreement(state, alone(prior) if oracle.is_sum else prior, digest)
-    quantiles = [part for probe in probes for part in _quantiles(artifact, tabulated, oracle, prior, probe)]
-    scores = score_figures([part for _, part in quantiles], tolerance)
+        return u_error, oracle_agreement(measured.state, alone(prior) if oracle.is_sum else prior, digest)
+    quantiles = [part for probe in probes for part in _quantiles(measured.artifact, tabulated, oracle, prior, probe)]
+    scores = score_figures([part for _, part in quantiles], measured.tolerance)
     agreement = (
-        oracle_agreement(state, alone(prior), digest)
+        oracle_agreement(measured.state, alone(prior), digest)
         if oracle.is_sum
-        else graph_agreement(quantiles, state, prior, digest, tolerance)
+        else graph_agreement(quantiles, measured.state, prior, digest, measured.tolerance)
     )
     return u_error, *scores, agreement
 
@@ -138,21 +167,8 @@ def latent_distance(sampler: LocalSampler) -> tuple[Figure, ...]:
     )
 
 
-def _u_error_figure(value: float, bound: float, what: str) -> Figure:
-    return Figure(
-        name="u_error",
-        value=value,
-        bound=bound,
-        meaning="max |F(F^-1(u)) - u|: baked quantiles against independent float64 quadrature" + what,
-    )
-
-
 def _largest_u_error(parts: list[Quantiles]) -> float:
     return float(np.max([part.u_error() for part in parts]))  # NumPy's keeps a NaN wherever it stands
-
-
-def _made(artifact: Path) -> set[str]:
-    return {name for node in onnx.load(artifact).graph.node for name in node.output}
 
 
 def _u_error(sampler: LocalSampler, oracle: LatentOracle, prior: PriorConfig, probes: list[_Probe]) -> float:
@@ -189,29 +205,6 @@ def _probes(oracle: LatentOracle, prior: PriorConfig) -> Iterator[_Probe]:
                     yield _Probe(first_row=expert * dim, uniform=np.concatenate([uniform, choice[:, None]], axis=1))
         case _:
             assert_never(prior.variant)
-
-
-def _table_tensor(artifact: Path, state: Mapping[str, torch.Tensor]) -> str | None:
-    """Return the graph's tensor of quantiles that are the checkpoint's latents before the frame.
-
-    Its shape is (N, Q), or (N, Q + 1, 1) with a constant last where frames are the experts' own.
-
-    None where tables hold a standard law that a product and a sum, or the frame, then carry to its place and size.
-    """
-    graph = onnx.load(artifact).graph
-    made = {name for node in graph.node for name in node.output}
-    if "standard" in made:
-        return None
-    if "unframed" not in made:
-        return "latent"
-    held = {tensor.name: tensor for tensor in graph.initializer if tensor.name == "frame_matrix"}
-    own = next(
-        np.asarray(state[name], np.float32) for name in ("prior.frame.matrix", "prior.frames.matrix") if name in state
-    )
-    matrix = numpy_helper.to_array(held["frame_matrix"]) if held else None
-    if matrix is not None:
-        matrix = matrix.T if own.ndim == 2 else matrix[..., :-1]
-    return "unframed" if matrix is not None and np.array_equal(matrix, own) else None
 
 
 def _quantiles(

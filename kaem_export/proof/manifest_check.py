@@ -6,41 +6,31 @@ What a figure cannot show is compared here: digests, the description of the mode
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import onnx
 
 from kaem.artifact import Figure, Manifest
 from kaem.config import to_mapping
 from kaem.errors import ArtifactError, VerificationError
-from kaem_export.families.diffusion import describe_diffusion, stated_sampler
-from kaem_export.families.latent_ebm import describe_latent_ebm, stated_chain
-from kaem_export.families.vae import vae_prior
+from kaem_export.families.family import Description
 from kaem_export.graph import graph_fingerprint
 from kaem_export.priors.manifest_entries import LEAST_TOLERANCE, MOST_TOLERANCE
-from kaem_export.priors.own_frames import MOST_BLOCKS
+from kaem_export.priors.own_frames import count_step_leaves
+from kaem_export.proof.head import measured_tensors
 from kaem_export.proof.quadrature import AGREEMENT_BOUND
 from kaem_export.rewrite.optimise import PASS_NAMES, ROWS_PER_CALL, has_branches, precision_of
 from kaem_export.tables.fit_tables import SCORE_BOUND
-from kaem_train.config import PriorConfig
 from kaem_train.config.settings import Config
 
 _CLAIM_FACTOR = 4.0
 _CLAIM_SLACK = 1e-6
 """A figure measured now may be this factor and this much more above the recorded one: processors round differently."""
 
-_NEWER_FIGURES = frozenset({"score", "score_999", "tail_error", "far_tail_error", "sum_error", "latent_distance"})
-"""Which artifacts of before may lack: of some kinds of prior they were not measured."""
-
 CLAIMS = ("tools", "compilation.passes")
 """Fields of a manifest that nothing can be compared with: what made the file, and how."""
 
 _LOOSEST_U_ERROR_BOUND = 2.0 * MOST_TOLERANCE + 1e-3
-
-
-def keeps_components(manifest: Manifest, prior: PriorConfig) -> bool:
-    """Whether the artifact was exported with --keep-components."""
-    return prior.is_collapsed and manifest.prior.get("collapsed") is False
 
 
 def check_identity(artifact: Path, manifest: Manifest, weights: str, checkpoint: Path) -> None:
@@ -77,27 +67,36 @@ def check_identity(artifact: Path, manifest: Manifest, weights: str, checkpoint:
         )
 
 
-def check_description(artifact: Path, manifest: Manifest, config: Config, *, updates: int) -> None:
-    """Refuse a manifest that describes another model than the checkpoint holds."""
-    family, latent_dim, noise_dim, prior = _description(config, manifest)
+def check_description(
+    artifact: Path, manifest: Manifest, config: Config, description: Description, *, updates: int
+) -> None:
+    """Refuse a manifest that describes another model than the checkpoint holds.
+
+    Args:
+        artifact: The file.
+        manifest: Its manifest.
+        config: Configuration of the checkpoint.
+        description: What the checkpoint's family says of it.
+        updates: Optimiser steps of the checkpoint.
+    """
     said: dict[str, Any] = {
         "config": manifest.config,
-        "prior": {name: manifest.prior.get(name) for name in prior},
+        "prior": {name: manifest.prior.get(name) for name in description.prior},
         "family": manifest.family,
-        "name": manifest.name if family in ("kaem", "vae") else config.name,
+        "name": manifest.name,
         "image_shape": list(manifest.image_shape),
         "latent_dim": manifest.latent_dim,
         "noise_dim": manifest.noise_dim,
-        "updates": updates if manifest.updates is None else manifest.updates,
+        "updates": manifest.updates,
     }
     true: dict[str, Any] = {
         "config": to_mapping(config),
-        "prior": prior,
-        "family": family,
-        "name": config.name,  # samplers are part of the others' names
+        "prior": description.prior,
+        "family": description.family,
+        "name": description.name,
         "image_shape": list(config.data.image_shape),
-        "latent_dim": latent_dim,
-        "noise_dim": noise_dim,
+        "latent_dim": description.latent_dim,
+        "noise_dim": description.noise_dim,
         "updates": updates,
     }
     for name, value in true.items():
@@ -106,30 +105,11 @@ def check_description(artifact: Path, manifest: Manifest, config: Config, *, upd
                 f"the manifest of {artifact} says {name} is {said[name]}, the checkpoint {value}",
                 hint="export it again",
             )
-    if family == "kaem":
+    if description.family == "kaem":
         tolerance, bound = manifest.prior.get("tolerance"), manifest.prior["u_error_bound"]
         # A larger tolerance than the bound leaves room for would only make scores look small.
         if not (isinstance(tolerance, float) and tolerance >= LEAST_TOLERANCE and SCORE_BOUND * tolerance <= bound):
             raise ArtifactError(f"{artifact} states no usable tolerance, but {tolerance!r}", hint="export it again")
-
-
-def _description(config: Config, manifest: Manifest) -> tuple[str, int, int, dict[str, Any]]:
-    """Return family, Q, D and prior as the checkpoint has them, with the steps and sampler that the manifest states."""
-    dim = config.prior.num_latents
-    match config.family:
-        case "ddpm":
-            return describe_diffusion(config.data.image_shape, stated_sampler(config.diffusion, manifest))
-        case "latent_ebm":
-            return describe_latent_ebm(dim, stated_chain(config.latent_ebm, manifest))
-        case "vae":
-            return "vae", dim, dim, vae_prior()
-        case "kaem":
-            num_uniforms = config.prior.num_uniforms
-            if keeps_components(manifest, config.prior):
-                num_uniforms *= {"mixture": 2, "independent": config.prior.num_components}[config.prior.variant]
-            return "kaem", dim, num_uniforms, to_mapping(config.prior)
-        case _:
-            assert_never(config.family)
 
 
 def check_recorded(artifact: Path, manifest: Manifest, measured: tuple[Figure, ...]) -> None:
@@ -143,8 +123,6 @@ def check_recorded(artifact: Path, manifest: Manifest, measured: tuple[Figure, .
         )
     for figure in measured:
         claim = before.get(figure.name)
-        if claim is None and figure.name in _NEWER_FIGURES and _is_of_before(manifest):
-            continue
         if (
             claim is None
             or not _is_entitled(claim, figure, manifest)
@@ -168,11 +146,6 @@ def _is_entitled(claim: Figure, figure: Figure, manifest: Manifest) -> bool:
     return claim.bound <= figure.bound * (2.0 if figure.name == "image_parity" else 1.0)
 
 
-def _is_of_before(manifest: Manifest) -> bool:
-    """Whether an artifact is of a kaem that measured less: its densities do not say what they are of."""
-    return "of" not in manifest.densities
-
-
 def check_tables(artifact: Path, manifest: Manifest, *, energies: str | None) -> None:
     """Refuse a manifest that describes other tables than the graph has, other energies, or another way of calling it.
 
@@ -186,13 +159,13 @@ def check_tables(artifact: Path, manifest: Manifest, *, energies: str | None) ->
             f"the manifest of {artifact} says energies is {said!r}, the checkpoint {energies!r}",
             hint="export it again",
         )
-    held = {tensor.name: tensor for tensor in onnx.load(artifact).graph.initializer}
-    if "leaves" in held and "second" in held and isinstance(manifest.prior.get("table_leaves"), int):
-        found, fan_out = held["leaves"].dims[0], held["second"].dims[1] + 1
+    if isinstance(manifest.prior.get("table_leaves"), int):
+        tensors, held = measured_tensors(manifest), onnx.load(artifact).graph.initializer
+        sizes = {what: tuple(t.dims) for what, name in tensors.items() for t in held if t.name == name}
+        found, fan_out = sizes["leaves"][0], sizes["separators"][1] + 1
         if manifest.prior.get("frame") == "own":  # whose last column has leaves of its own
-            steps = int(manifest.prior["num_components"]) - 1
-            has_steps = manifest.prior.get("table_functions") == 1 and steps < fan_out * MOST_BLOCKS
-            found -= ((steps if has_steps else 0) // fan_out + 1) * fan_out
+            prior = manifest.prior
+            found -= count_step_leaves(int(prior["num_components"]), int(prior["table_functions"]), fan_out)
         if found != (said := manifest.prior["table_leaves"]):
             raise VerificationError(
                 f"the manifest of {artifact} says table_leaves is {said}, its graph has {found}",

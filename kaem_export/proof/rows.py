@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from kaem.artifact import Figure, Manifest
 from kaem.engines.cpu import LocalSampler
@@ -137,26 +136,13 @@ def noise_mismatches() -> Figure:
 
 def inner_tensor(artifact: Path, name: str, uniform: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return what a graph's tensor `name` holds for some uniforms, running no node that it does not need."""
-    model = onnx.load(artifact)
-    wanted = {name}
-    nodes = []
-    for node in reversed(model.graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            nodes.append(node)
-    part = helper.make_model(
-        helper.make_graph(
-            nodes[::-1],
-            "inner",
-            model.graph.input,
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
-            [tensor for tensor in model.graph.initializer if tensor.name in wanted],
-        ),
-        opset_imports=model.opset_import,
-        ir_version=model.ir_version,
-    )
-    session = open_session(part.SerializeToString(), "cpu", source=str(artifact))
-    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    model = ir.load(artifact)
+    part = ir.convenience.extract(model.graph, inputs=["uniform"], outputs=[name])
+    part.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    content = ir.to_proto(ir.Model(part, ir_version=model.ir_version)).SerializeToString()
+    session = open_session(content, "cpu", source=str(artifact))
+    rows = part.inputs[0].shape
+    fixed = rows[0] if rows is not None and isinstance(rows[0], int) else 0
     pieces = calls(uniform, (fixed,) if fixed else (), most=len(uniform))
     found = joined([session.run([name], {"uniform": piece})[0] for piece in pieces], len(uniform))
     return np.asarray(found, np.float32)

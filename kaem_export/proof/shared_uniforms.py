@@ -32,18 +32,19 @@ _SHARE_MARGIN = 2.0**-20
 
 
 def summand_quantiles(
-    artifact: Path, noise_dim: int, oracle: LatentOracle, prior: PriorConfig
+    artifact: Path, tensor: str, noise_dim: int, oracle: LatentOracle, prior: PriorConfig
 ) -> Iterator[tuple[int, Quantiles]]:
     """Yield the quantiles of every summand that a graph adds up, by the oracle's rows q P + p.
 
     Args:
         artifact: The ONNX file.
+        tensor: Name of the summands in the graph.
         noise_dim: P where uniforms are shared over q, Q P where every summand has one of its own.
         oracle: The oracle of the components alone.
         prior: The prior's section.
     """
     uniform = probe_uniforms(noise_dim, _COMPONENT_PROBES)
-    summands = inner_tensor(artifact, "summands", uniform)
+    summands = inner_tensor(artifact, tensor, uniform)
     for row in range(prior.num_latents * prior.num_components):
         q, p = divmod(row, prior.num_components)
         yield (
@@ -52,10 +53,10 @@ def summand_quantiles(
         )
 
 
-def sum_error(sampler: LocalSampler, artifact: Path, prior: PriorConfig) -> Figure:
+def sum_error(sampler: LocalSampler, artifact: Path, tensor: str, prior: PriorConfig) -> Figure:
     """Measure whether the latents are the sums of the summands, up to the rounding of additions."""
     uniform = probe_uniforms(sampler.manifest.noise_dim, _SUM_PROBES)
-    summands = inner_tensor(artifact, "summands", uniform).astype(np.float64)
+    summands = inner_tensor(artifact, tensor, uniform).astype(np.float64)
     errors = np.abs(sampler.latents(uniform) - summands.sum(axis=2))
     return Figure(
         name="sum_error",

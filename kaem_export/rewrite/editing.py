@@ -13,13 +13,16 @@ Operators that more than one rewrite looks for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
+from onnxscript import GraphBuilder
+
+from kaem_export.onnx_builder import Op
 
 UNARY = frozenset(
     {
@@ -103,6 +106,23 @@ class Patch:
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         self._graph.register_initializer(value)
         return value
+
+    def write(self, build: Callable[[Op], ir.Value]) -> ir.Value:
+        """Add the nodes that a function writes with onnxscript's builder, and return what it returns."""
+        builder = GraphBuilder(ir.Graph([], [], nodes=[], opset_imports=self._graph.opset_imports))
+        result = build(builder.op)
+        for name, value in list(builder.graph.initializers.items()):
+            del builder.graph.initializers[name]
+            value.name = self._name(name)
+            self._graph.register_initializer(value)
+        nodes = list(builder.graph)
+        builder.graph.remove(nodes)
+        for node in nodes:
+            for value in node.outputs:
+                value.name = self._name(node.op_type.lower())
+            node.name = node.outputs[0].name
+        self._graph.insert_before(self._place, nodes)
+        return result
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let every reader of `old`, the graph's caller included, read `new`, which takes over name, type and shape."""

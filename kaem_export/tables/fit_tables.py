@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from kaem_export.onnx_builder import start_graph, to_model
 from kaem_export.tables.chebyshev_cdf import Float64, Integers
 from kaem_export.tables.laws import Laws
 from kaem_export.tables.leaf_choice import choose_leaves
@@ -34,9 +35,8 @@ from kaem_export.tables.leaves import (
     joined,
     unsorted,
 )
-from kaem_export.tables.lookup import quantile_nodes, wrap
+from kaem_export.tables.lookup import look_up
 from kaem_export.tables.tree import Float32, PackedLeaves, QuantileTables, pack
-from kaem_train.fitting.decoder_graph import IR_VERSION, OPSET
 
 SCORE_BOUND = 1.25
 """What no point may exceed; 99.9 % stay below 1.
@@ -134,11 +134,9 @@ def bake(laws: Laws, tolerance: float = TOLERANCE) -> Baked:
 
 def run_lookup(tables: QuantileTables, v: Float32) -> Float32:
     """Look up signed uniforms in ONNX Runtime, on the nodes that an artifact has: shape (N, C) -> (N, C)."""
-    nodes, constants = quantile_nodes(tables, "signed", "quantile")
     width = v.shape[1]
-    model = wrap(
-        nodes, constants, source=("signed", width), target=("quantile", width), opset=OPSET, ir_version=IR_VERSION
-    )
+    builder, signed = start_graph("signed", width)
+    model = to_model(builder, quantile=look_up(builder.op, tables, signed).quantiles)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""The quantile lookup of `tree.py`, node by node.
+"""The quantile lookup of `tree.py` as nodes of a graph, and what a head made of lookups tells of itself.
 
 31 or 32 nodes, two gathers, indices in int32; block numbers stay exact in float32, in which ONNX Runtime counts faster
 than in integers. Everything here must stay in float32 on every target: half precision cannot hold a uniform or a block
@@ -7,168 +7,122 @@ number. Only operators whose rows do not depend on the batch around them are use
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
+import onnx_ir as ir
 
-from kaem_export.tables.tree import QuantileTables
-
-Constants = dict[str, NDArray[np.generic] | np.generic]
+from kaem_export.onnx_builder import Op, add_constant, split_evenly
+from kaem_export.tables.tree import ROW, QuantileTables
 
 LEAST_UNIFORM, MOST_UNIFORM = np.float32(-0.5), np.nextafter(np.float32(1), np.float32(0))
 """Ends of what names a quantile: signed uniforms from -1/2, plain ones below 1."""
 
 
-class Names:
-    """Gives every name of a piece of a graph the same prefix.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup:
+    """A lookup in a graph.
 
-    Args:
-        prefix: So that pieces of one kind can stand in one graph.
+    Attributes:
+        quantiles: Quantiles, float32 of shape (N, *columns); (N, *columns, 1) where the axis of fields is kept.
+        row: Row of the leaves that every quantile was read from, int32.
+        leaves: Leaves as the graph holds them, shape (B F2, 9).
+        separators: Separators of the second level, shape (B, F2 - 1).
     """
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
-
-    def __call__(self, name: str) -> str:
-        """Return the name with the prefix."""
-        return f"{self._prefix}{name}"
+    quantiles: ir.Value
+    row: ir.Value
+    leaves: ir.Value
+    separators: ir.Value
 
 
-def signed_nodes(source: str, target: str, prefix: str = "") -> tuple[list[onnx.NodeProto], Constants]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The part of a graph that makes latents of uniforms.
+
+    Attributes:
+        kind: Kind of the head, for the manifest.
+        latent: Latents, float32 (N, Q).
+        lookup: Lookup that the latents come from.
+        measured: Tensors of the graph that a certificate speaks of, by what they hold.
+    """
+
+    kind: str
+    latent: ir.Value
+    lookup: Lookup
+    measured: dict[str, ir.Value] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, object]:
+        """Return the field `head` of a manifest: the kind, and the names of what is measured in this very graph."""
+        tables = {"leaves": self.lookup.leaves, "separators": self.lookup.separators}
+        return {"kind": self.kind, "tensors": {what: value.name for what, value in (tables | self.measured).items()}}
+
+
+def sign_uniforms(op: Op, uniform: ir.Value) -> ir.Value:
     """Turn plain uniforms in [1/2, 1) into signed ones; exact, since both lie within a factor of two of 1.
 
     What is no uniform becomes the nearest one first: an infinity would pass the separators that stand for none, be
     looked up beyond the tables, and so fail the rows of others. NaN passes no comparison, and stays NaN.
     """
-    name = Names(prefix)
-    nodes = [
-        helper.make_node("Clip", [source, name("least_uniform"), name("most_uniform")], [name("uniform_within")]),
-        helper.make_node("GreaterOrEqual", [name("uniform_within"), name("half")], [name("is_upper")]),
-        helper.make_node("Cast", [name("is_upper")], [name("upper")], to=TensorProto.FLOAT),
-        helper.make_node("Sub", [name("uniform_within"), name("upper")], [target]),
-    ]
-    constants: Constants = {
-        name("least_uniform"): LEAST_UNIFORM,
-        name("most_uniform"): MOST_UNIFORM,
-        name("half"): np.float32(0.5),
-    }
-    return nodes, constants
+    within = op.Clip(uniform, float(LEAST_UNIFORM), float(MOST_UNIFORM))
+    upper = op.Cast(op.GreaterOrEqual(within, 0.5), to=ir.DataType.FLOAT)
+    return op.Sub(within, upper)
 
 
-def quantile_nodes(
+def look_up(
+    op: Op,
     tables: QuantileTables,
-    signed: str,
-    target: str,
-    prefix: str = "",
+    signed: ir.Value,
     *,
-    chosen: str | None = None,
+    chosen: ir.Value | None = None,
     chosen_axes: Literal[1, 2] = 1,
     keep_axis: bool = False,
-) -> tuple[list[onnx.NodeProto], Constants]:
+) -> Lookup:
     """Look up one quantile per signed uniform.
 
     Args:
-        tables: Their `columns` have the shape of one row of quantiles, (C,) or (Q, P); of all that may be chosen where
-            there is a choice.
+        op: Builder of the graph.
+        tables: Tables whose `columns` have the shape of one row of quantiles, (C,) or (Q, P); of all that may be chosen
+            where there is a choice.
         signed: Signed uniforms, shape (N, C), or one that broadcasts with (N, *columns).
-        target: Gets the quantiles, shape (N, *columns).
-        prefix: Prefix of all names.
         chosen: int32 indices, by default none: of shape (N,) where row n follows the functions `columns[chosen[n]]`,
             or (N, C) where every quantile follows a function `columns[chosen[n, c]]` of its own.
-        chosen_axes: Which of both.
-        keep_axis: Leave the axis that fields of a leaf are read along: shape (N, *columns, 1).
-
-    Returns:
-        Nodes and constants.
+        chosen_axes: Number of axes of `chosen`.
+        keep_axis: Whether to leave the axis that fields of a leaf are read along: shape (N, *columns, 1).
     """
-    name, node = Names(prefix), helper.make_node
     columns = tables.columns
-    separators = np.moveaxis(tables.first[:, columns], 0, 0 if chosen is None else 1)
+    thresholds = np.moveaxis(tables.first[:, columns], 0, 0 if chosen is None else 1)
     blocks = tables.block[columns].astype(np.float32)
     rank = 1 + columns.ndim if chosen is None else 2
-    fields = [name(field) for field in ("v0", "kappa", "gamma", *(f"c{k}" for k in range(6)))]
-    constants: Constants = {
-        name("leading_axis"): np.array([0], np.int64),
-        name("last_axis"): np.array([-1], np.int64),
-        name("first"): separators[:, None] if chosen is None else separators,
-        name("second"): tables.second,
-        name("fan_out"): np.float32(tables.fan_out),
-        name("leaves"): tables.leaves,
-        name("low"): tables.low,
-        name("high"): tables.high,
-    }
-    nodes: list[onnx.NodeProto] = []
-    v, first, first_axis, block = signed, name("first"), name("leading_axis"), name("in_function")
-    if chosen is not None:
-        v, first, first_axis = name("v_first"), name("own_first"), name("first_axis")
-        constants[first_axis] = np.array([chosen_axes], np.int64)
-        nodes += [
-            node("Gather", [name("first"), chosen], [first], axis=0),
-            node("Unsqueeze", [signed, first_axis], [v]),
-        ]
-    nodes += [
-        # The block: how many of the first level's separators v has passed.
-        node("GreaterOrEqual", [v, first], [name("is_passed")]),
-        node("Cast", [name("is_passed")], [name("passed")], to=TensorProto.FLOAT),
-        node("ReduceSum", [name("passed"), first_axis], [name("in_function")], keepdims=0),
-    ]
+    # The block: how many of the first level's separators v has passed.
+    if chosen is None:
+        first_axis, first = 0, add_constant(op, thresholds[:, None], "first")
+        is_passed = op.GreaterOrEqual(signed, first)
+    else:
+        first_axis, first = chosen_axes, add_constant(op, thresholds, "first")
+        is_passed = op.GreaterOrEqual(op.Unsqueeze(signed, [first_axis]), op.Gather(first, chosen, axis=0))
+    block = op.ReduceSum(op.Cast(is_passed, to=ir.DataType.FLOAT), [first_axis], keepdims=0)
     if blocks.any():  # otherwise every function begins at block 0
-        first_block = name("blocks")
-        constants[first_block] = blocks[None] if chosen is None else blocks
-        if chosen is not None:
-            nodes.append(node("Gather", [first_block, chosen], [name("own_blocks")], axis=0))
-            first_block = name("own_blocks")
-        block = name("block")
-        nodes.append(node("Add", [name("in_function"), first_block], [block]))
-    nodes += [
-        node("Cast", [block], [name("block_row")], to=TensorProto.INT32),
-        # The leaf: how many of the block's. Separators are put in front of v's axes: compared a few numbers at a time,
-        # they would take a quarter of the whole lookup.
-        node("Gather", [name("second"), name("block_row")], [name("block_separators")], axis=0),
-        node("Transpose", [name("block_separators")], [name("separators")], perm=[rank, *range(rank)]),
-        node("GreaterOrEqual", [signed, name("separators")], [name("is_behind")]),
-        node("Cast", [name("is_behind")], [name("behind")], to=TensorProto.FLOAT),
-        node("ReduceSum", [name("behind"), name("leading_axis")], [name("in_block")], keepdims=0),
-        node("Mul", [block, name("fan_out")], [name("before")]),
-        node("Add", [name("before"), name("in_block")], [name("leaf")]),
-        node("Cast", [name("leaf")], [name("leaf_row")], to=TensorProto.INT32),
-        node("Gather", [name("leaves"), name("leaf_row")], [name("row")], axis=0),
-        node("Unsqueeze", [signed, name("last_axis")], [name("v")]),
-        node("Split", [name("row")], fields, axis=-1, num_outputs=len(fields)),
-        # y = r / (gamma r + kappa), then Horner's rule.
-        node("Sub", [name("v"), name("v0")], [name("r")]),
-        node("Mul", [name("gamma"), name("r")], [name("bend")]),
-        node("Add", [name("bend"), name("kappa")], [name("divisor")]),
-        node("Div", [name("r"), name("divisor")], [name("y")]),
-    ]
-    value = name("c5")
-    for power in range(4, -1, -1):
-        nodes.append(node("Mul", [value, name("y")], [name(f"product_{power}")]))
-        nodes.append(node("Add", [name(f"product_{power}"), name(f"c{power}")], [name(f"sum_{power}")]))
-        value = name(f"sum_{power}")
+        first_block = add_constant(op, blocks[None] if chosen is None else blocks, "blocks")
+        block = op.Add(block, first_block if chosen is None else op.Gather(first_block, chosen, axis=0))
+    # The leaf: how many of the block's. Separators are put in front of v's axes: compared a few numbers at a time,
+    # they would take a quarter of the whole lookup.
+    second = add_constant(op, tables.second, "second")
+    own = op.Gather(second, op.Cast(block, to=ir.DataType.INT32), axis=0)
+    is_behind = op.GreaterOrEqual(signed, op.Transpose(own, perm=[rank, *range(rank)]))
+    in_block = op.ReduceSum(op.Cast(is_behind, to=ir.DataType.FLOAT), [0], keepdims=0)
+    leaf = op.Add(op.Mul(block, float(tables.fan_out)), in_block)
+    row = op.Cast(leaf, to=ir.DataType.INT32)
+    leaves = add_constant(op, tables.leaves, "leaves")
+    start, kappa, gamma, *coefficients = split_evenly(op, op.Gather(leaves, row, axis=0), ROW, axis=-1)
+    # y = r / (gamma r + kappa), then Horner's rule.
+    r = op.Sub(op.Unsqueeze(signed, [-1]), start)
+    y = op.Div(r, op.Add(op.Mul(gamma, r), kappa))
+    value = coefficients[-1]
+    for coefficient in coefficients[-2::-1]:
+        value = op.Add(op.Mul(value, y), coefficient)
     if not keep_axis:
-        nodes.append(node("Squeeze", [value, name("last_axis")], [name("unclipped")]))
-        value = name("unclipped")
-    nodes.append(node("Clip", [value, name("low"), name("high")], [target]))
-    return nodes, constants
-
-
-def wrap(
-    nodes: list[onnx.NodeProto],
-    constants: Constants,
-    *,
-    source: tuple[str, int],
-    target: tuple[str, int],
-    opset: int,
-    ir_version: int,
-) -> onnx.ModelProto:
-    """Make a model of nodes from one float32 matrix to another; source and target: name and columns."""
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", columns]) for name, columns in (source, target)
-    ]
-    initializers = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "head", ends[:1], ends[1:], initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+        value = op.Squeeze(value, [-1])
+    quantiles = op.Clip(value, add_constant(op, tables.low, "low"), add_constant(op, tables.high, "high"))
+    return Lookup(quantiles=quantiles, row=row, leaves=leaves, separators=second)

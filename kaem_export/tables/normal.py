@@ -9,31 +9,29 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
+from kaem_export.onnx_builder import Op
 from kaem_export.tables.collapse import standard_normal
 from kaem_export.tables.fit_tables import Baked, bake
 from kaem_export.tables.laws import Laws
-from kaem_export.tables.lookup import Constants, quantile_nodes, signed_nodes
+from kaem_export.tables.lookup import Lookup, look_up, sign_uniforms
 
 NORMAL_U_ERROR_BOUND = 2.0**-22
 """What |Phi(x(u)) - u| stays under: the tables' 2^-24, one float of x where the density is largest, and a reserve."""
 
 
-def normal_nodes(source: str, target: str, prefix: str) -> tuple[list[onnx.NodeProto], Constants]:
-    """Turn uniforms into standard normal draws.
+def draw_normals(op: Op, uniform: ir.Value) -> Lookup:
+    """Turn uniforms into standard normal draws, with 2 KB of tables, however many columns there are.
 
     Args:
-        source: Uniforms, float32 (N, M): signed ones in [-1/2, 1/2], or plain ones in [0, 1).
-        target: Gets the draws, float32 (N, M).
-        prefix: Prefix of the names of all nodes' outputs and constants.
+        op: Builder of the graph.
+        uniform: Uniforms, float32 (N, M): signed ones in [-1/2, 1/2], or plain ones in [0, 1).
 
     Returns:
-        Nodes and constants; 2 KB, however large M is.
+        The lookup; its quantiles are the draws, float32 (N, M).
     """
-    nodes, constants = signed_nodes(source, f"{prefix}signed", prefix)
-    more, tables = quantile_nodes(normal_tables().tables, f"{prefix}signed", target, prefix)
-    return nodes + more, constants | tables
+    return look_up(op, normal_tables().tables, sign_uniforms(op, uniform))
 
 
 @cache

@@ -25,8 +25,9 @@ from kaem.engines.padding import calls, joined, whole_calls
 from kaem.errors import ArtifactError, BackendError, ConfigError
 from kaem.onnx_file import require_whole
 from kaem.sampler import Images
+from kaem_export.families.exported_families import family_of_manifest
 from kaem_export.targets.torch_twin import TorchTwin
-from kaem_export.targets.trained import LOOPED, Trained, manifest_of, open_trained
+from kaem_export.targets.trained import Trained, manifest_of, open_trained
 from kaem_train.families.diffusion import Diffusion, sampling_schedule, step_options
 
 NAMES = ("torch-eager", "torch-compile", "diffusers")
@@ -187,7 +188,7 @@ class PipelineEngine:
 def _is_looped(source: Path) -> bool:
     """Whether a file is an artifact of a family that samples in a loop; one that cannot be read is not."""
     try:
-        return manifest_of(source).family in LOOPED
+        return family_of_manifest(manifest_of(source)).has_loop
     except ArtifactError:
         return False
 

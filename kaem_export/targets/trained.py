@@ -10,16 +10,10 @@ from kaem.artifact import Manifest
 from kaem.engines.cpu import read_file
 from kaem.errors import ArtifactError
 from kaem.onnx_file import read_artifact
-from kaem_export.families.diffusion import stated_sampler
-from kaem_export.families.latent_ebm import stated_chain
+from kaem_export.families.exported_families import exported_family
 from kaem_train.checkpoint import fingerprint_weights, load_model, read_checkpoint
 from kaem_train.config.preflight import CHECKPOINT_NAME
 from kaem_train.families.build import Model
-from kaem_train.families.diffusion import Diffusion
-from kaem_train.families.latent_ebm import LatentEbm
-
-LOOPED = ("latent_ebm", "ddpm", "ddim")
-"""Families whose graphs hold a loop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +61,7 @@ def open_trained(source: Path) -> Trained:
             f"no checkpoint of the weights of {source} lies beside it",
             hint=f"put the checkpoint it was exported from there as {CHECKPOINT_NAME}, or leave torch's engines out",
         )
-    if isinstance(model, Diffusion):
-        model.config = stated_sampler(config.diffusion, manifest)
-    elif isinstance(model, LatentEbm):
-        model.prior.config = stated_chain(config.latent_ebm, manifest)
+    exported_family(config).set_sampling(config, model, manifest)
     updates = read_checkpoint(checkpoint).step
     return Trained(checkpoint=checkpoint, family=config.family, model=model, updates=updates)
 

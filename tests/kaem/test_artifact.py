@@ -46,7 +46,7 @@ def test_a_file_without_a_manifest_is_not_ours():
 
 def test_a_newer_format_names_the_version_this_kaem_reads():
     text = json.dumps({**json.loads(write_manifest(MANIFEST)), "format_version": 99, "new_field": 1})
-    with pytest.raises(ArtifactError, match="format 99; this kaem reads up to 2"):
+    with pytest.raises(ArtifactError, match="format 99; this kaem reads up to 3"):
         read_manifest({MANIFEST_KEY: text}, source="x")
 
 

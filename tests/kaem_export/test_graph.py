@@ -6,20 +6,20 @@ import onnxruntime
 import pytest
 import scipy.stats
 import torch
+from heads import graph_of_prior, tabulate
 from models import VARIANTS, random_model
 
 from kaem.errors import ArtifactError
 from kaem.noise import uniforms
-from kaem_export.graph import OPSET, build_graph, traced_generator
-from kaem_export.priors.prior_nodes import Frame
-from kaem_export.priors.prior_tables import choice_weights, tabulate
+from kaem_export.graph import build_graph, traced_generator
+from kaem_export.onnx_builder import OPSET
 
 
 @pytest.fixture(scope="module")
 def compiled():
     _, model = random_model()
-    tables = tabulate(model.prior).tables
-    return tables, model.float(), build_graph(tables, model.generator, "float32")
+    _, tables = tabulate(model.prior)
+    return tables, model.float(), graph_of_prior(model.prior, model.generator)
 
 
 def _run(graph, uniform, *outputs):
@@ -33,7 +33,7 @@ def test_latents_are_those_of_the_lookup_in_numpy_bit_for_bit(compiled):
     uniform = np.concatenate([uniforms(1, 0, 5000, 3), depth, -depth])
     (latent,) = _run(graph, uniform, "latent")
     signed = np.where(uniform >= 0.5, uniform - np.float32(1), uniform)
-    assert np.array_equal(latent, tables.tables.look_up(signed))
+    assert np.array_equal(latent, tables.look_up(signed))
 
 
 def test_plain_and_signed_uniforms_name_the_same_quantile(compiled):
@@ -62,17 +62,17 @@ def test_images_are_those_of_torch_on_the_same_latents(compiled):
 
 
 def test_uint8_images_are_the_float_ones_rounded_to_nearest(compiled):
-    tables, model, graph = compiled
+    _, model, graph = compiled
     uniform = uniforms(3, 0, 64, 3)
     (image,) = _run(graph, uniform, "image")
-    (rounded,) = _run(build_graph(tables, model.generator, "uint8"), uniform, "image")
+    (rounded,) = _run(graph_of_prior(model.prior, model.generator, "uint8"), uniform, "image")
     assert rounded.dtype == np.uint8
     assert np.array_equal(rounded, np.rint(image * np.float32(255)))
 
 
 def test_the_same_input_gives_the_same_bytes(compiled):
-    tables, model, graph = compiled
-    again = build_graph(tables, model.generator, "float32")
+    _, model, graph = compiled
+    again = graph_of_prior(model.prior, model.generator)
     assert again.SerializeToString(deterministic=True) == graph.SerializeToString(deterministic=True)
 
 
@@ -88,10 +88,12 @@ def test_the_graph_is_plain_onnx_of_the_stated_opset_and_says_nothing_of_its_mak
 @pytest.fixture(scope="module")
 def compiled_experts():
     _, model = random_model(*VARIANTS["experts in a frame"])
-    tables = tabulate(model.prior).tables
+    layout, tables = tabulate(model.prior)
     state = {name: value.detach().float().numpy() for name, value in model.prior.frame.state_dict().items()}
-    graphs = [build_graph(tables, model.float().generator, "float32", frame) for frame in (None, Frame(**state))]
-    return model, tables, state, graphs
+    framed, _ = build_graph(layout, tables, model.float().generator, "float32")
+    layout.frame = None
+    plain, _ = build_graph(layout, tables, model.generator, "float32")
+    return layout, tables, state, (plain, framed)
 
 
 def test_a_frame_turns_the_latents_of_the_unframed_graph(compiled_experts):
@@ -103,7 +105,7 @@ def test_a_frame_turns_the_latents_of_the_unframed_graph(compiled_experts):
 
 
 def test_experts_are_picked_as_often_as_their_weights(compiled_experts):
-    model, _, _, (plain, _) = compiled_experts
+    layout, _, _, (plain, _) = compiled_experts
     # All other uniforms fixed: the latents name the expert.
     uniform = np.full((50_000, 4), 0.25, np.float32)
     uniform[:, 3] = uniforms(8, 0, 50_000, 1)[:, 0]
@@ -111,12 +113,12 @@ def test_experts_are_picked_as_often_as_their_weights(compiled_experts):
     by_choice = latent[np.argsort(uniform[:, 3])]
     _, first = np.unique(by_choice, axis=0, return_index=True)
     counts = np.diff(np.append(np.sort(first), len(latent)))
-    assert scipy.stats.chisquare(counts, choice_weights(model.prior) * len(latent)).pvalue > 1e-3
+    assert scipy.stats.chisquare(counts, layout.weights * len(latent)).pvalue > 1e-3
 
 
 def test_every_choice_is_an_expert_in_both_conventions_and_at_their_ends(compiled_experts):
-    _, tables, _, (plain, _) = compiled_experts
-    signed = np.array([-0.5, -0.25, -(2.0**-33), 0.0, 2.0**-33, 0.25, 0.5, *tables.thresholds], np.float32)
+    layout, _, _, (plain, _) = compiled_experts
+    signed = np.array([-0.5, -0.25, -(2.0**-33), 0.0, 2.0**-33, 0.25, 0.5, *layout.thresholds], np.float32)
     uniform = np.full((len(signed), 4), 0.25, np.float32)
     uniform[:, 3] = signed
     (latent,) = _run(plain, uniform, "latent")
@@ -130,9 +132,9 @@ def test_every_choice_is_an_expert_in_both_conventions_and_at_their_ends(compile
 
 
 def test_choosing_is_exact_at_a_threshold(compiled_experts):
-    _, tables, _, (plain, _) = compiled_experts
+    layout, _, _, (plain, _) = compiled_experts
     uniform = np.full((2, 4), 0.25, np.float32)
-    for threshold in tables.thresholds:
+    for threshold in layout.thresholds:
         uniform[:, 3] = np.nextafter(threshold, np.float32(-1)), threshold
         (latent,) = _run(plain, uniform, "latent")
         assert not np.array_equal(latent[0], latent[1])

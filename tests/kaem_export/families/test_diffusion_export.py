@@ -7,22 +7,25 @@ import math
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from baselines import session_of, write_baseline_checkpoint
 from onnx import helper, numpy_helper
+from onnxscript import build_graph as build_ir_graph
 from scipy.special import ndtri
 
 import kaem
 from kaem.artifact import MANIFEST_KEY, seal
 from kaem.errors import ConfigError, VerificationError
 from kaem.noise import uniforms
+from kaem_export.certificate import verify
 from kaem_export.compile import export
-from kaem_export.families.compiled import Sampling
 from kaem_export.families.diffusion import diffusion_graph, sampler_schedule, sampler_settings
 from kaem_export.families.diffusion_certificate import stream_uniforms
-from kaem_export.graph import finished, graph_fingerprint
-from kaem_export.proof.certificate import verify
+from kaem_export.families.family import Sampling
+from kaem_export.graph import graph_fingerprint
+from kaem_export.onnx_builder import OPSET, add_constant
 from kaem_train.config import DiffusionConfig
 from kaem_train.families.diffusion import sampling_schedule
 
@@ -51,22 +54,23 @@ def _exact(betas, mean, std):
 
 def _network(slope, offset):
     """The denoiser a_t x_t - b_t in place of a UNet."""
-    node = helper.make_node
-    nodes = [
-        node("Gather", ["slopes", "unet_timestep"], ["slope"]),
-        node("Gather", ["offsets", "unet_timestep"], ["offset"]),
-        node("Mul", ["unet_image", "slope"], ["sloped"]),
-        node("Sub", ["sloped", "offset"], ["unet_noise"]),
-    ]
-    constants = {"slopes": slope.astype(np.float32), "offsets": offset.astype(np.float32)}
-    return helper.make_graph(
-        nodes, "exact", [], [], [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    )
+    noisy = ir.val("image", ir.DataType.FLOAT, ["N", *SHAPE])
+    timestep = ir.val("timestep", ir.DataType.INT64, ())
+
+    def write(op, x, t):
+        slopes, offsets = (
+            op.Gather(add_constant(op, value.astype(np.float32), name), t)
+            for name, value in (("slopes", slope), ("offsets", offset))
+        )
+        return op.Sub(op.Mul(x, slopes), offsets)
+
+    noise = ir.val("noise", ir.DataType.FLOAT, ["N", *SHAPE])
+    return build_ir_graph(write, [noisy, timestep], [noise], opset_imports={"": OPSET})
 
 
 def _sample(settings, num, mean=0.3, std=0.2, seed=0):
     schedule = sampler_schedule(settings)
-    graph = finished(diffusion_graph(_network(*_exact(settings.betas, mean, std)), SHAPE, schedule), "float32")
+    graph = diffusion_graph(_network(*_exact(settings.betas, mean, std)), SHAPE, schedule)[0]
     uniform = uniforms(seed, 0, num, PIXELS * (7 if schedule.is_random else 1))
     return session_of(graph).run(["image", "latent"], {"uniform": uniform}), uniform
 
@@ -124,7 +128,7 @@ def test_few_steps_of_ddim_make_exactly_the_error_that_its_equation_makes():
 def test_plain_and_signed_uniforms_give_one_image(sampler):
     settings = DiffusionConfig(sampler=sampler, sampling_steps=10)
     schedule = sampler_schedule(settings)
-    graph = finished(diffusion_graph(_network(*_exact("linear", 0.3, 0.2)), SHAPE, schedule), "float32")
+    graph = diffusion_graph(_network(*_exact("linear", 0.3, 0.2)), SHAPE, schedule)[0]
     plain = np.random.default_rng(0).integers(1, 4096, (5, PIXELS * (7 if schedule.is_random else 1))) / 4096
     session, plain = session_of(graph), plain.astype(np.float32)
     signed = np.where(plain >= 0.5, plain - 1, plain)
@@ -190,7 +194,7 @@ def _altered(artifact, target, *, graph=lambda model: None, manifest=lambda cont
     return target
 
 
-@pytest.mark.parametrize(("name", "change"), [("sigma_by_step", 1.1), ("mrg_plus_1", 2), ("of_noise_by_step", 1.05)])
+@pytest.mark.parametrize(("name", "change"), [("sigma", 1.1), ("const_1403580_i64", 2), ("of_noise", 1.05)])
 def test_a_changed_step_breaks_the_parity(exported, tmp_path, name, change):
     def bend(model):
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
@@ -220,7 +224,10 @@ def test_a_manifest_that_lies_of_its_sampler_is_caught(exported, tmp_path, chang
 
 
 def test_claiming_fewer_steps_than_the_graph_takes_breaks_the_parity(exported, tmp_path):
-    liar = _altered(exported[1]["ddim"][0], tmp_path / "m.onnx", manifest=lambda said: said["prior"].update(steps=4))
+    def claim(said):
+        said["prior"]["steps"], said["name"] = 4, "digits-ddim-4"
+
+    liar = _altered(exported[1]["ddim"][0], tmp_path / "m.onnx", manifest=claim)
     _, figures = verify(liar, exported[0])
     assert [figure.name for figure in figures if not figure.is_kept] == ["image_parity"]
 

@@ -7,27 +7,29 @@ from itertools import islice
 import numpy as np
 import pytest
 import scipy.stats
-from baselines import run_nodes
+from heads import run_written
 
 from kaem.noise import uniforms
 from kaem_export.families.diffusion_certificate import stream_uniforms
-from kaem_export.families.recursive_noise import MODULI, NUM_WORDS, seed_nodes, stream_nodes
+from kaem_export.families.recursive_noise import MODULI, NUM_WORDS, advance_streams, seed_streams
 
 STATES = [f"s{word}" for word in range(NUM_WORDS)]
-NEW = [f"n{word}" for word in range(NUM_WORDS)]
 PUBLISHED = [0.12701112204657714, 0.3185275653967945, 0.3091860155832701, 0.8258468629271136, 0.2216299157820229]
 """What RngStreams, L'Ecuyer's own package, draws from its default seed: all six words 12345."""
 
 
 def _advance(states):
-    nodes, constants = stream_nodes(STATES, NEW, "uniform")
-    *states, uniform = run_nodes(nodes, constants, dict(zip(STATES, states, strict=True)), [*NEW, "uniform"])
+    def write(op, *values):
+        advanced, uniform = advance_streams(op, list(values))
+        return [*advanced, uniform]
+
+    *states, uniform = run_written(write, dict(zip(STATES, states, strict=True)))
     return states, uniform
 
 
 def _seed(uniform):
-    nodes, constants = seed_nodes("source", uniform.shape[1] // NUM_WORDS, STATES)
-    return run_nodes(nodes, constants, {"source": uniform}, STATES)
+    count = uniform.shape[1] // NUM_WORDS
+    return run_written(lambda op, source: seed_streams(op, source, count), {"source": uniform})
 
 
 def test_the_nodes_draw_what_the_published_generator_draws():

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from baselines import session_of
+from heads import graph_of_prior, head_of_prior
 from models import VARIANTS, random_model, write_random_checkpoint
 from onnx import parser
 
 from kaem.noise import uniforms
 from kaem_export.compile import export
-from kaem_export.graph import build_graph
-from kaem_export.priors.ordered_sum import fix_sum_orders, most_roundings, sum_nodes
-from kaem_export.priors.prior_nodes import head_nodes
-from kaem_export.priors.prior_tables import tabulate
-from kaem_export.tables.lookup import wrap
+from kaem_export.onnx_builder import start_graph, to_model
+from kaem_export.priors.ordered_sum import add_up, fix_sum_orders, most_roundings
 
 _ROWS = 67
 
@@ -32,26 +30,24 @@ def _moves(session, x):
     return any(not np.array_equal(_run(session, x[-size:].copy()), alone[-size:]) for size in sizes)
 
 
+def _fix(model):
+    return ir.to_proto(fix_sum_orders(ir.from_proto(model)))
+
+
 def _model(text):
     return parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> agraph {text}')
 
 
 @pytest.mark.parametrize("num_terms", [*range(1, 14), 33, 129])
 def test_a_sum_is_right_to_as_many_roundings_as_it_says_and_bound_to_no_place(num_terms):
-    nodes, constants = sum_nodes("x", "y", num_terms)
+    builder, flat = start_graph("x", 3 * num_terms)
     x = np.random.default_rng(num_terms).normal(0, 10, (_ROWS, 3, num_terms)).astype(np.float32)
-    shapes = [
-        onnx.helper.make_tensor_value_info(name, 1, ["N", 3, *last]) for name, last in (("x", [num_terms]), ("y", []))
-    ]
-    graph = onnx.helper.make_graph(
-        nodes, "sum", shapes[:1], shapes[1:], [onnx.numpy_helper.from_array(v, k) for k, v in constants.items()]
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
-    session = session_of(model)
-    error = np.abs(_run(session, x) - x.astype(np.float64).sum(-1))
+    terms = builder.op.Reshape(flat, [0, 3, num_terms])
+    session = session_of(to_model(builder, y=add_up(builder.op, terms, num_terms)))
+    error = np.abs(_run(session, x.reshape(_ROWS, -1)) - x.astype(np.float64).sum(-1))
     allowed = most_roundings(num_terms) * 2.0**-24 * np.abs(x.astype(np.float64)).sum(-1)
     assert (error <= allowed).all()
-    assert not _moves(session, x)
+    assert not _moves(session, x.reshape(_ROWS, -1))
 
 
 @pytest.mark.parametrize("terms", range(2, 13))
@@ -59,10 +55,10 @@ def test_a_sum_is_right_to_as_many_roundings_as_it_says_and_bound_to_no_place(nu
 def test_sums_of_any_number_of_summands_have_equal_bits_in_every_batch(terms, shares):
     variant = VARIANTS["shared uniforms"] if shares else VARIANTS["gaussian independent"]
     _, model = random_model(*variant, f"prior.num_components={terms}")
-    nodes, constants, noise, latent = head_nodes(tabulate(model.prior, keep_components=not shares).tables, None)
-    head = wrap(nodes, constants, source=("uniform", noise), target=("latent", latent), opset=21, ir_version=10)
+    session = session_of(head_of_prior(model.prior, keep_components=not shares))
+    noise = session.get_inputs()[0].shape[1]
     assert noise == (terms if shares else 3 * terms)
-    assert not _moves(session_of(head), uniforms(1, 0, _ROWS, noise))
+    assert not _moves(session, uniforms(1, 0, _ROWS, noise))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +83,7 @@ def test_sums_and_means_of_a_generator_are_bound_to_no_place(text, reference):
     x = np.random.default_rng(0).normal(size=(_ROWS, *map(int, text[4:-1].split(",")))).astype(np.float32)
     if axes != "1,3":  # whose loop is plain today
         assert _moves(session_of(model), x)  # if not, there is nothing to mend any more
-    fixed = session_of(fix_sum_orders(model))
+    fixed = session_of(_fix(model))
     assert not _moves(fixed, x)
     wanted = getattr(np, kind)(-x.astype(np.float64), axis=tuple(numbers), keepdims="1" in keeps)
     found = _run(fixed, x)
@@ -102,7 +98,7 @@ def test_a_normalisation_over_an_odd_number_is_bound_to_no_place():
     )
     x = np.random.default_rng(0).normal(2, 3, (_ROWS, 3, 7, 7)).astype(np.float32)
     assert _moves(session_of(model), x)
-    fixed = session_of(fix_sum_orders(model))
+    fixed = session_of(_fix(model))
     assert not _moves(fixed, x)
     scale, offset = (torch.tensor(values).double() for values in ([1.0, 2.0, 3.0], [0.0, 1.0, 2.0]))
     wanted = torch.nn.functional.instance_norm(-torch.from_numpy(x).double(), weight=scale, bias=offset, eps=1e-3)
@@ -121,7 +117,7 @@ def test_a_normalisation_over_an_odd_number_is_bound_to_no_place():
 )
 def test_what_has_one_order_already_or_no_known_size_stays_as_it_is(text):
     model = _model(text)
-    assert fix_sum_orders(model) is model
+    assert [node.op_type for node in _fix(model).graph.node] == [node.op_type for node in model.graph.node]
 
 
 class _Normalised(torch.nn.Module):
@@ -140,7 +136,7 @@ class _Normalised(torch.nn.Module):
 def test_a_users_generator_that_averages_over_channels_has_equal_bits_in_every_batch():
     _, model = random_model()
     generator = _Normalised().eval()
-    graph = build_graph(tabulate(model.prior).tables, generator, "float32")
+    graph = graph_of_prior(model.prior, generator)
     session = session_of(graph)
     uniform = uniforms(3, 0, _ROWS, 3)
     assert not _moves(session, uniform)

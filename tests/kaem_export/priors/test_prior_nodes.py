@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime
 import pytest
 import scipy.stats
+from baselines import session_of
+from heads import head_of_prior, tabulate
 from models import VARIANTS, random_model
 
 from kaem.noise import uniforms
-from kaem_export.compile import frame_of
-from kaem_export.priors.prior_nodes import head_nodes
-from kaem_export.priors.prior_tables import noise_dim, tabulate
+from kaem_export.priors.layouts import choose_layout
 from kaem_export.tables.collapse import collapse
-from kaem_export.tables.lookup import wrap
 
 _ENDS = ("low", "high", "grid_low", "grid_high")
 
 
 def _head(prior, *, keep_components=False):
     """Return uniforms -> latents, in ONNX Runtime, and D."""
-    tabulated = tabulate(prior, keep_components=keep_components)
-    nodes, constants, noise, latent = head_nodes(tabulated.tables, frame_of(prior))
-    assert noise == noise_dim(prior, keep_components=keep_components)
-    model = wrap(nodes, constants, source=("uniform", noise), target=("latent", latent), opset=21, ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return (lambda uniform: session.run(None, {"uniform": uniform})[0]), noise
+    session = session_of(head_of_prior(prior, keep_components=keep_components))
+    return (lambda uniform: session.run(None, {"uniform": uniform})[0]), session.get_inputs()[0].shape[1]
 
 
 @pytest.mark.parametrize(
@@ -52,9 +46,8 @@ def test_kept_components_follow_the_law_of_the_collapsed_latents(variant, expect
 def test_offset_and_scale_of_gaussians_are_folded_into_the_frame():
     overrides = ("prior.low=-20", "prior.high=20", "prior.num_components=1", "prior.frame=global")
     _, model = random_model(*VARIANTS["learnable gaussian mixture"], *overrides, amplitude=0.0)
-    tabulated = tabulate(model.prior)
-    assert tabulated.laws.num_laws == 1
-    nodes, _, _, _ = head_nodes(tabulated.tables, frame_of(model.prior))
+    assert choose_layout(model.prior).laws.num_laws == 1
+    nodes = head_of_prior(model.prior).graph.node
     assert nodes[-1].op_type == "Gemm"
     assert len(nodes) <= 37
     head, _ = _head(model.prior)
@@ -75,20 +68,22 @@ def test_experts_in_own_frames_give_offset_plus_matrix_times_quantiles(domain, a
     overrides.append(f"prior.num_components={experts}")
     _, model = random_model(*VARIANTS["experts in own frames"], *overrides, amplitude=amplitude)
     prior = model.prior
-    tabulated, frame = tabulate(prior).tables, frame_of(prior)
-    assert (tabulated.tables.num_functions == 1) == (amplitude == 0.0)
+    layout, tables = tabulate(prior)
+    frame = layout.frame
+    assert (tables.num_functions == 1) == (amplitude == 0.0)
     if amplitude == 0.0:  # very many experts do not make the search wide for all
-        assert len(head_nodes(tabulated, frame)[1]["first"]) <= 15
+        first = next(held for held in head_of_prior(prior).graph.initializer if held.name == "first")
+        assert first.dims[0] <= 15
     head, noise = _head(prior)
     uniform = uniforms(4, 0, 20_000, noise)
-    expert = np.searchsorted(tabulated.thresholds, uniform[:, -1], side="right")
+    expert = np.searchsorted(layout.thresholds, uniform[:, -1], side="right")
     assert len(set(expert)) == prior.num_components
     u = np.empty((len(uniform), noise - 1))
     for k in range(prior.num_components):
         rows = expert == k
-        u[rows] = tabulated.tables.reading(tabulated.tables.columns[k]).look_up(uniform[rows, :-1])
-    if tabulated.affine is not None:
-        u = tabulated.affine.offset[expert] + tabulated.affine.scale[expert] * u
+        u[rows] = tables.reading(layout.columns[k]).look_up(uniform[rows, :-1])
+    if layout.own_affine is not None:
+        u = layout.own_affine.offset[expert] + layout.own_affine.scale[expert] * u
     expected = frame.offset[expert] + np.einsum("nij,nj->ni", frame.matrix[expert].astype(np.float64), u)
     assert np.abs(head(uniform) - expected).max() < 1e-6 * max(1.0, np.abs(expected).max())
 

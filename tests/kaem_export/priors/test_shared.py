@@ -15,9 +15,9 @@ from onnx import helper, numpy_helper
 import kaem
 from kaem.artifact import MANIFEST_KEY, seal
 from kaem.noise import uniforms
+from kaem_export.certificate import verify
 from kaem_export.compile import export
 from kaem_export.graph import graph_fingerprint
-from kaem_export.proof.certificate import verify
 from kaem_export.proof.oracle import LatentOracle
 from kaem_train.checkpoint import load_model
 
@@ -39,7 +39,7 @@ def sampler(exported):
 def test_the_artifact_takes_one_uniform_per_component_and_says_that_it_is_not_collapsed(sampler):
     manifest = sampler.manifest
     assert (manifest.noise_dim, manifest.latent_dim) == (4, 3)
-    assert manifest.prior["collapsed"] is False
+    assert manifest.head["kind"] == "summands"
     assert manifest.prior["u_sharing"] == "per_p"
 
 

@@ -9,15 +9,15 @@ import onnx
 import pytest
 import scipy.stats
 import torch
+from heads import tabulate
 from models import VARIANTS, random_model, write_random_checkpoint, write_untrained
 from onnx import helper, numpy_helper
 
 from kaem.artifact import MANIFEST_KEY, Figure, Manifest, seal
 from kaem.errors import VerificationError
+from kaem_export.certificate import verify
 from kaem_export.compile import export, require_kept
 from kaem_export.graph import graph_fingerprint
-from kaem_export.priors.prior_tables import tabulate
-from kaem_export.proof.certificate import verify
 from kaem_export.proof.oracle import LatentOracle
 from kaem_export.proof.rows import probe_uniforms
 from kaem_export.tables.fit_tables import SCORE_BOUND, TAILS, run_lookup
@@ -55,7 +55,7 @@ def _scaled(artifact, target, factor, **changes):
 @pytest.mark.parametrize("seed", range(5))
 def test_tables_keep_both_tails_where_a_density_ends_steeply(seed):
     config, model = random_model(*_CHEBYSHEV, seed=seed)
-    tables, oracle = tabulate(model.prior).baked.tables, LatentOracle(model.state_dict(), config.prior)
+    tables, oracle = tabulate(model.prior)[1], LatentOracle(model.state_dict(), config.prior)
     v = probe_uniforms(3, 20_000)
     v = np.where(v < 0.5, v, v - np.float32(1)).astype(np.float32)
     z = run_lookup(tables, v)

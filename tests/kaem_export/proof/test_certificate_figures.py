@@ -14,10 +14,10 @@ from onnx import helper, numpy_helper
 from kaem import noise
 from kaem.artifact import MANIFEST_KEY, read_manifest, seal
 from kaem.errors import ArtifactError, VerificationError
+from kaem_export.certificate import verify
 from kaem_export.compile import export
 from kaem_export.graph import graph_fingerprint
 from kaem_export.proof import oracle as oracle_module
-from kaem_export.proof.certificate import verify
 from kaem_export.proof.oracle import LatentOracle
 from kaem_export.proof.quadrature import Function, oracle_agreement
 from kaem_export.proof.rows import noise_mismatches
@@ -173,8 +173,8 @@ def test_one_bit_flipped_in_the_file_is_named(exported, tmp_path, tensor):
 @pytest.mark.parametrize(
     ("text", "other"),
     [
-        (b'"format_version":2', b'"format_version":?'),
-        (b'"format_version":2', b'"format_version":1'),
+        (b'"format_version":3', b'"format_version":?'),
+        (b'"format_version":3', b'"format_version":1'),
         (b'"noise_dim":3', b'"noise_dim":4'),
         (b'"graph_fingerprint":"sha256:', b'"graph_fingerprint":"sha255:'),
         (b'"manifest_fingerprint":"sha256:', b'"manifest_fingerprint":"sha255:'),
@@ -240,7 +240,14 @@ def _figure(manifest, name):
         (lambda m: m.update(family="vae"), "says family is vae"),
         (lambda m: m.update(name="masterpiece"), "says name is masterpiece"),
         (lambda m: m["prior"].update(num_components=5), "says prior is"),
-        (lambda m: m["prior"].update(collapsed=False), "says noise_dim is 3, the checkpoint 6"),
+        (lambda m: m["head"].update(kind="components"), "says noise_dim is 3, the checkpoint 6"),
+        (
+            lambda m: m["head"].update(kind="experts"),
+            "says the kind of its head is 'experts', the checkpoint 'collapsed'",
+        ),
+        (lambda m: m["head"]["tensors"].pop("quantiles"), "says quantiles are None"),
+        (lambda m: m.update(head={}), "made by an older kaem"),
+        (lambda m: m["head"].update(tensors=[1]), "names no tensors of its head"),
         (lambda m: m["prior"].update(tolerance=1e-3), "no usable tolerance"),
         (lambda m: m["prior"].pop("tolerance"), "no usable tolerance"),
         (lambda m: m["compilation"].update(precision="float16"), "says its generator computes in float16"),

@@ -7,8 +7,8 @@ from models import write_random_checkpoint
 from kaem.engines.cpu import LocalSampler
 from kaem.engines.gpu import installed_gpu
 from kaem.errors import ArtifactError, BackendError, ConfigError
+from kaem_export.certificate import verify_on_device
 from kaem_export.compile import export
-from kaem_export.proof.certificate import verify_on_device
 from kaem_export.proof.device import OnDevice, device_figures
 from kaem_train.checkpoint import load_model
 

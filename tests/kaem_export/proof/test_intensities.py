@@ -12,9 +12,9 @@ from graphs import floats, graph_of
 from models import write_random_checkpoint
 
 import kaem
+from kaem_export.certificate import verify
 from kaem_export.compile import export
-from kaem_export.proof.certificate import verify
-from kaem_export.proof.intensities import clipped
+from kaem_export.proof.intensities import clip_intensities
 from kaem_train.checkpoint import read_checkpoint, write_checkpoint
 
 CODE = """
@@ -98,12 +98,12 @@ def test_numbers_inside_keep_their_bits_and_others_become_the_ends(nodes, is_cha
     import onnx_ir as ir
 
     constants = {"zero": np.float32(0), "one": np.float32(1), "two": np.float32(2), "sides": np.array([-1, 6])}
-    model = ir.to_proto(graph_of(nodes, 4, (6,), w=floats(4, 6), **constants))
+    model = graph_of(nodes, 4, (6,), w=floats(4, 6), **constants)
     rows = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
-    before = onnxruntime.InferenceSession(model.SerializeToString()).run(["image"], {"latent": rows})[0]
-    count = len(model.graph.node)
-    after = clipped(model)
+    before = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString()).run(["image"], {"latent": rows})[0]
+    count = len(model.graph)
+    after = ir.to_proto(clip_intensities(model))
     onnx.checker.check_model(after, full_check=True)
-    images = onnxruntime.InferenceSession(after.SerializeToString()).run(["image"], {"latent": rows})[0]
+    images = onnxruntime.InferenceSession(after.SerializeToString()).run(None, {"latent": rows})[0]
     assert (len(after.graph.node) > count) == is_changed
     assert np.array_equal(images, np.clip(before, 0, 1))

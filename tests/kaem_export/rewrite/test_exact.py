@@ -10,12 +10,11 @@ import onnx_ir as ir
 import pytest
 import torch
 from graphs import floats, graph_of, kinds, normal, run
+from heads import graph_of_prior
 from models import random_model
 
 from kaem.noise import uniforms
-from kaem_export.graph import build_graph, traced_generator
-from kaem_export.priors.prior_nodes import Frame
-from kaem_export.priors.prior_tables import tabulate
+from kaem_export.graph import traced_generator
 from kaem_export.rewrite.affine import fold_affine_chains
 from kaem_export.rewrite.constants import fold_constants
 from kaem_export.rewrite.editing import with_shapes
@@ -182,9 +181,7 @@ def test_a_sum_over_rows_of_a_constant_with_rows_is_not_taken_for_affine():
 @pytest.fixture(scope="module")
 def framed():
     _, model = random_model("prior.variant=experts", "prior.low=-8", "prior.high=8", "prior.frame=global")
-    tables = tabulate(model.prior).tables
-    state = {name: value.detach().float().numpy() for name, value in model.prior.frame.state_dict().items()}
-    return build_graph(tables, model.float().generator, "float32", Frame(**state))
+    return graph_of_prior(model.prior, model.float().generator)
 
 
 def test_the_frame_stays_one_product_of_its_own_for_the_latents_are_an_output(framed):

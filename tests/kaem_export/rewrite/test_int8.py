@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import floats, graph_of, kinds, normal, run
+from heads import graph_of_prior
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import random_model, write_random_checkpoint
@@ -13,9 +14,7 @@ from models import random_model, write_random_checkpoint
 from kaem.errors import VerificationError
 from kaem.noise import uniforms
 from kaem_export.compile import export
-from kaem_export.graph import build_graph
 from kaem_export.options import Options
-from kaem_export.priors.prior_tables import tabulate
 from kaem_export.proof.rows import tail_uniforms
 from kaem_export.rewrite import int8
 from kaem_export.rewrite.editing import swept, with_shapes
@@ -36,7 +35,7 @@ _WIDE = ("generator.dense=0", "generator.channels=[64,48]", "data.image_shape=[1
 @pytest.fixture(scope="module")
 def plain():
     _, model = random_model(*_WIDE)
-    return build_graph(tabulate(model.prior).tables, model.float().generator, "float32")
+    return graph_of_prior(model.prior, model.float().generator)
 
 
 def _images(model, rows=64):

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from graphs import floats, graph_of, normal, run
+from heads import graph_of_prior
 from models import random_model, write_random_checkpoint
 from onnx import TensorProto, helper
 
@@ -16,11 +17,10 @@ import kaem
 from kaem.artifact import MANIFEST_KEY, Manifest, read_manifest, seal
 from kaem.errors import ArtifactError, ConfigError, VerificationError
 from kaem.noise import uniforms
+from kaem_export.certificate import verify
 from kaem_export.compile import export
-from kaem_export.graph import attach_manifest, build_graph, graph_fingerprint
+from kaem_export.graph import attach_manifest, graph_fingerprint
 from kaem_export.options import Options, parse_batch
-from kaem_export.priors.prior_tables import tabulate
-from kaem_export.proof.certificate import verify
 from kaem_export.rewrite import optimise as optimise_module
 from kaem_export.rewrite.editing import prior_nodes
 from kaem_export.rewrite.effects import estimate, speedup
@@ -35,7 +35,7 @@ _WIDE = ("generator.dense=0", "generator.channels=[64,48]", "data.image_shape=[1
 def plain():
     """A graph whose one inner layer is wide enough for the large-batch form."""
     _, model = random_model(*_WIDE)
-    return build_graph(tabulate(model.prior).tables, model.float().generator, "float32")
+    return graph_of_prior(model.prior, model.float().generator)
 
 
 @pytest.fixture(scope="module")

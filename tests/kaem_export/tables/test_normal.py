@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.stats
-from baselines import run_nodes
+from heads import run_written
 from scipy.special import ndtr, ndtri
 
 from kaem.noise import uniforms
 from kaem_export.proof.rows import probe_uniforms
-from kaem_export.tables.normal import NORMAL_U_ERROR_BOUND, normal_nodes
+from kaem_export.tables.normal import NORMAL_U_ERROR_BOUND, draw_normals
 
 
 def _draw(uniform):
-    nodes, constants = normal_nodes("uniform", "normal", "my_")
-    return run_nodes(nodes, constants, {"uniform": uniform}, ["normal"])[0]
+    return run_written(lambda op, source: [draw_normals(op, source).quantiles], {"uniform": uniform})[0]
 
 
 def test_draws_are_quantiles_of_the_normal_down_to_both_ends():
@@ -41,9 +40,7 @@ def test_plain_and_signed_uniforms_give_one_draw():
 
 
 def test_two_lookups_live_in_one_graph():
-    first, first_constants = normal_nodes("a", "x", "first_")
-    second, second_constants = normal_nodes("b", "y", "second_")
-    a, b = uniforms(1, 0, 4, 3), uniforms(2, 0, 7, 2)
-    x, y = run_nodes([*first, *second], {**first_constants, **second_constants}, {"a": a, "b": b}, ["x", "y"])
+    a, b = uniforms(1, 0, 7, 3), uniforms(2, 0, 7, 2)
+    x, y = run_written(lambda op, *sources: [draw_normals(op, each).quantiles for each in sources], {"a": a, "b": b})
     assert np.array_equal(x, _draw(a))
     assert np.array_equal(y, _draw(b))

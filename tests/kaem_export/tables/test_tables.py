@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import scipy.stats
+from heads import written_nodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_figures import in_every_leaf, squared_tilt
@@ -15,11 +16,12 @@ from zoo import NUM, ZOO
 
 from kaem.errors import ConfigError
 from kaem.noise import uniforms
+from kaem_export.onnx_builder import start_graph, to_model
 from kaem_export.tables import tree
 from kaem_export.tables.chebyshev_cdf import POINTS
 from kaem_export.tables.fit_tables import bake, run_lookup, score
-from kaem_export.tables.lookup import quantile_nodes, signed_nodes, wrap
-from kaem_export.tables.normal import normal_nodes
+from kaem_export.tables.lookup import look_up, sign_uniforms
+from kaem_export.tables.normal import draw_normals
 
 DEPTH = np.geomspace(2.0**-33, 0.5, 4000, dtype=np.float32)
 
@@ -115,7 +117,7 @@ def test_more_leaves_than_float32_can_number_are_refused(monkeypatch):
 
 def test_the_lookup_has_36_nodes_two_gathers_and_plain_types():
     _, tables = _baked("rbf20 f 8")
-    nodes = signed_nodes("uniform", "signed")[0] + quantile_nodes(tables, "signed", "quantile")[0]
+    nodes = written_nodes(lambda op, uniform: look_up(op, tables, sign_uniforms(op, uniform)), tables.columns.size)
     assert len(nodes) <= 36
     assert sum(node.op_type == "Gather" for node in nodes) == 2
     assert not {node.op_type for node in nodes} & {"Loop", "If", "NonZero", "BitwiseAnd", "BitShift", "Scan"}
@@ -175,9 +177,9 @@ def test_a_million_draws_of_the_zoo_pass_every_test_of_their_law():
         assert scipy.stats.chisquare(np.bincount((u[:, 0] * 4096).astype(int), minlength=4096)).pvalue > 1e-3
 
 
-def test_normal_nodes_draw_standard_normals_in_both_conventions():
-    nodes, constants = normal_nodes("uniform", "draws", "normal_")
-    model = wrap(nodes, constants, source=("uniform", 3), target=("draws", 3), opset=21, ir_version=10)
+def test_standard_normals_are_drawn_in_both_conventions():
+    builder, uniform = start_graph("uniform", 3)
+    model = to_model(builder, draws=draw_normals(builder.op, uniform).quantiles)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     v = np.broadcast_to(_noise(20_000), (28_000, 3))
     (draws,) = session.run(None, {"uniform": np.ascontiguousarray(v)})

@@ -20,7 +20,7 @@ from kaem.bench.scenarios.engines import EngineJob
 from kaem.bench.scenarios.process import Contestant, Process
 from kaem.errors import ArtifactError, ConfigError
 from kaem_export.compile import export
-from kaem_export.families.compiled import Sampling
+from kaem_export.families.family import Sampling
 from kaem_export.targets.torch_engine import open_engine
 from kaem_export.targets.torch_twin import TorchTwin
 

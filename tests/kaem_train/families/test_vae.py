@@ -11,8 +11,8 @@ from torch.distributions import Normal, kl_divergence
 from kaem.engines.cpu import LocalSampler
 from kaem.errors import ConfigError
 from kaem.noise import uniforms
+from kaem_export.certificate import verify
 from kaem_export.compile import export
-from kaem_export.proof.certificate import verify
 from kaem_train.checkpoint import load_model, read_checkpoint
 from kaem_train.config.settings import load_config, preset_names
 from kaem_train.data import load_dataset

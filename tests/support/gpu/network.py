@@ -9,11 +9,9 @@ import os
 from pathlib import Path
 
 import torch
+from heads import graph_of_prior
 
-from kaem_export.compile import frame_of
-from kaem_export.graph import build_graph
 from kaem_export.options import Options
-from kaem_export.priors.prior_tables import tabulate
 from kaem_export.rewrite.optimise import optimise
 from kaem_train.config.settings import load_config
 from kaem_train.families.kaem import Kaem
@@ -29,7 +27,7 @@ def sweep_graphs() -> tuple[str, dict[str, bytes]]:
     model = Kaem(load_config("svhn", [*_SETTINGS])).eval()
     with torch.no_grad():
         model.prior.bank.coefficients.zero_()
-    plain = build_graph(tabulate(model.prior).tables, model.generator, "uint8", frame_of(model.prior))
+    plain = graph_of_prior(model.prior, model.generator, "uint8")
     return "100 -> 256 -> 128 -> 64 -> 3x32x32, random weights, uint8", {
         "float32": optimise(plain, Options()).model.SerializeToString(),
         "float16": optimise(plain, Options(precision="float16")).model.SerializeToString(),

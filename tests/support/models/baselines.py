@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
 from models import write_untrained
-from onnx import TensorProto, helper, numpy_helper
 
 from kaem_train.config.settings import Config, load_config
 from kaem_train.families.build import Model, build_model
@@ -41,18 +39,3 @@ def session_of(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def run_nodes(nodes, constants, inputs, outputs):
-    """Run nodes on arrays by name; return the named outputs."""
-    types = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64}
-    graph = helper.make_graph(
-        nodes,
-        "nodes",
-        [helper.make_tensor_value_info(key, types[value.dtype], value.shape) for key, value in inputs.items()],
-        [helper.make_empty_tensor_value_info(name) for name in outputs],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    model = onnx.shape_inference.infer_shapes(model)
-    return session_of(model).run(list(outputs), inputs)

@@ -8,20 +8,20 @@ from functools import partial
 from unittest.mock import patch
 
 import onnx
+import onnx_ir as ir
 import torch
 from baselines import random_baseline
+from heads import graph_of_prior
 from models import VARIANTS, random_model
+from onnxscript import GraphBuilder
 
-from kaem_export import compile as compilation
 from kaem_export import graph
 from kaem_export.families import diffusion
-from kaem_export.families.compiled import AS_TRAINED, Sampling
-from kaem_export.families.latent_ebm import compile_latent_ebm
-from kaem_export.graph import build_graph, join_generator
+from kaem_export.families.exported_families import exported_family
+from kaem_export.families.family import Request, Sampling
+from kaem_export.graph import finish_graph
 from kaem_export.options import Options
-from kaem_export.priors.prior_tables import tabulate
 from kaem_export.rewrite.optimise import optimise
-from kaem_export.tables.normal import normal_nodes
 
 _traced_once = functools.cache(graph.traced_generator)
 """Tracing a generator takes seconds; kinds that differ in their prior alone share one."""
@@ -30,10 +30,9 @@ _traced_once = functools.cache(graph.traced_generator)
 @functools.cache
 def _of_variant(name: str, own_generator: bool = True, keep_components: bool = False) -> onnx.ModelProto:
     _, model = random_model(*VARIANTS[name])
-    tables = tabulate(model.prior, keep_components=keep_components).tables
     generator = model.float().generator if own_generator else _small_generator()
     with patch.object(graph, "traced_generator", _traced_once):
-        return build_graph(tables, generator, "float32", compilation.frame_of(model.prior))
+        return graph_of_prior(model.prior, generator, keep_components=keep_components)
 
 
 @functools.cache
@@ -47,23 +46,16 @@ def _rewritten(options: Options) -> onnx.ModelProto:
 
 
 @functools.cache
-def _vae() -> onnx.ModelProto:
-    generator = _small_generator()
-    with patch.object(graph, "traced_generator", _traced_once):
-        return join_generator(*normal_nodes("uniform", "latent", "normal_"), 3, 3, generator, "float32")
+def _of_family(family: str) -> onnx.ModelProto:
+    config, model = random_baseline(family)
+    return exported_family(config).compile(config, model, Request()).graph
 
 
 @functools.cache
 def _wide(options: Options, *overrides: str) -> onnx.ModelProto:
     """Layers that are worth another form; the last one and its sigmoid follow them into branches."""
     _, model = random_model(*(overrides or _WIDE))
-    return optimise(build_graph(tabulate(model.prior).tables, model.float().generator, "float32"), options).model
-
-
-@functools.cache
-def _latent_ebm() -> onnx.ModelProto:
-    config, model = random_baseline("latent_ebm")
-    return compile_latent_ebm(config, model, "float32", AS_TRAINED).graph
+    return optimise(graph_of_prior(model.prior, model.float().generator), options).model
 
 
 @functools.cache
@@ -77,7 +69,7 @@ def _unet():
 def _diffusion(sampling: Sampling) -> onnx.ModelProto:
     config, model, nodes = _unet()
     with patch.object(diffusion, "unet_graph", lambda _: nodes):
-        return diffusion.compile_diffusion(config, model, "float32", sampling).graph
+        return exported_family(config).compile(config, model, Request(sampling=sampling)).graph
 
 
 _WIDE = ("generator.dense=0", "generator.channels=[64,48]", "data.image_shape=[1,16,16]")
@@ -94,7 +86,7 @@ KINDS: dict[str, Callable[[], onnx.ModelProto]] = {
     "summands of latents": partial(_of_variant, "gaussian independent", own_generator=False, keep_components=True),
     "shared uniforms": partial(_of_variant, "shared uniforms", own_generator=False),
     "latent joined to every layer": partial(_of_variant, "latent joined to every layer"),
-    "VAE": _vae,
+    "VAE": partial(_of_family, "vae"),
     "after the exact rewrites": partial(_rewritten, Options()),
     "float16 generator": partial(_rewritten, Options(precision="float16")),
     "KAN of radial functions": partial(_of_variant, "kan generator"),
@@ -106,7 +98,7 @@ KINDS: dict[str, Callable[[], onnx.ModelProto]] = {
 """For each a function that gives it with a free batch size and float32 images. None of them chooses or repeats."""
 
 LOOPS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "latent EBM": _latent_ebm,
+    "latent EBM": partial(_of_family, "latent_ebm"),
     "DDIM": partial(_diffusion, Sampling(sampler="ddim", steps=5)),
     "DDPM": partial(_diffusion, Sampling(sampler="ddpm", steps=5)),
 }
@@ -127,10 +119,15 @@ INT8: dict[str, Callable[[], onnx.ModelProto]] = {
 
 def with_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with 8-bit images, as `build_graph` makes them: from the same float ones."""
-    rounded = onnx.ModelProto()
-    rounded.CopyFrom(model)
-    graph._append_uint8(rounded)
-    return rounded
+    copy = onnx.ModelProto()  # for names are given to the tensors of both
+    copy.CopyFrom(model)
+    rounded = ir.from_proto(copy)
+    image, latent = sorted(rounded.graph.outputs, key=lambda value: value.name)
+    rounded.graph.outputs.clear()
+    image.name = "image_float"
+    for held in list(rounded.graph.initializers.values()):  # a new builder does not know which names are taken
+        held.name = f"held_{held.name}"
+    return finish_graph(GraphBuilder(rounded.graph), image, latent, "uint8")
 
 
 def with_batch(model: onnx.ModelProto, rows: int) -> onnx.ModelProto:

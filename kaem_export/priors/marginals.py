@@ -13,12 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from kaem_export.priors.layout import PriorLayout
 from kaem_export.tables.chebyshev_cdf import Float64
 from kaem_export.tables.laws import Laws
-from kaem_train.model.prior.factorised import MixturePrior, Prior
-from kaem_train.model.prior.own_frames import OwnFramesPrior
+from kaem_train.model.prior.factorised import MixturePrior
 
 _BINS = 512
 _TERMS = 128
@@ -44,16 +43,15 @@ class _Univariate:
         return np.asarray(np.where(s < 0, value.conj(), value))
 
 
-def framed_cdfs(prior: Prior, laws: Laws, weights: Float64 | None, num_edges: int) -> tuple[Float64, Float64]:
+def framed_cdfs(layout: PriorLayout, num_edges: int) -> tuple[Float64, Float64]:
     """Return edges and F at them of every latent behind a frame: two of shape (Q, num_edges).
 
     Args:
-        prior: With a frame, common or of every expert.
-        laws: Laws of its functions: row q P + p, or row q of a mixture's marginals.
-        weights: pi, shape (K,), of experts; alpha, shape (Q, P), of components; None where nothing is chosen.
-        num_edges: Edges span five deviations around every expert that is of any weight.
+        layout: Layout of a prior with a frame, common or of every expert.
+        num_edges: Number of edges, which span five deviations around every expert that is of any weight.
     """
-    offset, matrix = _frames(prior)
+    prior, laws, weights = layout.prior, layout.laws, layout.weights
+    offset, matrix = _expert_frames(layout)
     count = prior.num_latents
     terms = len(laws) // count
     found: dict[tuple[float, ...], _Univariate] = {}
@@ -108,14 +106,12 @@ def _univariate(
     return found[key]
 
 
-def _frames(prior: Prior) -> tuple[Float64, Float64]:
+def _expert_frames(layout: PriorLayout) -> tuple[Float64, Float64]:
     """Return b (K, Q) and W (K, Q, Q) of every expert."""
-    frame = prior.frames if isinstance(prior, OwnFramesPrior) else prior.frame
-    if frame is None:
+    if layout.frame is None:
         raise AssertionError("a prior without a frame has the laws of its functions")
-    with torch.no_grad():
-        offset, matrix = (getattr(frame, name).double().cpu().numpy() for name in ("offset", "matrix"))
+    offset, matrix = layout.frame.offset.astype(np.float64), layout.frame.matrix.astype(np.float64)
     if offset.ndim == 1:
-        count = 1 if isinstance(prior, MixturePrior) else prior.num_components
+        count = 1 if isinstance(layout.prior, MixturePrior) else layout.prior.num_components
         offset, matrix = np.tile(offset, (count, 1)), np.tile(matrix, (count, 1, 1))
     return offset, matrix
