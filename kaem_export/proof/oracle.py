@@ -69,7 +69,7 @@ class LatentOracle:
         self._has_own_frames = config.frame == "own"
         low, high = domain(tensors, config)
         self._terms, self._low, self._high = config.num_components, low, high
-        breaks = np.append(basis_breaks(tensors), 0.0)
+        breaks = np.append(basis_breaks(tensors, config), 0.0)
         breaks = breaks[(breaks > low) & (breaks < high)]
         if config.reference == "lognormal":  # smooth over log z
             breaks = np.append(breaks, np.geomspace(low, high, _PIECES // 2))

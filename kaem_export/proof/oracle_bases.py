@@ -58,11 +58,17 @@ def energies(z: Float64, tensors: Tensors, config: PriorConfig) -> Float64:
     return value
 
 
-def basis_breaks(tensors: Tensors) -> Float64:
+def basis_breaks(tensors: Tensors, config: PriorConfig) -> Float64:
     """Return points between which every function of the basis is smooth."""
-    if "bank.knots" in tensors:
-        return _extended(tensors["bank.knots"])
-    return tensors.get("bank.centers", np.empty(0))
+    match config.basis:
+        case "bspline":
+            return _extended(tensors["bank.knots"])
+        case "rbf" | "rswaf":
+            return tensors["bank.centers"]
+        case "fourier" | "chebyshev" | "morlet":
+            return np.empty(0)
+        case _:
+            assert_never(config.basis)
 
 
 def pieces_wanted(length: float, tensors: Tensors, config: PriorConfig) -> int:

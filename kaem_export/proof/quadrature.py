@@ -60,7 +60,7 @@ class Function:
             return np.asarray(np.exp(evaluate(np.array([point]))[0, :, 0] - top))
 
         pieces = pieces_wanted(high - low, own, self.config)
-        breaks = np.unique([*basis_breaks(tensors), 0.0, *np.linspace(low, high, pieces + 1)])
+        breaks = np.unique([*basis_breaks(tensors, self.config), 0.0, *np.linspace(low, high, pieces + 1)])
         masses = []
         for start, end in pairwise([low, *z, high]):
             inside = breaks[(breaks > start) & (breaks < end)]

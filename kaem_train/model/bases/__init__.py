@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import assert_never
 
 from kaem_train.config import BasisName
+from kaem_train.model.bases.basis import Basis, ClosedExpectation, hold_tensors, knots_of, tensors_of
 from kaem_train.model.bases.bspline import BSplineBasis
 from kaem_train.model.bases.chebyshev import ChebyshevBasis
 from kaem_train.model.bases.fourier import FourierBasis
 from kaem_train.model.bases.grid import mixed_knots
 from kaem_train.model.bases.morlet import MorletBasis
-from kaem_train.model.bases.protocol import Basis, ClosedExpectation, hold_tensors, knots_of, tensors_of
 from kaem_train.model.bases.rbf import RbfBasis
 from kaem_train.model.bases.rswaf import RswafBasis
 

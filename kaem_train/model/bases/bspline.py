@@ -6,54 +6,31 @@ zero on four cells of the longer grid. Nothing is zero-padded inside [first, las
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from kaem_train.model.bases.grid import mean_spacing, uniform_knots, widest_interval
-from kaem_train.model.bases.protocol import Tensors
+from kaem_train.model.bases.basis import Basis, Tensors
+from kaem_train.model.bases.grid import mean_spacing, widest_interval
 
 _DEGREE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class BSplineBasis:
-    """G + 3 splines; trains nothing beside their coefficients; knots `knots`.
+class BSplineBasis(Basis):
+    """G + 3 splines; trains nothing beside their coefficients; knots `knots`."""
 
-    Attributes:
-        grid_size: G.
-        low: First knot at the start.
-        high: Last knot.
-    """
-
-    grid_size: int
-    low: float
-    high: float
     knots_name = "knots"
     tensor_names = ("knots",)
-    is_shared = True
-    is_scaled = True
 
     @property
+    @override
     def size(self) -> int:
         """G + 3."""
         return self.grid_size + _DEGREE
 
-    def parameters(self, functions: tuple[int, ...]) -> dict[str, Tensor]:
-        """See `Basis`."""
-        return {}
-
-    def buffers(self, rows: tuple[int, ...]) -> dict[str, Tensor]:
-        """See `Basis`."""
-        return {"knots": uniform_knots(self.low, self.high, self.grid_size).repeat(*rows, 1)}
-
-    def first_coefficients(self, functions: tuple[int, int]) -> Tensor:
-        """See `Basis`: zeros, for there are knots."""
-        return torch.zeros(*functions, self.size)
-
+    @override
     def features(self, z: Tensor, tensors: Tensors) -> Tensor:
-        """See `Basis`: the recursion over degrees, 0 / 0 = 0; cells are half open, the last one is closed."""
+        """The recursion over degrees, 0 / 0 = 0; cells are half open, the last one is closed."""
         knots = _extended(tensors["knots"])
         z = z.unsqueeze(-1)
         is_last = torch.zeros(knots.shape[-1] - 1, dtype=torch.bool, device=knots.device)
@@ -67,24 +44,22 @@ class BSplineBasis:
             spline = rising * spline[..., :-1] + falling * spline[..., 1:]
         return spline
 
+    @override
     def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor | None, Tensor]:
-        """See `Basis`: none is below 0 or above 1, and outside its four cells each is 0."""
+        """None is below 0 or above 1, and outside its four cells each is 0."""
         knots = _extended(tensors["knots"])
         reaches = torch.stack([knots[: -_DEGREE - 1] < ends[0], knots[_DEGREE + 1 :] > ends[1]], -1)
         greatest = reaches.to(knots)
         return None, greatest
 
+    @override
     def breaks(self, tensors: Tensors) -> tuple[float, ...]:
         """The knots and their continuation: the third derivative jumps there."""
         return tuple(_extended(tensors["knots"]).tolist())
 
+    @override
     def cell(self, tensors: Tensors) -> float:
-        """See `Basis`."""
         return widest_interval(tensors["knots"])
-
-    def equal_step(self, tensors: Tensors) -> float | None:
-        """See `Basis`."""
-        return None
 
 
 def _extended(knots: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ layer of Wav-KAN; with more it is a bank. Translations b and scales s are traine
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from kaem_train.model.bases.basis import Basis, Tensors
 from kaem_train.model.bases.grid import gaps_beyond, lower_step
-from kaem_train.model.bases.protocol import Tensors
 from kaem_train.model.bases.waves import cosine
 
 _FREQUENCY = 5.0
@@ -22,48 +22,35 @@ _CELLS_PER_WAVE = 5.0
 _WIDEST_CELL = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class MorletBasis:
+class MorletBasis(Basis):
     """G wavelets per function.
 
     Trains `translations` b (*F, G), start U(low, high), so that no two functions are alike, and `log_scales` log s
     (*F, G), start 0, clamped to [-log 8, log 8] where it is used, so that the quadrature always resolves a function.
-
-    Attributes:
-        grid_size: G.
-        low: Lower end of where wavelets start.
-        high: Upper end.
     """
 
-    grid_size: int
-    low: float
-    high: float
-    knots_name = None
     tensor_names = ("translations", "log_scales")
     is_shared = False
-    is_scaled = True
 
     @property
+    @override
     def size(self) -> int:
         """G."""
         return self.grid_size
 
+    @override
     def parameters(self, functions: tuple[int, ...]) -> dict[str, Tensor]:
-        """See `Basis`."""
         shape = (*functions, self.grid_size)
         start = self.low + (self.high - self.low) * torch.rand(shape)
         return {"translations": start, "log_scales": torch.zeros(shape)}
 
-    def buffers(self, rows: tuple[int, ...]) -> dict[str, Tensor]:
-        """See `Basis`."""
-        return {}
-
+    @override
     def first_coefficients(self, functions: tuple[int, int]) -> Tensor:
         """Draw c ~ N(0, 1 / G): a sum of wavelets starts as large as one."""
         return torch.randn(*functions, self.size) / math.sqrt(self.size)
 
+    @override
     def features(self, z: Tensor, tensors: Tensors) -> Tensor:
-        """See `Basis`."""
         t = (z.unsqueeze(-1) - tensors["translations"]) / _scales(tensors)
         return cosine(_FREQUENCY * t) * torch.exp(-0.5 * t * t)
 
@@ -79,24 +66,17 @@ class MorletBasis:
         envelope = torch.exp(-0.5 * (mu * mu + _FREQUENCY**2 * variance) / total) / total.sqrt()
         return envelope * torch.cos(_FREQUENCY * mu / total)
 
+    @override
     def extremes_beyond(self, ends: Tensor, tensors: Tensors) -> tuple[Tensor | None, Tensor]:
-        """See `Basis`: a wavelet stays below its envelope."""
+        """A wavelet stays below its envelope."""
         gaps = gaps_beyond(tensors["translations"], ends) / _scales(tensors).unsqueeze(-1)
         greatest = torch.exp(-0.5 * gaps * gaps)
         return -greatest, greatest
 
-    def breaks(self, tensors: Tensors) -> tuple[float, ...]:
-        """None: wavelets are smooth everywhere."""
-        return ()
-
+    @override
     def cell(self, tensors: Tensors) -> float:
-        """See `Basis`."""
         finest = lower_step(_scales(tensors).min())
         return min(_WIDEST_CELL, 2.0 * math.pi / (_CELLS_PER_WAVE * _FREQUENCY) * finest)
-
-    def equal_step(self, tensors: Tensors) -> float | None:
-        """See `Basis`."""
-        return None
 
 
 def _scales(tensors: Tensors) -> Tensor:

@@ -61,7 +61,7 @@ class UnivariateBank(nn.Module):
     @property
     def kinks(self) -> tuple[float, ...]:
         """Points where a function has no derivative; quadrature cells must end there."""
-        return activation_kinks(self.base)
+        return (*activation_kinks(self.base), *self.basis.kinks)
 
     @property
     def cell(self) -> float:
