@@ -43,7 +43,7 @@ from serve.devices.devices import Device
 from serve.devices.devices import open_engine as open_on_device
 
 ROOT = Path(__file__).parents[1]
-FOREIGN = "legendre"
+FOREIGN = "hermite"
 TREES = {
     path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8"))
     for folder in ("kaem", "kaem_train", "kaem_export", "serve", "cli", "benchmarks", "scripts")
@@ -220,7 +220,7 @@ def test_a_foreign_name_is_no_kind(dispatch):
 
 
 def test_an_engine_of_no_name_is_refused():
-    with pytest.raises(ConfigError, match="legendre"):
+    with pytest.raises(ConfigError, match=FOREIGN):
         open_engine(EngineJob(engine=FOREIGN, source="x.onnx", threads=1))
 
 

@@ -1,6 +1,6 @@
 """The functions of every basis once more, in numpy and by other formulas than the model's.
 
-B-splines come from scipy, Chebyshev polynomials from numpy's series, waves and wavelets from complex exponentials.
+B-splines come from scipy, polynomials from numpy's series, waves and wavelets from complex exponentials.
 Like the rest of the oracle this shares no code with the model: it reads tensors out of a checkpoint by name.
 """
 
@@ -11,7 +11,7 @@ from typing import assert_never
 
 import numpy as np
 import scipy.special
-from numpy.polynomial import chebyshev
+from numpy.polynomial import chebyshev, legendre
 from numpy.typing import NDArray
 from scipy.interpolate import BSpline
 
@@ -42,6 +42,7 @@ def basis_tensors(config: PriorConfig) -> list[str]:
         "bspline": ["bank.spline_weight", "bank.knots"],
         "fourier": ["bank.spline_weight", "bank.log_tau"],
         "chebyshev": [],
+        "legendre": [],
         "morlet": ["bank.spline_weight", "bank.translations", "bank.log_scales"],
     }[config.basis]
     base = [] if config.base == "none" else ["bank.base_weight"]
@@ -65,6 +66,8 @@ def basis_breaks(tensors: Tensors, config: PriorConfig) -> Float64:
             return _extended(tensors["bank.knots"])
         case "rbf" | "rswaf":
             return tensors["bank.centers"]
+        case "legendre":
+            return np.array([config.low, config.high])
         case "fourier" | "chebyshev" | "morlet":
             return np.empty(0)
         case _:
@@ -78,6 +81,8 @@ def pieces_wanted(length: float, tensors: Tensors, config: PriorConfig) -> int:
             wave = (config.high - config.low) / (config.grid_size * _tau(tensors))
         case "chebyshev":
             wave = 2.0 * np.pi / config.grid_size
+        case "legendre":
+            wave = np.pi * (config.high - config.low) / config.grid_size
         case "morlet":
             wave = 2.0 * np.pi / 5.0 * float(_scales(tensors).min())
         case "rbf" | "rswaf" | "bspline":
@@ -120,6 +125,11 @@ def _chebyshev(z: Float64, tensors: Tensors, config: PriorConfig) -> Float64:
     return np.asarray(chebyshev.chebval(np.tanh(z) / 1.001, np.moveaxis(tensors["bank.coefficients"], -1, 0)))
 
 
+def _legendre(z: Float64, tensors: Tensors, config: PriorConfig) -> Float64:
+    x = np.interp(z, [config.low, config.high], [-1.0, 1.0])  # constant beyond both ends
+    return np.asarray(legendre.legval(x, np.moveaxis(tensors["bank.coefficients"], -1, 0)))
+
+
 def _morlet(z: Float64, tensors: Tensors, config: PriorConfig) -> Float64:
     scales = _scales(tensors)
     value = np.zeros((*scales.shape[:2], len(z)))
@@ -135,6 +145,7 @@ _EVALUATORS: dict[BasisName, Callable[[Float64, Tensors, PriorConfig], Float64]]
     "bspline": _bspline,
     "fourier": _fourier,
     "chebyshev": _chebyshev,
+    "legendre": _legendre,
     "morlet": _morlet,
 }
 

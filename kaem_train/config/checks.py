@@ -59,7 +59,7 @@ def require_device(name: str, value: str) -> None:
         )
 
 
-BasisName = Literal["rbf", "rswaf", "bspline", "fourier", "chebyshev", "morlet"]
+BasisName = Literal["rbf", "rswaf", "bspline", "fourier", "chebyshev", "legendre", "morlet"]
 BaseActivation = Literal["none", "silu", "relu", "leakyrelu", "gelu", "tanh"]
 
 _LEAST_GRID_SIZES: dict[BasisName, int] = {
@@ -68,9 +68,10 @@ _LEAST_GRID_SIZES: dict[BasisName, int] = {
     "bspline": 2,
     "fourier": 2,
     "chebyshev": 2,
+    "legendre": 2,
     "morlet": 1,
 }
-WITHOUT_KNOTS: tuple[BasisName, ...] = ("fourier", "chebyshev", "morlet")
+WITHOUT_KNOTS: tuple[BasisName, ...] = ("fourier", "chebyshev", "legendre", "morlet")
 
 
 def least_grid_size(basis: BasisName) -> int:

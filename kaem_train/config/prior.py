@@ -52,12 +52,12 @@ class PriorConfig:
             all but 1e-6, as encoders need it, density and domain go on beyond it where latents do; else both end there.
         high: Upper end of that domain.
         basis: Family of the functions B_g: `rbf` (Gaussians), `rswaf` (1 - tanh^2), `bspline` (cubic), `fourier`,
-            `chebyshev` or `morlet` (wavelets).
+            `chebyshev`, `legendre` (polynomials on the domain) or `morlet` (wavelets).
         grid_low: First knot (rbf, rswaf, bspline); lower end of where wavelets start (morlet); else unused.
         grid_high: Last knot; upper end of where wavelets start.
         grid_size: G: intervals between the knots (rbf, rswaf: G + 1 functions; bspline: G + 3), frequencies
-            (fourier: 2 G + 1 functions), highest degree (chebyshev: G + 1), or wavelets of each energy (morlet: 1 is
-            the paper's reading, 8 a useful bank).
+            (fourier: 2 G + 1 functions), highest degree (chebyshev, legendre: G + 1), or wavelets of each energy
+            (morlet: 1 is the paper's reading, 8 a useful bank).
         base: Activation b of the term w_b b(z); `none` leaves the term at zero.
         train_proportions: Whether the weights of components or experts are trained; false keeps them equal.
         u_sharing: Independent variant: `per_qp` samples every latent from its own uniform, `per_p` shares u_p over q

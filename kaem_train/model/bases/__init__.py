@@ -13,6 +13,7 @@ from kaem_train.model.bases.bspline import BSplineBasis
 from kaem_train.model.bases.chebyshev import ChebyshevBasis
 from kaem_train.model.bases.fourier import FourierBasis
 from kaem_train.model.bases.grid import mixed_knots
+from kaem_train.model.bases.legendre import LegendreBasis
 from kaem_train.model.bases.morlet import MorletBasis
 from kaem_train.model.bases.rbf import RbfBasis
 from kaem_train.model.bases.rswaf import RswafBasis
@@ -40,6 +41,8 @@ def build_basis(name: BasisName, grid_size: int, *, grid: tuple[float, float], d
             return FourierBasis(grid_size, *domain)
         case "chebyshev":
             return ChebyshevBasis(grid_size, *domain)
+        case "legendre":
+            return LegendreBasis(grid_size, *domain)
         case "morlet":
             return MorletBasis(grid_size, *grid)
         case _:

@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 import scipy.special
 import torch
-from numpy.polynomial import chebyshev, hermite_e
+from numpy.polynomial import chebyshev, hermite_e, legendre
 from scipy.interpolate import BSpline
 
 from kaem_train.config import PriorConfig
@@ -21,7 +21,7 @@ from kaem_train.posterior.start import start_prior
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-GRID_SIZES = {"rbf": 8, "rswaf": 8, "bspline": 8, "fourier": 6, "chebyshev": 9, "morlet": 5}
+GRID_SIZES = {"rbf": 8, "rswaf": 8, "bspline": 8, "fourier": 6, "chebyshev": 9, "legendre": 7, "morlet": 5}
 DOMAINS = {
     "gaussian": {"low": -6.0, "high": 6.0, "grid_low": -4.0, "grid_high": 4.0},
     "uniform": {"low": 0.0, "high": 1.0, "grid_low": 0.0, "grid_high": 1.0},
@@ -81,6 +81,8 @@ def _features_by_hand(bank, name, z):
         return np.concatenate([np.cos(angle), np.sin(angle[:, 1:])], -1)
     if name == "chebyshev":
         return chebyshev.chebvander(np.tanh(z) / 1.001, 9)
+    if name == "legendre":
+        return legendre.legvander(np.clip(z / 6.0, -1, 1), 7)
     t = (z[:, None] - state["translations"][0, 0]) / np.exp(state["log_scales"][0, 0])
     return np.cos(5.0 * t) * np.exp(-0.5 * t**2)
 
@@ -128,6 +130,17 @@ def test_splines_on_coinciding_knots_are_those_of_scipy():
     assert np.allclose(bank.features(torch.from_numpy(z)).numpy(), expected, atol=1e-12)
 
 
+def test_legendre_functions_are_orthogonal_on_the_domain_and_constant_beyond():
+    basis = build_basis("legendre", 20, grid=(0.0, 1.0), domain=(-2.0, 5.0))
+    x, weights = legendre.leggauss(40)
+    values = basis.features(torch.from_numpy(1.5 + 3.5 * x), {}).numpy()
+    assert np.allclose(values.T * (weights / 2) @ values, np.diag(1 / (2 * np.arange(21) + 1)), atol=1e-13)
+    beyond = basis.features(torch.tensor([-9.0, -2.0, 5.0, 1e9]), {})
+    assert torch.equal(beyond[0], beyond[1])
+    assert torch.equal(beyond[2], beyond[3])
+    assert np.allclose(beyond[2].numpy(), 1.0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["rbf", "fourier", "morlet"])
 def test_closed_expectations_equal_gauss_hermite_integrals(name):
     bank = _bank(name)
@@ -141,7 +154,7 @@ def test_closed_expectations_equal_gauss_hermite_integrals(name):
 
 
 def test_other_functions_have_no_closed_expectation():
-    for name in ("rswaf", "bspline", "chebyshev"):
+    for name in ("rswaf", "bspline", "chebyshev", "legendre"):
         bank = _bank(name)
         assert not bank.has_closed_expectation
         assert not isinstance(bank.basis, ClosedExpectation)

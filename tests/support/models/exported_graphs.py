@@ -93,6 +93,7 @@ KINDS: dict[str, Callable[[], onnx.ModelProto]] = {
     "KAN of splines": partial(_of_variant, "splines"),
     "KAN of waves": partial(_of_variant, "waves"),
     "KAN of polynomials": partial(_of_variant, "polynomials"),
+    "KAN of orthogonal polynomials": partial(_of_variant, "orthogonal polynomials"),
     "KAN of wavelets": partial(_of_variant, "wavelets"),
 }
 """For each a function that gives it with a free batch size and float32 images. None of them chooses or repeats."""

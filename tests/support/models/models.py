@@ -72,6 +72,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("prior.basis=chebyshev", "prior.grid_size=8"),
         *(*_KAN, "generator.basis=chebyshev", "generator.grid_size=4"),
     ),
+    "orthogonal polynomials": (
+        *("prior.basis=legendre", "prior.grid_size=8"),
+        *(*_KAN, "generator.basis=legendre", "generator.grid_size=4"),
+    ),
     "wavelets": ("prior.basis=morlet", "prior.grid_size=8", *_KAN, "generator.basis=morlet", "generator.grid_size=2"),
     "experts of splines": (*_EXPERTS, "prior.basis=bspline", "prior.num_components=2"),
     "kan generator": (*_INDEPENDENT, *_NO_REFERENCE, *_KAN),
@@ -88,6 +92,7 @@ MORE_FUNCTIONS: dict[str, tuple[str, ...]] = {
     "sum of waves on [0, 1]": (*_INDEPENDENT, *_UNIFORM, "prior.basis=fourier", "prior.grid_size=4"),
     "many waves, tanh": ("prior.basis=fourier", "prior.grid_size=20", "prior.base=tanh"),
     "many polynomials": ("prior.basis=chebyshev", "prior.grid_size=20"),
+    "many orthogonal polynomials, sums": (*_INDEPENDENT, "prior.basis=legendre", "prior.grid_size=20"),
     "one wavelet per energy": (*_INDEPENDENT, "prior.basis=morlet", "prior.grid_size=1"),
     "experts of wavelets": (*_EXPERTS, "prior.basis=morlet", "prior.grid_size=4", "prior.num_components=2"),
 }

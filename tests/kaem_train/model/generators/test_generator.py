@@ -149,7 +149,7 @@ def test_a_row_does_not_depend_on_its_batch(generator):
 
 
 @pytest.mark.parametrize("base", ["silu", "none"])
-@pytest.mark.parametrize("basis", ["rbf", "rswaf", "bspline", "fourier", "chebyshev", "morlet"])
+@pytest.mark.parametrize("basis", ["rbf", "rswaf", "bspline", "fourier", "chebyshev", "legendre", "morlet"])
 def test_a_layer_sums_its_univariate_functions_whatever_they_are(basis, base, float64):
     torch.manual_seed(0)
     layer = KanLayer(3, 4, grid_size=5, basis=basis, base=base)

@@ -102,7 +102,7 @@ def test_the_domain_of_the_uniform_reference_stays():
     assert (prior.low, prior.high) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("basis", ["fourier", "chebyshev", "morlet"])
+@pytest.mark.parametrize("basis", ["fourier", "chebyshev", "legendre", "morlet"])
 def test_functions_without_knots_keep_every_value_while_the_domain_grows(basis):
     prior = _prior(basis, "gaussian", grid_size=4)
     where = torch.linspace(-6.0, 6.0, 50)[None, None]

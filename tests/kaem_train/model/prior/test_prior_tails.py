@@ -20,7 +20,7 @@ from kaem_train.posterior import build_posterior
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-GRID_SIZES = {"rbf": 10, "rswaf": 10, "bspline": 10, "fourier": 4, "chebyshev": 5, "morlet": 3}
+GRID_SIZES = {"rbf": 10, "rswaf": 10, "bspline": 10, "fourier": 4, "chebyshev": 5, "legendre": 5, "morlet": 3}
 KINDS = [
     ("mixture", "none"),
     ("mixture", "global"),
