@@ -82,7 +82,7 @@ def train(
     from kaem_train.checkpoint import read_checkpoint
 
     # With torch, which takes seconds to load: only now that what was given can be there.
-    from kaem_train.config.family_presets import prescription_note
+    from kaem_train.config.families import prescription_note
     from kaem_train.data import load_dataset
     from kaem_train.fitting.judge_split import divide
     from kaem_train.training.progress import ProgressReport, show_decoding
@@ -99,8 +99,7 @@ def train(
         _print_plan(settings, dataset)
         return
     _make(folder)
-    if settings.family != "kaem":
-        note = prescription_note(settings.family, settings.posterior.kind)
+    if note := prescription_note(settings.family, settings.posterior.kind):
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     division = divide(settings, dataset)
     console.print(f"data: {dataset.summary}", soft_wrap=True, highlight=False, markup=False)

@@ -10,9 +10,10 @@ from kaem_export.families.family import ExportedFamily
 from kaem_export.families.kaem import ExportedKaem
 from kaem_export.families.latent_ebm import ExportedLatentEbm
 from kaem_export.families.vae import ExportedVae
+from kaem_train.config.families import FamilyName
 from kaem_train.config.settings import Config
 
-EXPORTED_FAMILIES: dict[str, ExportedFamily[Any]] = {
+EXPORTED_FAMILIES: dict[FamilyName, ExportedFamily[Any]] = {
     "kaem": ExportedKaem(),
     "vae": ExportedVae(),
     "latent_ebm": ExportedLatentEbm(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 from kaem.config import from_mapping, merge, parse_overrides, read_toml
 from kaem.errors import ConfigError
@@ -24,7 +24,7 @@ from kaem_train.config import (
     TrainingConfig,
     cnn_kernels,
 )
-from kaem_train.config.family_presets import STANDARD_NORMAL, prescribe
+from kaem_train.config.families import FAMILY_RULES, STANDARD_NORMAL, FamilyName, prescribe
 
 _MOST_NUMBERS = 2**31
 
@@ -40,7 +40,7 @@ class Config:
     """
 
     name: str
-    family: Literal["kaem", "vae", "latent_ebm", "ddpm"] = "kaem"
+    family: FamilyName = "kaem"
     data: DataConfig
     prior: PriorConfig
     generator: GeneratorConfig
@@ -77,23 +77,15 @@ class Config:
                 hint="set posterior.kind=amortized or prior.frame=none",
             )
         self._require_memory()
-        if self.family == "ddpm":
+        if not FAMILY_RULES[self.family].has_generator:
             self._require_halving()
-        if self.family != "ddpm" and self.generator.kind == "cnn":
+        elif self.generator.kind == "cnn":
             cnn_kernels(self.data.image_shape, self.generator)
 
     @property
     def learning_rates(self) -> tuple[float, float]:
         """Adam step sizes of the networks and of the prior."""
-        match self.family:
-            case "kaem" | "vae":
-                return self.training.learning_rate, self.training.prior_learning_rate
-            case "latent_ebm":
-                return self.training.learning_rate, self.latent_ebm.learning_rate
-            case "ddpm":
-                return self.diffusion.learning_rate, self.diffusion.learning_rate
-            case _:
-                assert_never(self.family)
+        return FAMILY_RULES[self.family].learning_rates(self)
 
     def _require_halving(self) -> None:
         smallest = 2 ** (len(self.diffusion.channels) - 1)
@@ -136,13 +128,7 @@ class Config:
     @property
     def has_energies(self) -> bool:
         """Whether the prior is one of univariate energies, and not N(0, I) or what tilts it."""
-        match self.family:
-            case "kaem":
-                return True
-            case "vae" | "latent_ebm" | "ddpm":
-                return False
-            case _:
-                assert_never(self.family)
+        return FAMILY_RULES[self.family].has_energies
 
     def _check_generator_noise(self) -> None:
         noise = self.training.generator_noise

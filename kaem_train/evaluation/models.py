@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 import kaem
-from kaem.artifact import fingerprint, sampling_words
+from kaem.artifact import fingerprint
 from kaem.config import from_mapping
 from kaem.errors import ArtifactError, ConfigError
 from kaem.images import to_uint8
@@ -19,7 +19,7 @@ from kaem.sampler import Sampler
 from kaem_train.checkpoint import fingerprint_weights, read_checkpoint, restore_model
 from kaem_train.config import DataConfig
 from kaem_train.config.checks import require_device
-from kaem_train.config.settings import Config
+from kaem_train.config.families import FAMILY_RULES
 from kaem_train.devices import choose_device
 from kaem_train.evaluation.features.network import Pixels
 from kaem_train.families.build import Model
@@ -134,7 +134,7 @@ def open_model(path: Path, *, device: str = "auto", allow_modules: Container[str
         source=str(path),
         fingerprint=fingerprint(path.read_bytes()),
         weights=weights,
-        sampling=_sampling_of(checkpoint.config),
+        sampling=FAMILY_RULES[checkpoint.config.family].sampling(checkpoint.config),
         updates=checkpoint.step,
         data=checkpoint.config.data,
         model=model,
@@ -192,19 +192,6 @@ def choose_data(model: TrainedModel | ExportedModel, path: str | None) -> DataCo
 def round_pixels(images: Tensor) -> Pixels:
     """Return images in [0, 1] as 8 bits, rounded to nearest and not truncated."""
     return np.asarray(to_uint8(images.cpu().numpy()))
-
-
-def _sampling_of(config: Config) -> str:
-    match config.family:
-        case "kaem" | "vae":
-            return sampling_words(config.family)
-        case "latent_ebm":
-            return sampling_words(config.family, config.latent_ebm.prior_steps)
-        case "ddpm":
-            settings = config.diffusion
-            return sampling_words(settings.sampler, settings.sampling_steps, settings.used_eta)
-        case _:
-            assert_never(config.family)
 
 
 def _data_of(content: Any) -> DataConfig | None:

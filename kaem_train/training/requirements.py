@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from kaem.errors import ConfigError, DataError
+from kaem_train.config.families import FAMILY_RULES
 from kaem_train.config.settings import Config
 from kaem_train.data import Dataset
 from kaem_train.fitting.judge_split import divide
@@ -20,8 +21,8 @@ def check_trainable(config: Config, dataset: Dataset) -> None:
         DataError: Fewer images than one batch, or than the experts that start from them.
         ModuleNotFoundError: The family needs a library that is not installed.
     """
-    if config.family == "ddpm":
-        import_module("diffusers")
+    for library in FAMILY_RULES[config.family].libraries:
+        import_module(library)
     _check_generator(config)
     if config.prior.frame == "own" and not config.posterior.has_encoder:
         # Not a rule of Config: a refit gives such a prior to a model trained with any posterior.
