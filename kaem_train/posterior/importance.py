@@ -30,6 +30,8 @@ from kaem_train.training.objective import (
     pairwise_squared_error,
 )
 
+Resampling = Literal["residual", "systematic", "stratified"]
+
 
 class ImportancePosterior(Posterior):
     """Self-normalised importance sampling, with resampling where the weights degenerate.
@@ -75,9 +77,6 @@ class ImportancePosterior(Posterior):
     def latents(self, model: Kaem, images: Tensor, rng: torch.Generator) -> Tensor:
         """Return prior samples: these are what the generator is given."""
         return model.prior.sample(max(self.config.num_proposals, 512), rng)
-
-
-Resampling = Literal["residual", "systematic", "stratified"]
 
 
 def resample(weights: Tensor, scheme: Resampling, rng: torch.Generator) -> Tensor:

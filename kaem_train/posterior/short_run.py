@@ -3,8 +3,7 @@
 Where an encoder is not wanted. The samples are those of a chain that has not forgotten its start; how
 far it came shows in the likelihood of its first and last state.
 
-A step of chains recorded as one CUDA graph, so that a GPU runs its many small operations without waiting for Python.
-
+On a GPU a step may be recorded as one CUDA graph, which runs its many small operations without waiting for Python.
 What a graph does is fixed when it is recorded: it reads and writes the tensors that it saw. So state and noise are
 copied in and out, parameters must keep their places, and nothing in the step may ask the device for a value.
 """
@@ -26,6 +25,9 @@ from kaem_train.posterior.protocol import Posterior, Terms
 from kaem_train.training.objective import PriorGradient, log_likelihood, log_prior_term
 
 _REFIT_IMAGES = 256
+_WARMUP_STEPS = 2
+
+Step = Callable[[ChainState, StepNoise], tuple[ChainState, StepInfo]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +128,6 @@ class LangevinPosterior(Posterior):
                 is_adjusted=self.config.kernel == "mala",
                 is_captured=self.config.cuda_graphs,
             )
-
-
-Step = Callable[[ChainState, StepNoise], tuple[ChainState, StepInfo]]
-
-_WARMUP_STEPS = 2
 
 
 class CapturedStep:

@@ -1,9 +1,8 @@
 """Where the prior starts once latents of real images are known.
 
-The common frame starts at their mean and principal axes; in its coordinates, the experts start at clusters and
-the other variants at univariate Gaussian mixtures. Experts with frames of their own start at a Gaussian mixture.
-
-Where the experts start: at clusters of encoded images, found by k-means on the posterior means.
+The common frame starts at their mean and principal axes. In its coordinates, experts start at clusters of posterior
+means, found by k-means, and the other variants at univariate Gaussian mixtures. Experts with frames of their own start
+at a Gaussian mixture.
 """
 
 from __future__ import annotations
@@ -23,7 +22,11 @@ from kaem_train.model.prior.reference import log_reference
 
 _ITERATIONS = 30
 _FRAME_ITERATIONS = 15
+_CLUSTER_ITERATIONS = 15
 _LEAST_STD = 0.25
+_LEAST_COUNT = 1e-3
+_SHRINKAGE = 5.0
+"""Images' worth of weight that the variance of all clusters has in the variance of each."""
 
 
 @torch.no_grad()
@@ -117,12 +120,6 @@ def fit_gaussian_mixtures(columns: Tensor, num_components: int) -> tuple[Tensor,
     return weights, means, stds
 
 
-_START_EXPERTS_ITERATIONS = 15
-_LEAST_COUNT = 1e-3
-_SHRINKAGE = 5.0
-"""Images' worth of weight that the variance of all clusters has in the variance of each."""
-
-
 @torch.no_grad()
 def start_experts(prior: ExpertsPrior, mean: Tensor, std: Tensor, rng: torch.Generator) -> None:
     """Set pi, m and s of the experts from K clusters; their radial coefficients stay near 0.
@@ -145,9 +142,7 @@ def start_experts(prior: ExpertsPrior, mean: Tensor, std: Tensor, rng: torch.Gen
     # One thread: the order in which several add up their parts, and so the last bits, would change from run to run.
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different points than experts: see below
-        clusters = KMeans(num_experts, n_init=1, max_iter=_START_EXPERTS_ITERATIONS, random_state=seed).fit(
-            points.numpy()
-        )
+        clusters = KMeans(num_experts, n_init=1, max_iter=_CLUSTER_ITERATIONS, random_state=seed).fit(points.numpy())
     member = torch.nn.functional.one_hot(torch.from_numpy(clusters.labels_).long(), num_experts).double()  # (S, K)
     count = member.sum(0)
     # Where fewer points than experts differ some clusters stay empty: such an expert waits at the mean of all.

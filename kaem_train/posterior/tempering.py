@@ -6,8 +6,6 @@ states with probability
     min(1, r),    log r = (t_{k+1} - t_k) [log p(x|z^k) - log p(x|z^{k+1})].
 
 Below the coldest chain stands the prior itself (t = 0), redrawn exactly for every swap: a global move.
-
-Temperatures of the power posteriors, their schedule over a run, and the criteria built on them.
 """
 
 from __future__ import annotations
@@ -35,6 +33,8 @@ from kaem_train.training.objective import (
 )
 
 _REFIT_IMAGES = 64
+
+Criterion = Literal["telescoped", "steppingstone", "right_sum"]
 
 
 def swap_adjacent(state: ChainState, temperatures: Tensor, pair: int, uniform: Tensor) -> tuple[ChainState, Tensor]:
@@ -216,9 +216,6 @@ def _estimate_evidence(population: Population, temperatures: Tensor) -> dict[str
         "evidence_corrected": corrected_evidence,
     }
     return {name: estimate(population.levels, temperatures).mean() for name, estimate in estimates.items()}
-
-
-Criterion = Literal["telescoped", "steppingstone", "right_sum"]
 
 
 def temperature_ladder(num: int, power: float) -> Tensor:
