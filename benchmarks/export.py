@@ -39,7 +39,7 @@ from kaem.engines.workers import row_workers
 from kaem.errors import VerificationError
 from kaem.noise import uniforms
 from kaem_export.compile import export
-from kaem_export.graph import traced_generator
+from kaem_export.graph import trace_generator
 from kaem_export.options import Options
 from kaem_export.rewrite import int8
 from kaem_export.rewrite.effects import estimate, graph_cost, interleaved
@@ -107,7 +107,7 @@ def _generator(name: str) -> tuple[torch.nn.Module, int]:
 
 def _one_thread(name: str, batches: list[int], seconds: float, *, with_compile: bool) -> None:
     generator, num_latents = _generator(name)
-    plain = traced_generator(generator, num_latents)
+    plain = trace_generator(generator, num_latents)
     graphs = {"plain": plain} | {level: optimise(plain, options).model for level, options in _LEVELS.items()}
     if graphs["large-batch"] == graphs["default"]:
         del graphs["large-batch"]
@@ -137,7 +137,7 @@ def _one_thread(name: str, batches: list[int], seconds: float, *, with_compile: 
 def _alone(name: str, batches: list[int], seconds: float, with_compile: bool) -> None:
     """The faster of our graphs with one other beside it, so that both find more of their weights in the caches."""
     generator, num_latents = _generator(name)
-    plain = traced_generator(generator, num_latents)
+    plain = trace_generator(generator, num_latents)
     print(f"**{name}**, one thread, two at a time: times faster than each\n")
     print("| rows | graph | plain | torch eager | torch.compile |\n|---|---|---|---|---|")
     for batch in batches:
@@ -156,7 +156,7 @@ def _alone(name: str, batches: list[int], seconds: float, with_compile: bool) ->
 def _all_cores(name: str, batches: list[int], seconds: float, *, with_compile: bool) -> None:
     """Rows split over single-threaded calls, against threads inside the operators, ONNX Runtime's and torch's."""
     generator, num_latents = _generator(name)
-    plain = traced_generator(generator, num_latents)
+    plain = trace_generator(generator, num_latents)
     cores = len(os.sched_getaffinity(0))
     threaded = _session(plain, threads=cores)
     split = {"plain": _session(plain)} | {

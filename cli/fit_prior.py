@@ -191,10 +191,10 @@ def _require_free(out: Path, *, force: bool) -> None:
 
 
 def _print_scores(console: Console, found: FittedPrior, seconds: float) -> None:
-    from kaem_train.model.prior.energy_words import energy_words
+    from kaem_train.model.prior.energy_words import describe_energies
 
     console.print(_score_table(found.scores))
-    console.print(energy_words(found.prior), soft_wrap=True, highlight=False, markup=False)
+    console.print(describe_energies(found.prior), soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{found.config.num_components} component{'s' * (found.config.num_components > 1)}, {seconds:.0f} s"
         + (f"; the domain grew for {found.outside:.2g} of the latents" if found.outside else ""),

@@ -114,13 +114,14 @@ def _show_checkpoint(path: Path, allow_modules: Container[str], *, json: bool) -
     from kaem.config import to_mapping
     from kaem_train.checkpoint import (  # with torch, which takes seconds to load
         fingerprint_weights,
-        load_model,
         read_checkpoint,
+        restore_model,
     )
     from kaem_train.families.kaem import Kaem
-    from kaem_train.model.prior.energy_words import energy_words
+    from kaem_train.model.prior.energy_words import describe_energies
 
-    config, model = load_model(path, allow_modules=allow_modules)
+    checkpoint = read_checkpoint(path)
+    config, model = restore_model(checkpoint, path, allow_modules=allow_modules)
     densities: Mapping[str, Any] = {}
     prior = model.prior if config.has_energies and isinstance(model, Kaem) else None
     if prior is not None:
@@ -128,7 +129,7 @@ def _show_checkpoint(path: Path, allow_modules: Container[str], *, json: bool) -
         from kaem_export.priors.manifest_entries import densities as densities_of
 
         densities = densities_of(choose_layout(prior))
-    updates, weights = read_checkpoint(path).step, fingerprint_weights(model.state_dict())
+    updates, weights = checkpoint.step, fingerprint_weights(model.state_dict())
     if json:
         content = {"config": to_mapping(config), "updates": updates, "densities": densities, "checkpoint": weights}
         typer.echo(json_.dumps(content, indent=2))
@@ -143,7 +144,7 @@ def _show_checkpoint(path: Path, allow_modules: Container[str], *, json: bool) -
     console = Console()
     console.print(table)
     if prior is not None:
-        console.print(energy_words(prior), soft_wrap=True, highlight=False, markup=False)
+        console.print(describe_energies(prior), soft_wrap=True, highlight=False, markup=False)
         for line in _density_lines(densities, "latent"):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -144,9 +144,9 @@ def _energy_words(checkpoint: Path, settings: Config) -> str:
     if not settings.has_energies:
         return ""
     from kaem_train.checkpoint import load_kaem
-    from kaem_train.model.prior.energy_words import energy_words
+    from kaem_train.model.prior.energy_words import describe_energies
 
-    return "\n" + energy_words(load_kaem(checkpoint, allow_modules=(settings.generator.module,))[1].prior)
+    return "\n" + describe_energies(load_kaem(checkpoint, allow_modules=(settings.generator.module,))[1].prior)
 
 
 def _start(

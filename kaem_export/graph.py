@@ -19,10 +19,10 @@ from kaem_export.priors.ordered_sum import fix_sum_orders
 from kaem_export.proof.intensities import clip_intensities
 from kaem_export.tables.lookup import Head
 from kaem_export.tables.tree import QuantileTables
-from kaem_train.fitting.decoder_graph import finished_decoder
+from kaem_train.fitting.decoder_graph import parse_finished_decoder
 from kaem_train.library_errors import one_line
 from kaem_train.model.generators.onnx_generator import OnnxGenerator
-from kaem_train.onnx_tracing import traced_generator
+from kaem_train.onnx_tracing import trace_generator
 
 
 def build_graph(
@@ -56,9 +56,9 @@ def join_generator(
         ArtifactError: The generator cannot be exported, or not be joined to the head.
     """
     if isinstance(generator, OnnxGenerator):
-        exported = ir.from_proto(finished_decoder(generator.file(), latent_dim))
+        exported = ir.from_proto(parse_finished_decoder(generator.file(), latent_dim))
     else:
-        exported = clip_intensities(ir.from_proto(traced_generator(generator, latent_dim)))
+        exported = clip_intensities(ir.from_proto(trace_generator(generator, latent_dim)))
     with one_line(
         "the generator's graph cannot be joined to the prior's", "export it with ONNX's common operators alone"
     ):

@@ -10,7 +10,7 @@ from kaem.errors import ArtifactError, KaemError
 _LONGEST = 300
 
 
-def reason_of(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return what an exception says on one line, with its kind where the words alone would not tell."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words}"[:_LONGEST] if words else type(error).__name__
@@ -32,4 +32,4 @@ def one_line(step: str, hint: str) -> Iterator[None]:
     except KaemError:
         raise
     except Exception as error:  # torch's, onnx's, onnxscript's and protobuf's exceptions share no base
-        raise ArtifactError(f"{step}: {reason_of(error)}", hint=hint) from error
+        raise ArtifactError(f"{step}: {describe_error(error)}", hint=hint) from error

@@ -13,17 +13,17 @@ import torch
 
 from kaem.errors import ArtifactError
 from kaem_train.fitting.decoder_graph import OPSET, require_own_operators
-from kaem_train.library_errors import reason_of
-from kaem_train.training.interrupt import signals_held_back
+from kaem_train.library_errors import describe_error
+from kaem_train.training.interrupt import hold_signals_back
 
 
-def traced_generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
+def trace_generator(generator: torch.nn.Module, latent_dim: int) -> onnx.ModelProto:
     """Return what torch's exporter makes of a generator: `latent` (N, Q) to `image`, the batch size free."""
     batch = {0: torch.export.Dim("N")}
-    return traced(generator, {"latent": torch.zeros(2, latent_dim)}, "image", (batch,), what="the generator")
+    return trace(generator, {"latent": torch.zeros(2, latent_dim)}, "image", (batch,), what="the generator")
 
 
-def traced(
+def trace(
     module: torch.nn.Module, inputs: dict[str, torch.Tensor], output: str, dynamic_shapes: tuple[Any, ...], *, what: str
 ) -> onnx.ModelProto:
     """Return torch's export of a module in eval mode, in ONNX's own operators alone.
@@ -39,7 +39,7 @@ def traced(
         ArtifactError: It has operations that ONNX lacks, or computes a certain number of rows alone.
     """
     try:
-        with signals_held_back(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with hold_signals_back(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # the exporter warns about its own internals
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             program = torch.onnx.export(
@@ -55,7 +55,7 @@ def traced(
             )
     except Exception as error:  # operations that ONNX lacks; torch raises its own classes and any other
         raise ArtifactError(
-            f"torch cannot export {what} to ONNX: {reason_of(error.__cause__ or error)}",
+            f"torch cannot export {what} to ONNX: {describe_error(error.__cause__ or error)}",
             hint="build it from operations that ONNX has: torch.where in place of branches on numbers, no "
             "torch.jit.script, no parametrizations",
         ) from error

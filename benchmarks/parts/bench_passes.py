@@ -22,7 +22,7 @@ from graphs import floats, graph_of
 
 from kaem.engines.session import open_session
 from kaem.noise import uniforms
-from kaem_export.graph import traced_generator
+from kaem_export.graph import trace_generator
 from kaem_export.rewrite.editing import with_shapes
 from kaem_export.rewrite.effects import graph_cost
 from kaem_export.rewrite.half import to_float16
@@ -41,7 +41,7 @@ def _own(**settings) -> onnx.ModelProto:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         generator = build_generator(_LATENTS, (1, 32, 32), GeneratorConfig(**settings))
-    return traced_generator(generator.eval(), _LATENTS)
+    return trace_generator(generator.eval(), _LATENTS)
 
 
 def _normalised() -> onnx.ModelProto:

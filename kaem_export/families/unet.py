@@ -13,7 +13,7 @@ from kaem_export.onnx_builder import Op, add_constant
 from kaem_export.priors.ordered_sum import fix_sum_orders
 from kaem_export.rewrite.editing import Patch, constant, row_shape, with_shapes
 from kaem_train.families.diffusion import Diffusion
-from kaem_train.onnx_tracing import traced
+from kaem_train.onnx_tracing import trace
 
 
 def unet_graph(model: Diffusion) -> ir.Graph:
@@ -24,7 +24,7 @@ def unet_graph(model: Diffusion) -> ir.Graph:
     """
     example = {"image": torch.zeros(3, *model.image_shape), "timestep": torch.tensor(0)}
     batch = {0: torch.export.Dim("N")}
-    network = traced(_Denoiser(model), example, "noise", (batch, None), what="the denoising network")
+    network = trace(_Denoiser(model), example, "noise", (batch, None), what="the denoising network")
     written = with_shapes(ir.from_proto(network))
     _write_out_sizes(written.graph)
     common.RemoveUnusedNodesPass()(written)

@@ -41,7 +41,7 @@ from kaem_export.rewrite.toom_cook.layer import (
     rows_of_equal_bits,
     to_toom_cook,
 )
-from kaem_train.library_errors import reason_of
+from kaem_train.library_errors import describe_error
 
 Rewrite = Callable[[ir.Model], ir.Model]
 
@@ -163,7 +163,7 @@ def _after(
     try:
         after = _rewritten(done.model, rewrite)
     except Exception as error:  # onnx's, onnx_ir's and onnxscript's exceptions share no base
-        return replace(done, left_out=(*done.left_out, LeftOut(name, reason_of(error))))
+        return replace(done, left_out=(*done.left_out, LeftOut(name, describe_error(error))))
     if _is_unchanged(done.model, after):
         return done
     if reason := sameness.fault(after, has_forms=has_forms):
@@ -176,7 +176,9 @@ def _as_asked(done: Optimised, name: str, rewrite: Rewrite, hint: str) -> Optimi
     try:
         after = _rewritten(done.model, rewrite)
     except Exception as error:  # as above
-        raise VerificationError(f"{name} cannot be applied to this graph: {reason_of(error)}", hint=hint) from error
+        raise VerificationError(
+            f"{name} cannot be applied to this graph: {describe_error(error)}", hint=hint
+        ) from error
     return done if _is_unchanged(done.model, after) else replace(done, steps=(*done.steps, Step(name, after)))
 
 
@@ -187,7 +189,7 @@ def _int8(model: onnx.ModelProto) -> onnx.ModelProto:
         raise
     except Exception as error:  # as above
         raise VerificationError(
-            f"to_int8 cannot be applied to this graph: {reason_of(error)}", hint="use --precision float32"
+            f"to_int8 cannot be applied to this graph: {describe_error(error)}", hint="use --precision float32"
         ) from error
 
 
@@ -215,7 +217,7 @@ def _large_batch(done: Optimised, options: Options) -> Optimised:
         if not has_large_batch_form(graph):
             return done
     except Exception as error:  # as above
-        return replace(done, left_out=(*done.left_out, LeftOut("to_toom_cook", reason_of(error))))
+        return replace(done, left_out=(*done.left_out, LeftOut("to_toom_cook", describe_error(error))))
     sameness = Sameness(done.model)
     rewritten = _after(done, "to_toom_cook", to_toom_cook, sameness, rows_per_call=TOOM_COOK_ROWS, has_forms=True)
     if rewritten.left_out != done.left_out:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kaem.engines.session import open_session
 from kaem_export.proof.rows import probe_uniforms
-from kaem_train.library_errors import one_line, reason_of
+from kaem_train.library_errors import describe_error, one_line
 
 SAME = 1e-5
 """Of intensities, as the certificate has it between ONNX Runtime and torch; of latents beyond 1, relative to them."""
@@ -53,7 +53,7 @@ class Sameness:
         try:
             found = self._run(model)
         except Exception as error:  # onnxruntime's own exception classes share no public base
-            return f"ONNX Runtime cannot run the result: {reason_of(error)}"
+            return f"ONNX Runtime cannot run the result: {describe_error(error)}"
         for name in self._outputs:
             for before, after in zip(self._given[name], found[name], strict=True):
                 difference = _difference(before, after)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kaem.errors import ArtifactError, BackendError
 from kaem.files import replacing
-from kaem_train.training.interrupt import signals_held_back
+from kaem_train.training.interrupt import hold_signals_back
 
 _DTYPES = {
     onnx.TensorProto.FLOAT: torch.float32,
@@ -257,7 +257,7 @@ def build_package(model: onnx.ModelProto, output: Path, *, device: str) -> None:
             warnings.simplefilter("ignore")  # the compiler warns about its own internals
             logging.getLogger("torch._inductor").setLevel(logging.ERROR)
             rows = torch.export.Dim("N", min=1, max=MOST_ROWS)
-            with signals_held_back():
+            with hold_signals_back():
                 program = torch.export.export(
                     twin, (torch.zeros(2, noise_dim, device=device),), dynamic_shapes=({0: rows},)
                 )

@@ -122,7 +122,7 @@ def open_model(path: Path, *, device: str = "auto", allow_modules: Container[str
             weights=manifest.checkpoint_fingerprint,
             sampling=manifest.sampling,
             updates=manifest.updates,
-            data=_data_of(manifest.config.get("data")),
+            data=_read_data(manifest.config.get("data")),
             sampler=sampler,
         )
     checkpoint = read_checkpoint(path)
@@ -194,7 +194,7 @@ def round_pixels(images: Tensor) -> Pixels:
     return np.asarray(to_uint8(images.cpu().numpy()))
 
 
-def _data_of(content: Any) -> DataConfig | None:
+def _read_data(content: Any) -> DataConfig | None:
     try:
         return from_mapping(DataConfig, content) if isinstance(content, dict) else None
     except ConfigError:

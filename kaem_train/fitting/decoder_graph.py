@@ -82,7 +82,7 @@ def read_opset(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-def finished_decoder(content: bytes, num_latents: int) -> onnx.ModelProto:
+def parse_finished_decoder(content: bytes, num_latents: int) -> onnx.ModelProto:
     """Parse a decoder that is in the form above; what a checkpoint holds is not trusted to be.
 
     Raises:
@@ -174,7 +174,7 @@ def write_normal_form(
         is_channels_last: Whether its images are (N, H, W, C).
         pixel_range: What becomes 0 and 1; the result is clipped to them.
     """
-    inner = prefixed(model, "decoder_").graph
+    inner = prefix_names(model, "decoder_").graph
     weights = {tensor.name for tensor in inner.initializer}
     source = next(value.name for value in inner.input if value.name not in weights)
     constants: dict[str, Any] = {"zero": np.float32(0), "one": np.float32(1)}
@@ -212,7 +212,7 @@ def write_normal_form(
     return whole.SerializeToString(deterministic=True)
 
 
-def prefixed(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
+def prefix_names(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
     """Return a model whose names begin with a prefix, those that branches and loops take from outside included.
 
     onnx's own function looks at branches before it knows the names of weights, and leaves those in them as they are.

@@ -46,7 +46,7 @@ def stop_request() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def signals_held_back() -> Iterator[None]:
+def hold_signals_back() -> Iterator[None]:
     """Keep a first SIGINT or SIGTERM for the end of the block, for libraries whose C++ calls Python.
 
     An exception that a handler raises in such a call ends the process with a core dump.

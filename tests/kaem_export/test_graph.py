@@ -11,7 +11,7 @@ from models import VARIANTS, random_model
 
 from kaem.errors import ArtifactError
 from kaem.noise import uniforms
-from kaem_export.graph import build_graph, traced_generator
+from kaem_export.graph import build_graph, trace_generator
 from kaem_export.onnx_builder import OPSET
 
 
@@ -153,7 +153,7 @@ class _Generator(torch.nn.Module):
 
 @pytest.mark.parametrize("rows", [lambda x: x.shape[0], lambda x: x.size(0), lambda x: -1], ids=["shape", "size", "-1"])
 def test_a_generator_may_take_its_number_of_rows_from_its_input(rows):
-    graph = traced_generator(_Generator(rows), 4)
+    graph = trace_generator(_Generator(rows), 4)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     for num in (1, 5):
         assert session.run(None, {"latent": np.zeros((num, 4), np.float32)})[0].shape == (num, 3, 2, 2)
@@ -164,5 +164,5 @@ def test_a_generator_that_torch_traces_for_one_number_of_rows_is_refused(rows):
     with pytest.raises(
         ArtifactError, match="called with 2 rows, and as torch traces it it can compute no other"
     ) as caught:
-        traced_generator(_Generator(rows), 4)
+        trace_generator(_Generator(rows), 4)
     assert "x.shape[0]" in (caught.value.hint or "")

@@ -12,7 +12,7 @@ from kaem.errors import DataError
 from kaem.files import read_regular
 from kaem_train.config.preflight import HUB_PREFIX
 from kaem_train.data.sources.encoded import digest_files, require_images
-from kaem_train.library_errors import reason_of
+from kaem_train.library_errors import describe_error
 
 _SAVED = ("dataset_dict.json", "state.json")
 _PARQUET = ".parquet"
@@ -65,7 +65,7 @@ def _name_errors(reference: str) -> Iterator[None]:
             hint = "check the name, the network (HF_HUB_OFFLINE) and, for a gated data set, HF_TOKEN"
         else:
             hint = "the files are damaged, or their columns differ: save the data set again"
-        raise DataError(f"cannot load the data set {reference}: {reason_of(error)}", hint=hint) from None
+        raise DataError(f"cannot load the data set {reference}: {describe_error(error)}", hint=hint) from None
 
 
 def is_hub_folder(path: Path) -> bool:

@@ -111,11 +111,11 @@ def _open(content: bytes, name: str) -> Any:
 
 def _require_exportable(module: nn.Module, name: str, num_latents: int) -> None:
     """Refuse a module that torch cannot export, or exports as something else."""
-    from kaem_train.onnx_tracing import traced_generator
+    from kaem_train.onnx_tracing import trace_generator
 
     what = f"generator.module = {name!r}"
     try:
-        content = traced_generator(module, num_latents).SerializeToString()
+        content = trace_generator(module, num_latents).SerializeToString()
         session = _open(content, name)
         for size in _BATCHES:
             rng = torch.Generator().manual_seed(size)

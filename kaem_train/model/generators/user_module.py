@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kaem.errors import ConfigError
-from kaem_train.library_errors import reason_of
+from kaem_train.library_errors import describe_error
 from kaem_train.model.generators.module_conduct import require_good_conduct
 
 _PROBE_ROWS = 7
@@ -94,7 +94,7 @@ def require_same_images(
         found = twin(latents)
     except Exception as error:  # the user's code may raise anything
         raise ConfigError(
-            f"generator.module = {name!r}: another instance{where} does not take its state: {reason_of(error)}",
+            f"generator.module = {name!r}: another instance{where} does not take its state: {describe_error(error)}",
             hint="build the same layers in every call of its constructor",
         ) from error
     if not _is_close(found, images):
@@ -112,7 +112,7 @@ def _construct(kind: type[nn.Module], name: str, num_latents: int, image_shape: 
         module: nn.Module = kind(num_latents, image_shape)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(
-            f"generator.module = {name!r} cannot be constructed: {reason_of(error)}",
+            f"generator.module = {name!r} cannot be constructed: {describe_error(error)}",
             hint=f"it is called as {kind.__name__}(num_latents, image_shape), here ({num_latents}, {image_shape})",
         ) from error
     return module
@@ -187,7 +187,7 @@ def import_class(name: str) -> type[nn.Module]:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # importing runs the user's code
         raise ConfigError(
-            f"generator.module = {name!r} cannot be imported: {reason_of(error)}",
+            f"generator.module = {name!r} cannot be imported: {describe_error(error)}",
             hint="install its package, set PYTHONPATH, or start kaem in the folder that holds it",
         ) from error
     finally:
@@ -204,7 +204,7 @@ def _compute_images(module: nn.Module, latents: Tensor, name: str, image_shape: 
         images = module(latents)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(
-            f"generator.module = {name!r} fails on latents of shape {list(latents.shape)}: {reason_of(error)}",
+            f"generator.module = {name!r} fails on latents of shape {list(latents.shape)}: {describe_error(error)}",
             hint="its forward maps (N, Q) to images (N, C, H, W)",
         ) from error
     wanted = [len(latents), *image_shape]

@@ -16,7 +16,7 @@ def has_energies(prior: Prior) -> bool:
     return has_base or bool(prior.bank.weights().any())
 
 
-def energy_words(prior: Prior) -> str:
+def describe_energies(prior: Prior) -> str:
     """Return one sentence that says what the univariate densities are made of."""
     if has_energies(prior):
         return "The prior's univariate densities follow the energies that were trained."

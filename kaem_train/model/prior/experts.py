@@ -14,6 +14,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kaem_train.config import LEAST_EXPERT_STD, PriorConfig
 from kaem_train.model.prior.reference import log_gaussian_tails
@@ -50,8 +51,8 @@ class ExpertsPrior(ExpertMixturePrior):
         scaled = (z - self.means.unsqueeze(-1)) / self.stds.unsqueeze(-1)
         return self.bank.nodes(z) - 0.5 * scaled * scaled
 
+    @override
     def log_normalizer(self) -> Tensor:
-        """See `AbstractPrior`: shape (Q, K)."""
         if not self.bank.basis.is_shared:
             return super().log_normalizer()
         return self._log_integrals(self._energy_weights()) - self._peak()

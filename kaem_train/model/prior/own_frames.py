@@ -80,7 +80,7 @@ class OwnFramesPrior(ExpertMixturePrior):
         self.frames = LinearFrames(config.num_components, config.num_latents)
 
     def log_density(self, z: Tensor) -> Tensor:
-        """See `AbstractPrior`: shape (S, Q) -> (S,). Without tails, of the experts whose domain holds z."""
+        """Return log p(z) in nats, without tails of the experts whose domain holds z: shape (S, Q) -> (S,)."""
         if self.has_tails:
             return self._log_density(z)
         u = self.frames.inverse(z)

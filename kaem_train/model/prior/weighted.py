@@ -53,7 +53,7 @@ class ExpertMixturePrior(WeightedPrior):
 
     @property
     def cell(self) -> float:
-        """See `AbstractPrior`; the Gaussian parts are resolved too."""
+        """Width of the cells in which a few nodes integrate every density, its Gaussian part too."""
         return min(self.bank.cell, self.largest_cell)
 
     def _training_rule(self) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from kaem_export.certificate import verify
 from kaem_export.compile import export
 from kaem_export.priors.layouts import choose_layout
 from kaem_export.priors.manifest_entries import densities
-from kaem_train.model.prior.energy_words import energy_words
+from kaem_train.model.prior.energy_words import describe_energies
 
 
 def _cdf(densities, q):
@@ -105,9 +105,11 @@ def test_info_shows_a_checkpoint(exported):
 
 
 def test_energies_are_called_what_they_are():
-    assert "that were trained" in energy_words(random_model()[1].prior)
-    assert "one Gaussian" in energy_words(random_model(*VARIANTS["one expert in its frame"], amplitude=0.0)[1].prior)
-    assert "the reference, gaussian" in energy_words(random_model(amplitude=0.0)[1].prior)
+    assert "that were trained" in describe_energies(random_model()[1].prior)
+    assert "one Gaussian" in describe_energies(
+        random_model(*VARIANTS["one expert in its frame"], amplitude=0.0)[1].prior
+    )
+    assert "the reference, gaussian" in describe_energies(random_model(amplitude=0.0)[1].prior)
 
 
 def test_energies_that_are_claimed_but_are_not_there_are_named(exported, tmp_path):

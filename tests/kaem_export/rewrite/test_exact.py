@@ -14,7 +14,7 @@ from heads import graph_of_prior
 from models import random_model
 
 from kaem.noise import uniforms
-from kaem_export.graph import traced_generator
+from kaem_export.graph import trace_generator
 from kaem_export.rewrite.affine import fold_affine_chains
 from kaem_export.rewrite.constants import fold_constants
 from kaem_export.rewrite.editing import with_shapes
@@ -264,7 +264,7 @@ def _kan(basis: str, base: str = "silu") -> tuple[KanGenerator, bytes]:
         if generator.layers[0].basis.knots_name:
             generator.refit_grids(torch.randn(200, 5))
         generator.layers[0].coefficients.normal_(0.0, 0.5)
-    return generator, traced_generator(generator, 5).SerializeToString()
+    return generator, trace_generator(generator, 5).SerializeToString()
 
 
 def _rewritten(basis: str, base: str = "silu") -> tuple[ir.Model, ir.Model]:

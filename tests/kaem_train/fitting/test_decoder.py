@@ -11,7 +11,7 @@ from torch import nn
 
 from kaem.errors import ArtifactError, ConfigError
 from kaem_train.fitting.decoder import read_decoder
-from kaem_train.fitting.decoder_graph import OPSET, finished_decoder, prefixed
+from kaem_train.fitting.decoder_graph import OPSET, parse_finished_decoder, prefix_names
 from kaem_train.fitting.decoder_layout import is_channels_last
 from kaem_train.model.generators.onnx_generator import OnnxGenerator
 
@@ -36,7 +36,7 @@ def test_a_dense_decoder_of_an_older_opset_computes_what_torch_computes(dense):
     with torch.no_grad():
         expected = network(torch.from_numpy(LATENTS)).numpy()
     assert np.abs(_run(decoder.content, LATENTS) - expected).max() < 1e-6
-    model = finished_decoder(decoder.content, 5)
+    model = parse_finished_decoder(decoder.content, 5)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
 
 
@@ -76,7 +76,7 @@ def test_a_generator_whose_state_is_no_decoder_says_so():
         generator.load_state_dict({"content": torch.zeros(3, 4)})
     for content in (b"", b"not a model", _model().SerializeToString()):
         with pytest.raises(ArtifactError, match="is damaged"):
-            finished_decoder(content, 5)
+            parse_finished_decoder(content, 5)
 
 
 def _model(**changes):
@@ -123,7 +123,7 @@ def test_branches_that_take_weights_from_outside_keep_them(tmp_path):
     weight = numpy_helper.to_array(_model().graph.initializer[0])
     expected = 1.0 / (1.0 + np.exp(-0.5 * LATENTS @ weight)).reshape(-1, 1, 2, 3)
     assert np.allclose(_run(decoder.content, LATENTS), expected, atol=1e-6)
-    again = prefixed(finished_decoder(decoder.content, 5), "generator_")
+    again = prefix_names(parse_finished_decoder(decoder.content, 5), "generator_")
     onnx.checker.check_model(again, full_check=True)
 
 

@@ -23,7 +23,7 @@ from kaem_export.graph import finish_graph
 from kaem_export.options import Options
 from kaem_export.rewrite.optimise import optimise
 
-_traced_once = functools.cache(graph.traced_generator)
+_trace_once = functools.cache(graph.trace_generator)
 """Tracing a generator takes seconds; kinds that differ in their prior alone share one."""
 
 
@@ -31,7 +31,7 @@ _traced_once = functools.cache(graph.traced_generator)
 def _of_variant(name: str, own_generator: bool = True, keep_components: bool = False) -> onnx.ModelProto:
     _, model = random_model(*VARIANTS[name])
     generator = model.float().generator if own_generator else _small_generator()
-    with patch.object(graph, "traced_generator", _traced_once):
+    with patch.object(graph, "trace_generator", _trace_once):
         return graph_of_prior(model.prior, generator, keep_components=keep_components)
 
 
