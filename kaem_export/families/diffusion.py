@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 import numpy as np
 import onnx
@@ -50,6 +50,7 @@ from kaem_train.config.settings import Config
 from kaem_train.families.diffusion import Diffusion, sampling_schedule
 
 _HEAD = "denoising steps"
+_SAMPLERS: dict[str, Literal["ddim", "ddpm"]] = {"ddim": "ddim", "ddpm": "ddpm"}
 _DEFAULT_DDIM_STEPS = 50
 
 
@@ -97,7 +98,7 @@ def sampler_settings(config: DiffusionConfig, sampling: Sampling) -> DiffusionCo
 class ExportedDiffusion(ExportedFamily[Diffusion]):
     """A diffusion model with one of its samplers."""
 
-    manifest_names = ("ddpm", "ddim")
+    manifest_names = tuple(_SAMPLERS)
     has_loop = True
 
     @override
@@ -164,13 +165,13 @@ def _stated_sampler(config: Config, manifest: Manifest) -> DiffusionConfig:
     Raises:
         VerificationError: It states none that the model has.
     """
-    if manifest.family not in ("ddim", "ddpm"):
+    if manifest.family not in _SAMPLERS:
         raise VerificationError(
             f"the manifest of {manifest.name} says family is {manifest.family}, the checkpoint ddpm",
             hint="export it again",
         )
     try:
-        asked = Sampling(sampler=manifest.family, steps=stated_steps(manifest))
+        asked = Sampling(sampler=_SAMPLERS[manifest.family], steps=stated_steps(manifest))
         return sampler_settings(config.diffusion, asked)
     except ConfigError as error:
         raise VerificationError(

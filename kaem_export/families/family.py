@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import onnx
 from torch import nn
 
-from kaem.artifact import Family, Figure, ImageType, Manifest
+from kaem.artifact import Figure, ImageType, Manifest
 from kaem.engines.cpu import LocalSampler
 from kaem.errors import ConfigError, RequestError, VerificationError
 from kaem_export.tables.leaves import TOLERANCE
@@ -94,7 +94,7 @@ class Description:
         prior: Description of where latents come from.
     """
 
-    family: Family
+    family: str
     name: str
     noise_dim: int
     latent_dim: int
@@ -140,7 +140,7 @@ class Subject(Generic[ModelT]):
 class ExportedFamily(ABC, Generic[ModelT]):
     """What a family does for an artifact, one object a family: `exported_families.py` holds all."""
 
-    manifest_names: ClassVar[tuple[Family, ...]]
+    manifest_names: ClassVar[tuple[str, ...]]
     """Names of the family in manifests, where samplers of diffusion models have names of their own."""
 
     has_loop: ClassVar[bool] = False

@@ -15,7 +15,7 @@ MANIFEST = Manifest(family="kaem", name="a", noise_dim=3, latent_dim=3, image_sh
 sizes = st.integers(1, 1 << 20)
 manifests = st.builds(
     Manifest,
-    family=st.sampled_from(["kaem", "vae", "latent_ebm", "ddpm", "ddim"]),
+    family=st.sampled_from(["kaem", "vae", "latent_ebm", "ddpm", "ddim", "of-tomorrow"]),
     name=st.text().filter(str.isprintable),
     noise_dim=sizes,
     latent_dim=sizes,
@@ -59,7 +59,8 @@ def test_a_newer_format_names_the_version_this_kaem_reads():
         {"latent_dim": True},
         {"image_shape": [1, 4]},
         {"image_shape": [1, -4, 4]},
-        {"family": "gan"},
+        {"family": "g\nan"},
+        {"family": 3},
         {"image_type": "int8"},
         {"certificate": [{"name": "x"}]},
         {"certificate": 3},
