@@ -199,7 +199,7 @@ def test_half_precision_and_full_precision_train_alike(tiny, digits):
         trainer = Trainer(tiny(f"training.precision={precision}"), digits)
         for _ in range(9):
             trainer.update(None)
-        means, _ = trainer._window.take()
+        means, _ = trainer._means.take()
         losses.append(means["reconstruction"])
     assert losses[1] != losses[0]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
