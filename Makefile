@@ -59,8 +59,9 @@ fix: setup           ## Repair style where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup          ## Write the command reference, docs/cli.md, from the commands themselves
+docs: setup          ## Write docs/cli.md from the commands, and docs/benchmark-results.md from benchmarks/records
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/generate_cli_reference.sh
+	$(BIN)/python benchmarks/benchmark_page.py
 
 protocol: setup      ## Regenerate the gRPC code from kaem/protocol/*.proto
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/generate_protocol.sh
@@ -97,10 +98,10 @@ bench-export: setup  ## Measure quantile tables, and exported generators against
 	$(BIN)/python benchmarks/export.py
 
 # Training takes about an hour of one core the first time; the timing at the end, 8 minutes, wants a quiet machine.
-bench-peers: setup   ## Measure KAEM beside VAE, latent EBM and diffusion, quality and speed, and rewrite docs/benchmarks.md; DATA=folder
+bench-peers: setup   ## Measure KAEM beside VAE, latent EBM and diffusion, quality and speed, and rewrite docs/benchmark-results.md; DATA=folder
 	@test -f "$(DATA)/fashion_mnist.npz" || { echo "no $(DATA)/fashion_mnist.npz; run: make bench-peers DATA=folder" >&2; exit 1; }
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/peers.py --data "$(DATA)" --out runs/peers --page docs/benchmarks.md
-	@echo "see runs/peers/peers.html and docs/benchmarks.md"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/peers.py --data "$(DATA)" --out runs/peers --record
+	@echo "see runs/peers/peers.html and docs/benchmark-results.md"
 
 results-small: setup ## Train and measure a shortened table of docs/results.md: 9 minutes; needs DATA=folder with fashion_mnist.npz
 	@test -f "$(DATA)/fashion_mnist.npz" || { echo "no $(DATA)/fashion_mnist.npz; run: make results-small DATA=folder" >&2; exit 1; }

@@ -82,7 +82,7 @@ class Place:
             "checkpoint": digest_of_file(checkpoint),
             "options": list(sampler.export),
             "code": {
-                "export": digest_of_code(["kaem_export", "kaem_train/model", "kaem_train/baselines"]),
+                "export": digest_of_code(["kaem_export", "kaem_train/model", "kaem_train/families"]),
                 **{name: version(name) for name in ("torch", "onnx", "onnxruntime")},
             },
         }
@@ -146,8 +146,8 @@ def time_all(place: Place) -> None:
         measure(one, [sampler.name for _, sampler in place.pairs], models, reports)
 
 
-def report(place: Place, page: Path | None) -> None:
-    """Write what the last timing and the figures of quality say."""
+def report(place: Place, *, is_recorded: bool) -> None:
+    """Write what the last timing and the figures of quality say; keep it as a record of the docs if wanted."""
     from peers_report import Training, write
 
     from kaem.bench.record import read_report
@@ -167,7 +167,7 @@ def report(place: Place, page: Path | None) -> None:
             )
         )
     sheets = {one.name: place.export(peer, one).makes.with_suffix(".png") for peer, one in place.pairs}
-    write(reports, trainings, sheets, commands, out=place.out, page=page)
+    write(reports, trainings, sheets, commands, out=place.out, is_recorded=is_recorded)
     print(place.out / "peers.html")
 
 
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--plan", choices=PLANS, default="fashion-mnist")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the data set")
     parser.add_argument("--out", type=Path, default=Path("runs/peers"), help="where results are kept")
-    parser.add_argument("--page", type=Path, help="page of the documentation whose block is rewritten")
+    parser.add_argument("--record", action="store_true", help="keep the record, write docs/benchmark-results.md")
     parser.add_argument("--from", dest="first", choices=STAGES, default=STAGES[0], help="the first stage to do")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to do")
     parser.add_argument("--any-code", action="store_true", help="use what other code made of the same settings")
@@ -192,7 +192,7 @@ def main() -> None:
         if stage == "time":
             time_all(place)
         elif stage == "report":
-            report(place, options.page)
+            report(place, is_recorded=options.record)
         else:
             make(place, stage)
 

@@ -1,4 +1,4 @@
-"""What the timed runs and the figures of quality say together: an HTML page, a block and a picture for the docs."""
+"""What the timed runs and the figures of quality say together: an HTML page, a record and pictures for the docs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark_page import block_of, put_blocks
+from benchmark_page import PAGE, RECORDS, Block, block_of_table, blocks_of, render_page, write_record
 from peers_goals import answer, goals, goals_table
 from peers_timing import EXPORTED, SAME_DECODER, Run
 
@@ -18,9 +18,6 @@ from kaem.bench.report.formatting import Table, figure
 from kaem.bench.report.frontier import frontier_table, models_table
 from kaem.bench.report.page import STYLE, page_of_all
 from kaem.bench.report.plots import frontier_svg
-from kaem.bench.report.tables import to_markdown
-
-BLOCK = "peers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +73,17 @@ def write(
     commands: Sequence[str],
     *,
     out: Path,
-    page: Path | None,
+    is_recorded: bool,
 ) -> None:
-    """Write `peers.html` and the picture, and rewrite the block of a page.
+    """Write `peers.html` and the picture; if wanted, keep the record and write docs/benchmark-results.md from it.
 
     Args:
         reports: Reports of every run.
         trainings: Records of the training of every model.
         sheets: Sample sheets to show, by sampler.
-        commands: That trained, exported and evaluated, and the one that did it all.
+        commands: Commands that trained, exported and evaluated, and the one that did it all.
         out: Folder of the HTML page and of the picture.
-        page: A page of the documentation with the block's markers; pictures go into a folder beside it.
+        is_recorded: Whether the record, the page and its pictures in docs/benchmarks are written.
     """
     by_name = {run.name: report for run, report in reports.items()}
     exported = by_name[EXPORTED.name]
@@ -96,22 +93,24 @@ def write(
     html = page_of_all(titles, title="KAEM beside its peers", found=[answer(found)], tables=tables)
     (out / "peers.html").write_text(html, encoding="utf-8")
     (out / "frontier.svg").write_text(standalone(frontier_svg(exported)), encoding="utf-8")
-    if page is None:
+    if not is_recorded:
         return
-    folder = page.with_suffix("")
+    folder = PAGE.with_name("benchmarks")
     folder.mkdir(exist_ok=True)
     shutil.copyfile(out / "frontier.svg", folder / "frontier.svg")
     for name, sheet in sheets.items():
         shutil.copyfile(sheet, folder / f"{name}.png")
-    parts = [f"**{answer(found)}**", "", f"![Quality against speed]({folder.name}/frontier.svg)", ""]
     tables += [frontier_table(exported), models_table(exported.entrants)]
-    for table in tables:
-        parts += [f"**{table.title}**", "", to_markdown(table)]
-    parts += [*_pictures(folder.name, sheets), ""]
-    for run, report in reports.items():
-        parts += [f"<details><summary>{run.title}</summary>", "", block_of(report), "</details>", ""]
-    parts += ["<details><summary>All commands</summary>", "", "```sh", *commands, "```", "", "</details>", ""]
-    put_blocks(page, {BLOCK: "\n".join(parts)})
+    blocks: list[Block] = [
+        {"text": f"**{answer(found)}**"},
+        {"text": f"![Quality against speed]({folder.name}/frontier.svg)"},
+        *(block_of_table(table) for table in tables),
+        *_pictures(folder.name, sheets),
+        *({"fold": run.title, "blocks": blocks_of(report)} for run, report in reports.items()),
+        {"fold": "All commands", "blocks": [{"command": commands}]},
+    ]
+    write_record(RECORDS / "peers.json", blocks)
+    PAGE.write_text(render_page(RECORDS), encoding="utf-8")
 
 
 def standalone(svg: str) -> str:
@@ -133,11 +132,12 @@ def _network(config: Mapping[str, Any]) -> str:
             raise AssertionError(f"no network is known of the family {unknown!r}")
 
 
-def _pictures(folder: str, sheets: Mapping[str, Path]) -> list[str]:
+def _pictures(folder: str, sheets: Mapping[str, Path]) -> list[Block]:
     """Show sample sheets three in a row."""
-    lines, names = ["The first 64 samples of each, unselected:", ""], list(sheets)
+    blocks: list[Block] = [{"text": "The first 64 samples of each, unselected:"}]
+    names = list(sheets)
     for start in range(0, len(names), 3):
-        some = names[start : start + 3]
-        lines += [f"| {' | '.join(some)} |", "|---" * len(some) + "|"]
-        lines += [f"| {' | '.join(f'![{name}]({folder}/{name}.png)' for name in some)} |", ""]
-    return lines
+        some = tuple(names[start : start + 3])
+        row = tuple(f"![{name}]({folder}/{name}.png)" for name in some)
+        blocks.append(block_of_table(Table(name="sheets", title="", columns=some, rows=(row,), words=some)))
+    return blocks

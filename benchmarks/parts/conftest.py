@@ -1,13 +1,18 @@
-"""What all parts share: how much a call does, and a table in Markdown behind that of pytest-benchmark."""
+"""What all parts share: how much a call does, and a table in Markdown behind that of pytest-benchmark.
+
+With `--record` the table becomes the record of docs/benchmark-results.md.
+"""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+from benchmark_page import PAGE, RECORDS, block_of_table, render_page, write_record
 
 from kaem.bench.environment import describe_machine
-from kaem.bench.report.formatting import figure
+from kaem.bench.report.formatting import Table, figure
+from kaem.bench.report.tables import to_markdown
 
 # As kaem_train does, but before any part imports torch by itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -15,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _MACHINE = pytest.StashKey[dict[str, str]]()
 _NAMED = ("date", "processor", "cores", "load before", "numpy", "onnxruntime", "grpcio")
 _ROW = "figure"
+_COLUMNS = ("what", "", "median, µs", "half its IQR", "rate", "")
 
 
 @pytest.fixture
@@ -51,6 +57,10 @@ def one_thread():
         yield
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", action="store_true", help="keep the table, write docs/benchmark-results.md")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_MACHINE] = describe_machine()
 
@@ -66,12 +76,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     ]
     if not rows:
         return
-    machine = config.stash[_MACHINE]
+    machine = ", ".join(f"{name} {value}" for name, value in config.stash[_MACHINE].items() if name in _NAMED)
+    table = Table(name="parts", title="", columns=_COLUMNS, rows=tuple(rows), words=("what", ""))
     terminalreporter.section("in Markdown")
-    terminalreporter.write_line(", ".join(f"{name} {machine[name]}" for name in _NAMED if name in machine))
-    terminalreporter.write_line("\n| what | | median, µs | half its IQR | rate | |\n|---|---|---:|---:|---:|---|")
-    for row in rows:
-        terminalreporter.write_line(f"| {' | '.join(row)} |")
+    terminalreporter.write_line(f"{machine}\n\n{to_markdown(table)}")
+    if config.getoption("--record"):
+        write_record(RECORDS / "parts.json", [{"text": machine}, block_of_table(table)])
+        PAGE.write_text(render_page(RECORDS), encoding="utf-8")
 
 
 def _text(value: object) -> str:
