@@ -26,8 +26,9 @@ from kaem.bench.report.formatting import Table, name_of
 from kaem.bench.report.page import findings
 from kaem.bench.report.tables import tables_of, to_markdown
 
-RECORDS = Path(__file__).parent / "records"
-PAGE = Path(__file__).parents[1] / "docs" / "benchmark-results.md"
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "benchmarks" / "records"
+PAGE = ROOT / "docs" / "benchmark-results.md"
 TITLES = {
     "peers": "KAEM beside its peers, on a processor",
     "cpu": "On a processor",
