@@ -65,7 +65,14 @@ def digest_of_file(path: Path) -> str:
 
 
 def digest_of_code(folders: Iterable[str], without: Iterable[str] = ()) -> str:
-    """Return the digest of all modules below some folders of the repository, docstrings and comments left out."""
+    """Return the digest of all modules below some folders of the repository, docstrings and comments left out.
+
+    Raises:
+        FileNotFoundError: There is no such folder: its code would count as never changed.
+    """
+    folders = list(folders)
+    if missing := [folder for folder in folders if not (ROOT / folder).is_dir()]:
+        raise FileNotFoundError(f"no folder {', '.join(missing)} in the repository")
     left_out = tuple(ROOT / name for name in without)
     parts = {}
     for folder in folders:

@@ -62,3 +62,8 @@ def test_the_digest_of_code_sees_code_and_not_comments(tmp_path, monkeypatch):
     (tmp_path / "code" / "left").mkdir()
     (tmp_path / "code" / "left" / "b.py").write_text("1\n")
     assert digest_of_code(["code"], without=["code/left"]) != digest_of_code(["code"])
+
+
+def test_the_digest_of_a_folder_that_is_not_there_is_an_error():
+    with pytest.raises(FileNotFoundError, match="kaem_train/baselines"):
+        digest_of_code(["kaem_export", "kaem_train/baselines"])
